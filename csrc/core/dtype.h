@@ -1,0 +1,66 @@
+// Storage types and their exact conversion to and from the compute type (float, or double for double).
+// Integer selects only: the loops that call these vectorise, and round to nearest even on every target.
+#pragma once
+
+#include "core/numeric.h"
+
+namespace lrt {
+
+// Enumerations, not structs: GCC vectorises loads and stores of scalars only.
+enum class BFloat16 : uint16_t {};
+enum class Half : uint16_t {};
+
+template <class Storage>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class Storage>
+using Real = typename ComputeType<Storage>::type;
+
+LRT_HD float to_real(float x) { return x; }
+LRT_HD double to_real(double x) { return x; }
+LRT_HD float to_real(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+LRT_HD float to_real(Half x) {
+  const uint32_t bits = static_cast<uint32_t>(x);
+  const uint32_t magnitude = (bits & 0x7fffu) << 13;  // exponent and mantissa in float's place
+  const uint32_t exponent = magnitude & 0x0f800000u;
+  const uint32_t normal = magnitude + ((127u - 15u) << 23);
+  const uint32_t inf_nan = normal + ((128u - 16u) << 23);
+  // A subnormal half is a float whose implicit bit must be taken away again; exact.
+  const uint32_t subnormal =
+      bit_cast<uint32_t>(bit_cast<float>(normal + (1u << 23)) - bit_cast<float>(113u << 23));
+  const uint32_t unsigned_bits = exponent == 0x0f800000u ? inf_nan : exponent == 0 ? subnormal : normal;
+  return bit_cast<float>(unsigned_bits | ((bits & 0x8000u) << 16));
+}
+
+template <class Storage>
+LRT_HD Storage from_real(Real<Storage> x) {
+  return x;
+}
+template <>
+LRT_HD BFloat16 from_real<BFloat16>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<BFloat16>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+template <>
+LRT_HD Half from_real<Half>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t sign = bits & 0x80000000u;
+  const uint32_t magnitude = bits ^ sign;
+  const uint32_t subnormal_magic = ((127u - 15u) + (23u - 10u) + 1u) << 23;  // 0.5: its ulp is half's
+  const uint32_t subnormal =
+      bit_cast<uint32_t>(bit_cast<float>(magnitude) + bit_cast<float>(subnormal_magic)) - subnormal_magic;
+  const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - ((127u - 15u) << 23)) >> 13;
+  const uint32_t inf_nan = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t unsigned_bits = magnitude >= ((127u + 16u) << 23) ? inf_nan
+                                 : magnitude < (113u << 23)        ? subnormal
+                                                                   : normal;
+  return static_cast<Half>(unsigned_bits | (sign >> 16));
+}
+
+}  // namespace lrt

@@ -1,0 +1,40 @@
+// What one step does to one scalar, whatever the rule: scale, decay, rule, keep.
+// CPU and CUDA kernels are load -> update -> store around this function.
+#pragma once
+
+#include "core/keep.h"
+
+namespace lrt {
+
+constexpr int kMaxStates = 3;
+
+// Per-call constants, double on the host; UpdateScalars rounds them once to the compute type.
+struct StepScalars {
+  double lr, weight_decay, grad_factor;  // grad_factor: grad_weight / grad_scale, negated to maximize
+  bool decoupled_weight_decay;
+};
+
+// A decay of 0 is not applied at all (0 * inf would be NaN); tested by value because GCC vectorises a select on
+// a comparison, not on a bool.
+template <class Real>
+struct UpdateScalars {
+  Real lr, coupled_decay, decoupled_decay, grad_factor;
+  LRT_HD explicit UpdateScalars(const StepScalars& s)
+      : lr(static_cast<Real>(s.lr)),
+        coupled_decay(static_cast<Real>(s.decoupled_weight_decay ? 0.0 : s.weight_decay)),
+        decoupled_decay(static_cast<Real>(s.decoupled_weight_decay ? s.weight_decay : 0.0)),
+        grad_factor(static_cast<Real>(s.grad_factor)) {}
+};
+
+// The parameter an update would give; the states advance in place, kept or not. The caller stores
+// the result only where the keep decision holds.
+template <class Rule, class Real>
+LRT_HD Real update(const Rule& rule, const UpdateScalars<Real>& scalars, Real param, Real grad, Real* states) {
+  grad = grad * scalars.grad_factor;
+  if (scalars.coupled_decay != 0) grad = grad + scalars.coupled_decay * param;
+  Real direction = rule.direction(grad, states);
+  if (scalars.decoupled_decay != 0) direction = direction + scalars.decoupled_decay * param;
+  return param - scalars.lr * direction;
+}
+
+}  // namespace lrt

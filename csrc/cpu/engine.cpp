@@ -1,0 +1,66 @@
+// Splits a range of the list's tiles by tensor and hands each part to its kernel (see engine.h).
+#include "cpu/engine.h"
+
+#include <algorithm>
+
+namespace lrt::cpu {
+namespace {
+
+void* advance(const void* base, int64_t elements, int64_t element_size) {
+  return const_cast<char*>(static_cast<const char*>(base)) + elements * element_size;
+}
+
+Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count) {
+  const int64_t first = first_tile * kTile;
+  Range part = {advance(tensor.whole.param, first, tensor.param_size),
+                advance(tensor.whole.grad, first, tensor.param_size), {}, first_tile, count};
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
+  }
+  return part;
+}
+
+// One tile of a tensor with strided operands: those are gathered into buffers, and written back after the step.
+void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t tile) {
+  alignas(64) char param[kTile * 8], grad[kTile * 8], states[kMaxStates][kTile * 8];
+  const Layouts& layouts = *tensor.layouts;
+  const Range& whole = tensor.whole;
+  const int64_t first = tile * kTile, count = std::min(kTile, whole.count - first);
+  Range part = part_of(tensor, tile, count);
+  if (layouts.param) layouts.param->gather(whole.param, first, count, part.param = param);
+  if (layouts.grad) {
+    layouts.grad->gather(whole.grad, first, count, grad);
+    part.grad = grad;
+  }
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (layouts.states[k]) layouts.states[k]->gather(whole.states[k], first, count, part.states[k] = states[k]);
+  }
+  tensor.kernel(step, part);
+  if (layouts.param) layouts.param->scatter(whole.param, first, count, param);
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (layouts.states[k]) layouts.states[k]->scatter(whole.states[k], first, count, states[k]);
+  }
+}
+
+}  // namespace
+
+void ListWork::run(int64_t begin, int64_t end) const {
+  auto tensor = std::upper_bound(tensors.begin(), tensors.end(), begin,
+                                 [](int64_t tile, const TensorWork& t) { return tile < t.first_tile; }) - 1;
+  for (; begin < end; ++tensor) {
+    const int64_t tensor_end =
+        std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
+    if (tensor_end <= begin) continue;  // an empty tensor
+    const TensorStep step = {hyper, scalars, {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)),
+                                              tensor->param_index}, threshold, tensor->step};
+    const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
+    if (tensor->layouts) {
+      for (int64_t tile = first; tile < last; ++tile) run_strided_tile(*tensor, step, tile);
+    } else {
+      tensor->kernel(step, part_of(*tensor, first, std::min(last * kTile, tensor->whole.count) - first * kTile));
+    }
+    begin = tensor_end;
+  }
+}
+
+}  // namespace lrt::cpu

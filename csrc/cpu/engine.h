@@ -1,0 +1,45 @@
+// Runs one step over a whole list of tensors in one parallel region. Knows no optimizer and no torch.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "cpu/step_kernel.h"
+#include "cpu/strided.h"
+
+namespace lrt::cpu {
+
+// Memory layout of one tensor's operands; an empty entry is contiguous.
+struct Layouts {
+  std::optional<StridedView> param, grad, states[kMaxStates];
+};
+
+struct TensorWork {
+  StepKernel kernel;
+  Range whole;             // the tensor as one range
+  const Layouts* layouts;  // null when every operand is contiguous
+  double step;
+  uint32_t param_index;
+  uint8_t param_size, state_size;  // bytes an element
+  int64_t first_tile;              // tiles of the list before this tensor
+};
+
+struct ListWork {
+  const void* hyper;
+  StepScalars scalars;
+  uint64_t seed;
+  uint32_t threshold;
+  std::vector<TensorWork> tensors;
+  int64_t tiles = 0;
+
+  void add(TensorWork tensor) {
+    tensor.first_tile = tiles;
+    tiles += (tensor.whole.count + kTile - 1) / kTile;
+    tensors.push_back(tensor);
+  }
+  // Tiles [begin, end) of the list; ranges that do not meet may run at the same time.
+  void run(int64_t begin, int64_t end) const;
+};
+
+}  // namespace lrt::cpu

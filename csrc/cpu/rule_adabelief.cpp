@@ -1,0 +1,12 @@
+// AdaBelief kernels of one instruction set, named by the build (-DLRT_ISA=Avx512, Avx2 or Baseline).
+#include "cpu/kernels.h"
+#include "rules/adabelief.h"
+
+namespace lrt::cpu {
+
+template <>
+StepKernel find_adabelief<LRT_ISA>(Dtype param, Dtype state) {
+  return kernel_for<LRT_ISA, AdaBelief, AdaBeliefHyper>(param, state);
+}
+
+}  // namespace lrt::cpu

@@ -1,0 +1,30 @@
+// SGD with momentum, dampening, Nesterov (torch.optim.SGD); the first step sets the buffer to the gradient.
+// Rule header: states, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+#pragma once
+
+#include "core/numeric.h"
+
+namespace lrt {
+
+struct SGDHyper {
+  double momentum, dampening;
+};
+
+template <class Real, bool kMomentum, bool kNesterov>
+struct SGD {
+  static constexpr int kStates = kMomentum ? 1 : 0;
+  Real momentum, one_minus_dampening;
+
+  LRT_HD SGD(const SGDHyper& h, double step)
+      : momentum(static_cast<Real>(h.momentum)),
+        one_minus_dampening(static_cast<Real>(step == 1 ? 1.0 : 1.0 - h.dampening)) {}
+
+  LRT_HD Real direction(Real grad, Real* state) const {
+    if constexpr (!kMomentum) return grad;
+    Real& momentum_buffer = state[0];
+    momentum_buffer = momentum * momentum_buffer + one_minus_dampening * grad;
+    return kNesterov ? grad + momentum * momentum_buffer : momentum_buffer;
+  }
+};
+
+}  // namespace lrt
