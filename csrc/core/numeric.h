@@ -40,10 +40,10 @@ LRT_HD double sqrt_rn(double x) {
 #endif
 }
 
-// torch.maximum: a NaN in either operand is returned.
+// The larger of a running maximum and a new value; a NaN that is new is kept, as torch.maximum would.
 template <class Real>
-LRT_HD Real maximum(Real a, Real b) {
-  return (a > b || a != a) ? a : b;
+LRT_HD Real running_maximum(Real maximum, Real value) {
+  return maximum > value ? maximum : value;
 }
 
 // base ** exponent for a whole, non-negative exponent, by squaring. Only IEEE double products, so

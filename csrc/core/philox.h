@@ -28,8 +28,8 @@ LRT_HD PhiloxBlock<Word> philox4x32(PhiloxBlock<Word> counter, uint32_t key0, ui
     Word hi0, lo0, hi1, lo1;
     mul_hi_lo(c0, kPhiloxM0, hi0, lo0);
     mul_hi_lo(c2, kPhiloxM1, hi1, lo1);
-    c0 = hi1 ^ c1 ^ Word(key0);
-    c2 = hi0 ^ c3 ^ Word(key1);
+    c0 = hi1 ^ (c1 ^ Word(key0));
+    c2 = hi0 ^ (c3 ^ Word(key1));
     c1 = lo1;
     c3 = lo0;
     key0 += kPhiloxW0;

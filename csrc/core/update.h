@@ -14,7 +14,14 @@ struct StepScalars {
   bool decoupled_weight_decay;
 };
 
-// A decay of 0 is not applied at all (0 * inf would be NaN); tested by value because GCC vectorises a select on
+// How weight decay enters: a compile-time choice where a loop is hot, kSelect where one instance serves all.
+enum class Decay { kNone, kCoupled, kDecoupled, kSelect };
+
+LRT_HD Decay decay_of(const StepScalars& s) {
+  return s.weight_decay == 0 ? Decay::kNone : s.decoupled_weight_decay ? Decay::kDecoupled : Decay::kCoupled;
+}
+
+// A decay of 0 is not applied at all (0 * inf would be NaN); selected by value because GCC vectorises a select on
 // a comparison, not on a bool.
 template <class Real>
 struct UpdateScalars {
@@ -28,12 +35,17 @@ struct UpdateScalars {
 
 // The parameter an update would give; the states advance in place, kept or not. The caller stores
 // the result only where the keep decision holds.
-template <class Rule, class Real>
+template <Decay kDecay, class Rule, class Real>
 LRT_HD Real update(const Rule& rule, const UpdateScalars<Real>& scalars, Real param, Real grad, Real* states) {
+  constexpr bool select = kDecay == Decay::kSelect;
   grad = grad * scalars.grad_factor;
-  if (scalars.coupled_decay != 0) grad = grad + scalars.coupled_decay * param;
+  if (kDecay == Decay::kCoupled || (select && scalars.coupled_decay != 0)) {
+    grad = grad + scalars.coupled_decay * param;
+  }
   Real direction = rule.direction(grad, states);
-  if (scalars.decoupled_decay != 0) direction = direction + scalars.decoupled_decay * param;
+  if (kDecay == Decay::kDecoupled || (select && scalars.decoupled_decay != 0)) {
+    direction = direction + scalars.decoupled_decay * param;
+  }
   return param - scalars.lr * direction;
 }
 

@@ -30,7 +30,7 @@ struct Wide {
 LRT_HD Wide operator^(Wide a, Wide b) { return Wide(_mm512_xor_si512(a.v, b.v)); }
 LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm512_mul_epu32(a.v, _mm512_set1_epi64(multiplier)));
-  hi = Wide(_mm512_srli_epi64(lo.v, 32));
+  hi = Wide(_mm512_shuffle_epi32(lo.v, _MM_PERM_DDBB));
 }
 LRT_HD void store_interleaved(uint32_t* to, Wide even, Wide odd) {
   _mm512_store_si512(to, _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32)));
@@ -49,7 +49,7 @@ struct Wide {
 LRT_HD Wide operator^(Wide a, Wide b) { return Wide(_mm256_xor_si256(a.v, b.v)); }
 LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm256_mul_epu32(a.v, _mm256_set1_epi64x(multiplier)));
-  hi = Wide(_mm256_srli_epi64(lo.v, 32));
+  hi = Wide(_mm256_shuffle_epi32(lo.v, 0xf5));
 }
 LRT_HD void store_interleaved(uint32_t* to, Wide even, Wide odd) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(to),
@@ -57,24 +57,34 @@ LRT_HD void store_interleaved(uint32_t* to, Wide even, Wide odd) {
 }
 #endif
 
+#if defined(__AVX512F__) || defined(__AVX2__)
+constexpr int kPiece = 2 * Wide::kCalls;  // Philox calls drawn at a time
+#else
+constexpr int kPiece = 8;
+#endif
+
+// Calls [lane, lane + kPiece) of one tile.
 template <class Isa>
-LRT_HD void draw_tile(const KeepStream& key, int64_t tile, TileWords& words) {
+LRT_HD void draw_piece(const KeepStream& key, int64_t tile, int lane, TileWords& words) {
   const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
 #if defined(__AVX512F__) || defined(__AVX2__)
   const uint32_t key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
   const Wide high(counter_high(first, Stream::kElement)), step(key.step), param(key.param);
-  for (int lane = 0; lane < kLanes; lane += 2 * Wide::kCalls) {
-    const uint32_t n = static_cast<uint32_t>(first) + lane;
-    const auto even = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1);
-    const auto odd = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1);
-    for (int w = 0; w < 4; ++w) store_interleaved(&words.word[w][lane], even.word[w], odd.word[w]);
-  }
+  const uint32_t n = static_cast<uint32_t>(first) + lane;
+  const auto even = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1);
+  const auto odd = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1);
+  for (int w = 0; w < 4; ++w) store_interleaved(&words.word[w][lane], even.word[w], odd.word[w]);
 #else
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const auto block = draw(key, first + lane, Stream::kElement);
-    for (int w = 0; w < 4; ++w) words.word[w][lane] = block.word[w];
+  for (int call = lane; call < lane + kPiece; ++call) {
+    const auto block = draw(key, first + call, Stream::kElement);
+    for (int w = 0; w < 4; ++w) words.word[w][call] = block.word[w];
   }
 #endif
+}
+
+template <class Isa>
+LRT_HD void draw_tile(const KeepStream& key, int64_t tile, TileWords& words) {
+  for (int lane = 0; lane < kLanes; lane += kPiece) draw_piece<Isa>(key, tile, lane, words);
 }
 
 }  // namespace lrt::cpu

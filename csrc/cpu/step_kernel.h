@@ -2,6 +2,7 @@
 // A template over (instruction set, rule, storage types); rule_*.cpp instantiate it once per instruction set.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "core/dtype.h"
@@ -34,46 +35,78 @@ using StepKernel = void (*)(const TensorStep&, const Range&);
 
 // `count` consecutive elements from `begin`, whose keep bits are the upper or lower halves of `words`.
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
-template <class Rule, class Param, class State, int... K>
-LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, uint32_t threshold,
+template <Decay kDecay, class Rule, class Param, class State, int... K>
+LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, int32_t threshold,
                        Param* params, const Param* grads, State* const (&states)[kMaxStates], int count,
                        const uint32_t* words, int shift, std::integer_sequence<int, K...>) {
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {
     Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
     const Param old_param = params[i];
-    const Param new_param = from_real<Param>(update(rule, scalars, to_real(old_param), to_real(grads[i]), state));
+    const Param new_param = from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grads[i]), state));
     ((states[K][i] = from_real<State>(state[K])), ...);
-    params[i] = ((words[i] >> shift) & 0xffffu) < threshold ? new_param : old_param;
+    // Signed: below 2**17 it is the same, and AVX2 compares nothing else.
+    const int32_t bits = (words[i] >> shift) & 0xffffu;
+    params[i] = bits < threshold ? new_param : old_param;
   }
 }
+
+// Asks for the lines of a row that lies kPrefetch elements ahead.
+constexpr int64_t kPrefetch = 512;
+template <class T>
+LRT_HD void prefetch_row(const T* row) {
+  const char* p = reinterpret_cast<const char*>(row + kPrefetch);
+  for (unsigned b = 0; b < kLanes * sizeof(T); b += 64) __builtin_prefetch(p + b);
+}
+
+template <Decay kDecay>
+using DecayChoice = std::integral_constant<Decay, kDecay>;
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const TensorStep& tensor, const Range& range) {
   const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
-  const auto row = [&](int64_t begin, int count, const uint32_t* words, int shift) __attribute__((always_inline)) {
+  const auto row = [&](auto decay, int64_t begin, int count, const uint32_t* words, int shift)
+                       __attribute__((always_inline)) {
     State* const states[kMaxStates] = {static_cast<State*>(range.states[0]) + begin,
                                        static_cast<State*>(range.states[1]) + begin,
                                        static_cast<State*>(range.states[2]) + begin};
-    update_row(rule, scalars, tensor.threshold, static_cast<Param*>(range.param) + begin,
-               static_cast<const Param*>(range.grad) + begin, states, count, words, shift,
-               std::make_integer_sequence<int, Rule::kStates>{});
+    prefetch_row(static_cast<Param*>(range.param) + begin);
+    prefetch_row(static_cast<const Param*>(range.grad) + begin);
+    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k]);
+    update_row<decay.value>(rule, scalars, tensor.threshold, static_cast<Param*>(range.param) + begin,
+                            static_cast<const Param*>(range.grad) + begin, states, count, words, shift,
+                            std::make_integer_sequence<int, Rule::kStates>{});
   };
 
-  TileWords words = {};  // zeros keep every element of an unmasked step: 0 < kKeepAll
-  const bool draws = tensor.threshold != 0 && tensor.threshold != kKeepAll;
-  for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
-    if (draws) draw_tile<Isa>(tensor.key, range.first_tile + tile, words);
-    for (int r = 0; r < kTile / kLanes; ++r) {
-      const int64_t begin = tile * kTile + r * kLanes, left = range.count - begin;
-      const int shift = 16 * (r % 2);
-      if (left >= kLanes) {
-        row(begin, kLanes, words.word[r / 2], shift);
-      } else if (left > 0) {
-        row(begin, static_cast<int>(left), words.word[r / 2], shift);
+  const int64_t full_tiles = range.count / kTile;
+  TileWords words[2] = {};  // zeros keep every element of an unmasked step: 0 < kKeepAll
+  const auto run_full_tiles = [&](auto draws, auto decay) __attribute__((always_inline)) {
+    for (int64_t tile = 0; tile < full_tiles; ++tile) {
+      for (int lane = 0; lane < kLanes; lane += kPiece) {
+        // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
+        if (draws.value) draw_piece<Isa>(tensor.key, range.first_tile + tile + 1, lane, words[(tile + 1) % 2]);
+        for (int r = lane / 8; r < (lane + kPiece) / 8; ++r) {
+          row(decay, tile * kTile + r * kLanes, kLanes, words[tile % 2].word[r / 2], 16 * (r % 2));
+        }
       }
     }
+  };
+  if (tensor.threshold == 0 || tensor.threshold == kKeepAll) {
+    run_full_tiles(std::false_type{}, DecayChoice<Decay::kSelect>{});
+  } else {
+    draw_tile<Isa>(tensor.key, range.first_tile, words[0]);
+    const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
+    switch (decay) {
+      case Decay::kNone: run_full_tiles(std::true_type{}, DecayChoice<Decay::kNone>{}); break;
+      case Decay::kCoupled: run_full_tiles(std::true_type{}, DecayChoice<Decay::kCoupled>{}); break;
+      case Decay::kDecoupled: run_full_tiles(std::true_type{}, DecayChoice<Decay::kDecoupled>{}); break;
+      case Decay::kSelect: run_full_tiles(std::true_type{}, DecayChoice<Decay::kSelect>{}); break;
+    }
+  }
+  for (int64_t begin = full_tiles * kTile; begin < range.count; begin += kLanes) {
+    const int r = static_cast<int>(begin / kLanes % 8), count = static_cast<int>(std::min(kLanes, range.count - begin));
+    row(DecayChoice<Decay::kSelect>{}, begin, count, words[full_tiles % 2].word[r / 2], 16 * (r % 2));
   }
 }
 

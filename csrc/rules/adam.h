@@ -27,7 +27,7 @@ struct Adam {
     exp_avg = beta1 * exp_avg + one_minus_beta1 * grad;
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad);
     Real second_moment = exp_avg_sq;
-    if constexpr (kAmsgrad) second_moment = state[2] = maximum(state[2], exp_avg_sq);  // max_exp_avg_sq
+    if constexpr (kAmsgrad) second_moment = state[2] = running_maximum(state[2], exp_avg_sq);  // max_exp_avg_sq
     const Real denom = sqrt_rn(second_moment) * inv_sqrt_bias_correction2 + eps;
     return (exp_avg * inv_bias_correction1) / denom;
   }
