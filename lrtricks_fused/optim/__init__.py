@@ -1,0 +1,9 @@
+"""Drop-in optimizers, one class per rule."""
+
+from .adabelief import AdaBelief
+from .adam import Adam, AdamW
+from .radam import RAdam
+from .rmsprop import RMSprop
+from .sgd import SGD
+
+__all__ = ["SGD", "AdaBelief", "Adam", "AdamW", "RAdam", "RMSprop"]

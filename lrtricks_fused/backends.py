@@ -1,0 +1,60 @@
+"""Which implementation of a step runs on a device, and why not another."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+
+from . import ops, reference
+from .call import StepCall
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "native", "triton", "reference")
+
+
+def why_not(backend: str, device: torch.device) -> str | None:
+    """The reason why ``backend`` cannot run on ``device``; None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "this version has no Triton kernels"
+    if ops.load_error is not None:
+        return ops.load_error
+    if device.type != "cpu":
+        return f"the native library has no kernels for {device.type} tensors"
+    return None
+
+
+_STEP: dict[str, Callable[[StepCall], None]] = {"native": ops.native_step, "reference": reference.step}
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError unless ``backend`` is the name of one."""
+    if backend not in BACKENDS:
+        raise ValueError(f"Invalid backend={backend!r}: must be one of {', '.join(BACKENDS)}")
+
+
+@functools.cache
+def resolve(backend: str, device: torch.device) -> Callable[[StepCall], None]:
+    """The step function of ``backend`` for tensors on ``device``.
+
+    ``auto`` takes native, else Triton, else reference, and logs once when it is the slow reference.
+
+    Raises:
+        ValueError: the backend is unknown, or cannot run on this device (with the reason).
+    """
+    check_backend(backend)
+    if backend != "auto":
+        reason = why_not(backend, device)
+        if reason is not None:
+            raise ValueError(f"Invalid backend={backend!r} for {device} tensors: {reason}")
+        return _STEP[backend]
+    reasons = {name: why_not(name, device) for name in ("native", "triton")}
+    for name, reason in reasons.items():
+        if reason is None:
+            return _STEP[name]
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    logger.warning("lrtricks_fused steps %s tensors with the slow reference backend (%s)", device, why)
+    return _STEP["reference"]

@@ -1,0 +1,32 @@
+"""One step of one rule over a list of tensors: what every backend receives."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class StepCall:
+    """Arguments of one fused step. All lists have one entry per parameter.
+
+    ``states`` maps the rule's state names, in the order of the op's schema, to lists; a state that the
+    variant does not have (for example ``max_exp_avg_sq`` without AMSGrad) has an empty list.
+    ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
+    """
+
+    rule: str
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: dict[str, list[Tensor]]
+    steps: list[Tensor]
+    param_indices: list[int]
+    hyper: dict[str, float | bool]
+    lr: float | Tensor
+    weight_decay: float
+    decoupled_weight_decay: bool
+    maximize: bool
+    keep_prob: float | Tensor
+    grad_weight: float | Tensor
+    seed: int
+    grad_scale: Tensor | None
+    found_inf: Tensor | None

@@ -1,0 +1,128 @@
+"""Adam and AdamW, with AMSGrad, with learning rate dropout."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .base import Group, MaskedOptimizer, check_range
+
+
+class BetaOptimizer(MaskedOptimizer):
+    """What optimizers with two averaging coefficients share."""
+
+    def _check_rule(self, group: Group) -> None:
+        check_range("eps", group["eps"], 0.0, math.inf)
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"Invalid betas={betas!r}: must be two floats")
+        for i, beta in enumerate(betas):
+            check_range(f"betas[{i}]", beta, 0.0, 1.0, "[)")
+
+    def _hyper(self, group: Group) -> dict[str, float | bool]:
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        return {"beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+
+
+class Adam(BetaOptimizer):
+    r"""Drop-in torch.optim.Adam (AMSGrad included) with learning rate dropout in the fused step.
+
+    .. math::
+        g &\leftarrow s\,\nabla f(p) + \lambda p, \quad
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        p_i &\leftarrow p_i - \eta\,\frac{m_i / (1 - \beta_1^t)}{\sqrt{v_i / (1 - \beta_2^t)} + \epsilon}
+        \;\text{ where } \mathrm{keep}_i, \quad \mathrm{keep}_i \sim \mathrm{Bernoulli}(\text{keep\_prob})
+
+    Source: Lin et al., Learning Rate Dropout, TNNLS 2022, Algorithm 1, with torch.optim's conventions (epsilon after
+    the bias correction). The moments of a dropped element advance, AMSGrad's maximum too.
+
+    Args:
+        params: parameters or groups, as for torch.optim.
+        lr: learning rate, >= 0; a float or a tensor of one element.
+        betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam.
+        foreach, fused, capturable: accepted; they choose nothing on the CPU.
+        differentiable: must be False.
+        keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
+        grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
+        seed: 64-bit seed of the keep decisions; the same on all replicas.
+        backend: "auto", "native", "triton" or "reference".
+        state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range; the message names it.
+    """
+
+    rule = "adam"
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        keep_prob: float | Tensor = 1.0,
+        grad_weight: float | Tensor = 1.0,
+        seed: int = 0,
+        backend: str = "auto",
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        defaults = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach,
+            maximize=maximize, capturable=capturable, differentiable=differentiable, fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )  # fmt: skip
+        super().__init__(
+            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, seed=seed, backend=backend,
+            state_dtype=state_dtype,
+        )  # fmt: skip
+
+    def _state_names(self, group: Group) -> dict[str, bool]:
+        return {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": group["amsgrad"]}
+
+
+class AdamW(Adam):
+    """Drop-in torch.optim.AdamW with learning rate dropout: :class:`Adam` with decoupled weight decay.
+
+    The decay is part of the update, eta (direction + lambda p), and dropped with it. Arguments, errors and source as
+    :class:`Adam`; weight_decay defaults to 1e-2, as in torch.optim.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        keep_prob: float | Tensor = 1.0,
+        grad_weight: float | Tensor = 1.0,
+        seed: int = 0,
+        backend: str = "auto",
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize, capturable=capturable,
+            differentiable=differentiable, fused=fused, decoupled_weight_decay=True, keep_prob=keep_prob,
+            grad_weight=grad_weight, seed=seed, backend=backend, state_dtype=state_dtype,
+        )  # fmt: skip
+
+    def _complete_group(self, saved: Group, current: Group) -> Group:
+        # As torch.optim.AdamW: an Adam checkpoint does not turn the decay into a coupled one.
+        return {**super()._complete_group(saved, current), "decoupled_weight_decay": True}

@@ -1,0 +1,147 @@
+"""Every update rule in plain tensor operations: the specification the fused kernels must match bit for bit.
+
+Each rule is a function ``(grad, state, hyper, step, const) -> direction`` with the statement order of its twin in
+``csrc/rules``; ``state`` holds tensors in the compute type and is replaced in place, ``const`` rounds a double once
+to the compute type. float64 parameters (or ``compute_dtype=torch.float64``) make an oracle of higher precision.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy
+import torch
+from torch import Tensor
+
+from .call import StepCall
+from .keep import keep_mask
+
+State = dict[str, Tensor]
+Hyper = dict[str, float | bool]
+Const = Callable[[float], Tensor]
+
+
+def int_pow(base: float, exponent: int) -> float:
+    """base ** exponent by squaring: only IEEE products, so every backend gets the same double."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def sqrt_rn(x: Tensor) -> Tensor:
+    """Correctly rounded square root, which torch's own kernels on the CPU are not (off by one ulp for many values)."""
+    if x.device.type != "cpu":
+        return x.sqrt()
+    root = torch.empty_like(x)
+    numpy.sqrt(x.numpy(), out=root.numpy())
+    return root
+
+
+def sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """Buf = momentum buf + (1 - dampening) grad, without dampening at the first step; Nesterov looks ahead."""
+    if "momentum_buffer" not in state:
+        return grad
+    momentum = const(hyper["momentum"])
+    one_minus_dampening = const(1.0 if step == 1 else 1.0 - hyper["dampening"])
+    state["momentum_buffer"] = momentum * state["momentum_buffer"] + one_minus_dampening * grad
+    if hyper["nesterov"]:
+        return grad + momentum * state["momentum_buffer"]
+    return state["momentum_buffer"]
+
+
+def adam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """M_hat / (sqrt(v_hat) + eps); AMSGrad takes the running maximum of v."""
+    beta1, beta2 = hyper["beta1"], hyper["beta2"]
+    state["exp_avg"] = const(beta1) * state["exp_avg"] + const(1.0 - beta1) * grad
+    state["exp_avg_sq"] = const(beta2) * state["exp_avg_sq"] + const(1.0 - beta2) * (grad * grad)
+    second_moment = state["exp_avg_sq"]
+    if "max_exp_avg_sq" in state:
+        maximum = state["max_exp_avg_sq"]
+        second_moment = state["max_exp_avg_sq"] = torch.where(maximum > second_moment, maximum, second_moment)
+    inv_sqrt_bias_correction2 = const(1.0 / math.sqrt(1.0 - int_pow(beta2, step)))
+    denom = sqrt_rn(second_moment) * inv_sqrt_bias_correction2 + const(hyper["eps"])
+    return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
+
+
+def rmsprop(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """Grad / (sqrt(v) + eps), v less the squared mean when centered, accumulated when there is momentum."""
+    alpha, one_minus_alpha = const(hyper["alpha"]), const(1.0 - hyper["alpha"])
+    state["square_avg"] = alpha * state["square_avg"] + one_minus_alpha * (grad * grad)
+    variance = state["square_avg"]
+    if "grad_avg" in state:
+        state["grad_avg"] = alpha * state["grad_avg"] + one_minus_alpha * grad
+        variance = state["square_avg"] - state["grad_avg"] * state["grad_avg"]
+    update = grad / (sqrt_rn(variance) + const(hyper["eps"]))
+    if "momentum_buffer" not in state:
+        return update
+    state["momentum_buffer"] = const(hyper["momentum"]) * state["momentum_buffer"] + update
+    return state["momentum_buffer"]
+
+
+def radam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """Adam's direction times the variance rectification once rho_t > 5; the debiased momentum alone before."""
+    beta1, beta2 = hyper["beta1"], hyper["beta2"]
+    state["exp_avg"] = const(beta1) * state["exp_avg"] + const(1.0 - beta1) * grad
+    state["exp_avg_sq"] = const(beta2) * state["exp_avg_sq"] + const(1.0 - beta2) * (grad * grad)
+    update = state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))
+    beta2_t = int_pow(beta2, step)
+    bias_correction2 = 1.0 - beta2_t
+    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho = rho_inf - 2.0 * step * beta2_t / bias_correction2
+    if not rho > 5.0:
+        return update
+    rectification = math.sqrt(
+        (rho - 4.0) * (rho - 2.0) * rho_inf * bias_correction2 / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
+    )
+    return update * const(rectification) / (sqrt_rn(state["exp_avg_sq"]) + const(hyper["eps"]))
+
+
+def adabelief(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """Adam with the variance of the gradient around its mean in place of its square (arXiv 2010.07468)."""
+    beta1, beta2, eps = hyper["beta1"], hyper["beta2"], const(hyper["eps"])
+    state["exp_avg"] = const(beta1) * state["exp_avg"] + const(1.0 - beta1) * grad
+    surprise = grad - state["exp_avg"]
+    state["exp_avg_var"] = const(beta2) * state["exp_avg_var"] + const(1.0 - beta2) * (surprise * surprise) + eps
+    inv_sqrt_bias_correction2 = const(1.0 / math.sqrt(1.0 - int_pow(beta2, step)))
+    denom = sqrt_rn(state["exp_avg_var"]) * inv_sqrt_bias_correction2 + eps
+    return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
+
+
+RULES = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, "radam": radam, "adabelief": adabelief}
+
+
+def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
+    """Run one step in place. ``compute_dtype`` overrides float32 (float64 for float64 parameters)."""
+    if call.found_inf is not None and float(call.found_inf) != 0:
+        return
+    scale = 1.0 if call.grad_scale is None else float(call.grad_scale)
+    grad_factor = float(call.grad_weight) * (1.0 / scale)
+    grad_factor = -grad_factor if call.maximize else grad_factor
+    used = {name: tensors for name, tensors in call.states.items() if tensors}
+    for i, param in enumerate(call.params):
+        call.steps[i] += 1
+        states = {name: tensors[i] for name, tensors in used.items()}
+        dtype = compute_dtype or (torch.float64 if param.dtype == torch.float64 else torch.float32)
+        _step_one(call, param, call.grads[i], states, int(call.steps[i]), call.param_indices[i], grad_factor, dtype)
+
+
+def _step_one(call, param, grad, states, step, index, grad_factor, dtype) -> None:  # noqa: PLR0913
+    def const(value: float) -> Tensor:
+        return torch.tensor(value, dtype=dtype, device=param.device)
+
+    old_param = param.to(dtype)
+    grad = grad.to(dtype) * const(grad_factor)
+    if call.weight_decay != 0 and not call.decoupled_weight_decay:
+        grad = grad + const(call.weight_decay) * old_param
+    state = {name: tensor.to(dtype) for name, tensor in states.items()}
+    direction = RULES[call.rule](grad, state, call.hyper, step, const)
+    for name, tensor in states.items():
+        tensor.copy_(state[name])
+    if call.weight_decay != 0 and call.decoupled_weight_decay:
+        direction = direction + const(call.weight_decay) * old_param
+    new_param = old_param - const(float(call.lr)) * direction
+    keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, index, param.device)
+    param.copy_(torch.where(keep, new_param.to(param.dtype), param))
