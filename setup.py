@@ -93,7 +93,9 @@ class NinjaBuild(build_ext):
         (build / "build.ninja").write_text(ninja_text(objects, library))
         ninja = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
         subprocess.run([ninja, "-C", str(build)], check=True)
-        shutil.copy2(library, target)
+        fresh = target.with_suffix(".tmp")  # replaced in one step: a running process keeps the file it has loaded
+        shutil.copy2(library, fresh)
+        fresh.replace(target)
 
 
 setup(

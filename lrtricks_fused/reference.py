@@ -120,28 +120,28 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
     scale = 1.0 if call.grad_scale is None else float(call.grad_scale)
     grad_factor = float(call.grad_weight) * (1.0 / scale)
     grad_factor = -grad_factor if call.maximize else grad_factor
-    used = {name: tensors for name, tensors in call.states.items() if tensors}
-    for i, param in enumerate(call.params):
+    for i in range(len(call.params)):
         call.steps[i] += 1
-        states = {name: tensors[i] for name, tensors in used.items()}
-        dtype = compute_dtype or (torch.float64 if param.dtype == torch.float64 else torch.float32)
-        _step_one(call, param, call.grads[i], states, int(call.steps[i]), call.param_indices[i], grad_factor, dtype)
+        _step_one(call, i, grad_factor, compute_dtype)
 
 
-def _step_one(call, param, grad, states, step, index, grad_factor, dtype) -> None:  # noqa: PLR0913
+def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> None:
+    param, step = call.params[i], int(call.steps[i])
+    dtype = compute_dtype or (torch.float64 if param.dtype == torch.float64 else torch.float32)
+
     def const(value: float) -> Tensor:
         return torch.tensor(value, dtype=dtype, device=param.device)
 
     old_param = param.to(dtype)
-    grad = grad.to(dtype) * const(grad_factor)
+    grad = call.grads[i].to(dtype) * const(grad_factor)
     if call.weight_decay != 0 and not call.decoupled_weight_decay:
         grad = grad + const(call.weight_decay) * old_param
-    state = {name: tensor.to(dtype) for name, tensor in states.items()}
+    state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
     direction = RULES[call.rule](grad, state, call.hyper, step, const)
-    for name, tensor in states.items():
-        tensor.copy_(state[name])
+    for name, new in state.items():
+        call.states[name][i].copy_(new)
     if call.weight_decay != 0 and call.decoupled_weight_decay:
         direction = direction + const(call.weight_decay) * old_param
     new_param = old_param - const(float(call.lr)) * direction
-    keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, index, param.device)
+    keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, call.param_indices[i], param.device)
     param.copy_(torch.where(keep, new_param.to(param.dtype), param))

@@ -20,6 +20,19 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count) {
   return part;
 }
 
+// Asks for the first lines of a tensor while the one before it is at work; within it, the kernel prefetches itself.
+void prefetch(const TensorWork& tensor) {
+  static constexpr int64_t kBytes = 1024;
+  const auto ask = [](const void* base, int64_t bytes) {
+    for (int64_t b = 0; b < std::min(bytes, kBytes); b += 64) __builtin_prefetch(static_cast<const char*>(base) + b);
+  };
+  ask(tensor.whole.param, tensor.whole.count * tensor.param_size);
+  ask(tensor.whole.grad, tensor.whole.count * tensor.param_size);
+  for (const void* state : tensor.whole.states) {
+    if (state) ask(state, tensor.whole.count * tensor.state_size);
+  }
+}
+
 // One tile of a tensor with strided operands: those are gathered into buffers, and written back after the step.
 void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t tile) {
   alignas(64) char param[kTile * 8], grad[kTile * 8], states[kMaxStates][kTile * 8];
@@ -53,6 +66,7 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor_end <= begin) continue;  // an empty tensor
     const TensorStep step = {hyper, scalars, {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)),
                                               tensor->param_index}, threshold, tensor->step};
+    if (tensor + 1 != tensors.end()) prefetch(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->layouts) {
       for (int64_t tile = first; tile < last; ++tile) run_strided_tile(*tensor, step, tile);

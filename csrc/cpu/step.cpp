@@ -12,40 +12,44 @@
 namespace lrt::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
+using IntArray = torch::headeronly::IntHeaderOnlyArrayRef;
 using KernelOf = std::function<StepKernel(Dtype param, Dtype state)>;
 
 constexpr int64_t kGrainTiles = 64;  // 32,768 elements, torch's own grain for elementwise work
 
+// Codes of the stable ABI, read once: Tensor::scalar_type() makes up to a dozen calls each time.
+const int32_t kFloatCode = aoti_torch_dtype_float32(), kDoubleCode = aoti_torch_dtype_float64(),
+              kBFloat16Code = aoti_torch_dtype_bfloat16(), kHalfCode = aoti_torch_dtype_float16(),
+              kCpuCode = aoti_torch_device_type_cpu();
+
 std::optional<Dtype> dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat;
-    case ScalarType::Double: return Dtype::kDouble;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kHalf;
-    default: return std::nullopt;
-  }
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  if (code == kFloatCode) return Dtype::kFloat;
+  if (code == kDoubleCode) return Dtype::kDouble;
+  if (code == kBFloat16Code) return Dtype::kBFloat16;
+  if (code == kHalfCode) return Dtype::kHalf;
+  return std::nullopt;
+}
+
+bool on_cpu(const Tensor& tensor) {
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
+  return code == kCpuCode;
 }
 
 uint8_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 double read_scalar(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == 1, "Invalid ", name, ": must be one number on the CPU");
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return *static_cast<const float*>(tensor.const_data_ptr());
-    case ScalarType::Double: return *static_cast<const double*>(tensor.const_data_ptr());
-    default: STD_TORCH_CHECK(false, "Invalid ", name, ": must be float32 or float64");
-  }
-  return 0;
+  const std::optional<Dtype> dtype = dtype_of(tensor);
+  STD_TORCH_CHECK(on_cpu(tensor) && tensor.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble),
+                  "Invalid ", name, ": must be one float32 or float64 on the CPU");
+  const void* data = tensor.const_data_ptr();
+  return dtype == Dtype::kFloat ? *static_cast<const float*>(data) : *static_cast<const double*>(data);
 }
 
 double read_number(const Number& number, const char* name) {
   return number.tensor ? read_scalar(*number.tensor, name) : number.value;
-}
-
-bool same_sizes(const Tensor& a, const Tensor& b) {
-  const auto left = a.sizes(), right = b.sizes();
-  return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
 }
 
 std::optional<StridedView> view_of(const Tensor& tensor) {
@@ -85,17 +89,22 @@ class CallWork {
                     call_.params.size(), " params");
   }
 
-  void check_operand(const Tensor& tensor, const Tensor& param, const char* name, size_t i) const {
-    STD_TORCH_CHECK(tensor.is_cpu(), "Invalid ", name, "[", i, "]: must be on the CPU, like params[", i, "]");
-    STD_TORCH_CHECK(same_sizes(tensor, param), "Invalid ", name, "[", i, "]: its shape differs from params[", i, "]");
+  void check_operand(const Tensor& tensor, IntArray sizes, const char* name, size_t i) const {
+    STD_TORCH_CHECK(on_cpu(tensor), "Invalid ", name, "[", i, "]: must be on the CPU");
+    const IntArray own = tensor.sizes();
+    STD_TORCH_CHECK(own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()), "Invalid ", name,
+                    "[", i, "]: its shape differs from params[", i, "]");
   }
 
   void add(size_t i) {
     const Tensor &param = call_.params[i], &grad = call_.grads[i], &step = call_.steps[i];
-    check_operand(grad, param, "grads", i);
-    STD_TORCH_CHECK(grad.scalar_type() == param.scalar_type(), "Invalid grads[", i, "]: its dtype differs from params[", i, "]");
-    STD_TORCH_CHECK(step.is_cpu() && step.numel() == 1 && step.scalar_type() == ScalarType::Double,
-                    "Invalid steps[", i, "]: must be one float64 on the CPU");
+    const std::optional<Dtype> dtype = dtype_of(param);
+    const IntArray sizes = param.sizes();
+    check_operand(param, sizes, "params", i);
+    check_operand(grad, sizes, "grads", i);
+    STD_TORCH_CHECK(dtype_of(grad) == dtype, "Invalid grads[", i, "]: its dtype differs from params[", i, "]");
+    STD_TORCH_CHECK(on_cpu(step) && step.numel() == 1 && dtype_of(step) == Dtype::kDouble, "Invalid steps[", i,
+                    "]: must be one float64 on the CPU");
     TensorWork tensor = {};
     tensor.step = *static_cast<const double*>(step.const_data_ptr()) + 1;
     tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
@@ -103,23 +112,23 @@ class CallWork {
     Layouts layouts = {view_of(param), view_of(grad), {}};
     bool strided = layouts.param || layouts.grad;
     bool overlap = layouts.param && layouts.param->may_overlap();
-    const std::optional<Dtype> param_dtype = dtype_of(param);
-    std::optional<Dtype> state_dtype = param_dtype;
-    int used = 0;  // states a variant lacks are empty lists; the rest close up
+    std::optional<Dtype> state_dtype = dtype;
+    int used = 0;  // states that a variant lacks are empty lists; the rest close up
     for (const auto& list : call_.states) {
       if (list.empty()) continue;
-      check_operand(list[i], param, "states", i);
-      STD_TORCH_CHECK(used == 0 || dtype_of(list[i]) == state_dtype, "Invalid states[", i, "]: dtypes differ");
-      state_dtype = dtype_of(list[i]);
-      layouts.states[used] = view_of(list[i]);
-      strided = strided || layouts.states[used];
-      overlap = overlap || (layouts.states[used] && layouts.states[used]->may_overlap());
+      check_operand(list[i], sizes, "states", i);
+      const std::optional<Dtype> own = dtype_of(list[i]);
+      STD_TORCH_CHECK(used == 0 || own == state_dtype, "Invalid states[", i, "]: their dtypes differ");
+      state_dtype = own;
+      auto& layout = layouts.states[used] = view_of(list[i]);
+      strided = strided || layout;
+      overlap = overlap || (layout && layout->may_overlap());
       tensor.whole.states[used++] = list[i].mutable_data_ptr();
     }
     STD_TORCH_CHECK(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
-    tensor.kernel = param_dtype && state_dtype ? kernel_of_(*param_dtype, *state_dtype) : nullptr;
+    tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
     STD_TORCH_CHECK(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
-    tensor.param_size = size_of(*param_dtype);
+    tensor.param_size = size_of(*dtype);
     tensor.state_size = size_of(*state_dtype);
     if (strided) tensor.layouts = &layouts_.emplace_back(std::move(layouts));
     work.add(tensor);

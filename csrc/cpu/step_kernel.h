@@ -51,11 +51,10 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
   }
 }
 
-// Asks for the lines of a row that lies kPrefetch elements ahead.
-constexpr int64_t kPrefetch = 512;
+constexpr int64_t kPrefetch = kTile;  // elements ahead
 template <class T>
 LRT_HD void prefetch_row(const T* row) {
-  const char* p = reinterpret_cast<const char*>(row + kPrefetch);
+  const char* p = reinterpret_cast<const char*>(row);
   for (unsigned b = 0; b < kLanes * sizeof(T); b += 64) __builtin_prefetch(p + b);
 }
 
@@ -71,16 +70,18 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
     State* const states[kMaxStates] = {static_cast<State*>(range.states[0]) + begin,
                                        static_cast<State*>(range.states[1]) + begin,
                                        static_cast<State*>(range.states[2]) + begin};
-    prefetch_row(static_cast<Param*>(range.param) + begin);
-    prefetch_row(static_cast<const Param*>(range.grad) + begin);
-    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k]);
+    if (begin + kPrefetch < range.count) {
+      prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
+      prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
+      for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kPrefetch);
+    }
     update_row<decay.value>(rule, scalars, tensor.threshold, static_cast<Param*>(range.param) + begin,
                             static_cast<const Param*>(range.grad) + begin, states, count, words, shift,
                             std::make_integer_sequence<int, Rule::kStates>{});
   };
 
   const int64_t full_tiles = range.count / kTile;
-  TileWords words[2] = {};  // zeros keep every element of an unmasked step: 0 < kKeepAll
+  TileWords words[2];
   const auto run_full_tiles = [&](auto draws, auto decay) __attribute__((always_inline)) {
     for (int64_t tile = 0; tile < full_tiles; ++tile) {
       for (int lane = 0; lane < kLanes; lane += kPiece) {
@@ -93,6 +94,7 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
     }
   };
   if (tensor.threshold == 0 || tensor.threshold == kKeepAll) {
+    std::memset(words, 0, sizeof(words));  // 0 < kKeepAll keeps every element
     run_full_tiles(std::false_type{}, DecayChoice<Decay::kSelect>{});
   } else {
     draw_tile<Isa>(tensor.key, range.first_tile, words[0]);

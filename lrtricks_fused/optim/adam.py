@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .base import Group, MaskedOptimizer, check_range
+from .base import Group, MaskedOptimizer
+from .checks import check_range
 
 
 class BetaOptimizer(MaskedOptimizer):

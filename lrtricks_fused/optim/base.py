@@ -1,7 +1,7 @@
 """What all masked optimizers share: groups, state, checkpoints, and the hand-over to a backend. No arithmetic."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,28 +10,20 @@ from torch import Tensor
 from ..backends import check_backend, resolve
 from ..call import StepCall
 from ..keep import keep_mask
+from ..ops import native_step
+from .checks import check_grads, check_group, check_param
 
 Group = dict[str, Any]
-PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_range(name: str, value: float | Tensor, low: float, high: float, brackets: str = "[]") -> None:
-    """Raises ValueError unless low <= value <= high (with ``brackets="[)"``: < high); NaN is refused.
+@dataclass
+class _Part:
+    """Parameters of one group on one device that take part in a step."""
 
-    Tensors that are not on the CPU are not read: that would synchronise with the device.
-    """
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"Invalid {name} of shape {tuple(value.shape)}: must be a float or a tensor of one element")
-        if value.device.type != "cpu":
-            return
-        value = float(value)
-    elif not isinstance(value, (int, float)):
-        raise TypeError(f"Invalid {name}={value!r}: must be a float")
-    below_high = value < high if brackets[1] == ")" else value <= high
-    if not (low <= value and below_high):
-        wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{brackets[1]}"
-        raise ValueError(f"Invalid {name}={value}: must be {wanted}")
+    group: Group
+    params: list[Tensor]
+    grads: list[Tensor]
+    indices: list[int]
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
@@ -73,37 +65,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """Raises ValueError for hyper-parameters that only this rule has."""
         raise NotImplementedError
 
-    # -- validation ----------------------------------------------------------------------------------------
-
     def _check_group(self, group: Group) -> None:
-        check_range("lr", group["lr"], 0.0, math.inf)
-        check_range("weight_decay", group["weight_decay"], 0.0, math.inf)
-        check_range("keep_prob", group["keep_prob"], 0.0, 1.0)
-        check_range("grad_weight", group["grad_weight"], 0.0, math.inf)
-        seed = group["seed"]
-        if not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
-        if group.get("differentiable"):
-            raise ValueError("Invalid differentiable=True: a fused step cannot be differentiated through")
+        check_group(group)
         self._check_rule(group)
-
-    def _check_param(self, param: Any) -> None:
-        if not isinstance(param, Tensor):
-            return  # torch's own error
-        if param.dtype not in PARAM_DTYPES:
-            raise TypeError(f"Invalid parameter of dtype {param.dtype}: must be one of {PARAM_DTYPES}")
-        if self.state_dtype not in (None, torch.float32, param.dtype) and param.dtype.itemsize == 2:
-            raise ValueError(f"Invalid state_dtype={self.state_dtype} for a {param.dtype} parameter: "
-                             f"must be torch.float32 or {param.dtype}")
-        resolve(self.backend, param.device)
-
-    def _check_grad(self, param: Tensor, grad: Tensor) -> None:
-        if grad.layout is not torch.strided:
-            raise ValueError(f"Invalid gradient of layout {grad.layout}: sparse gradients are not supported")
-        for what in ("dtype", "device", "shape"):
-            of_grad, of_param = getattr(grad, what), getattr(param, what)
-            if of_grad != of_param:
-                raise ValueError(f"Invalid gradient of {what} {of_grad}: its parameter has {of_param}")
 
     # -- groups and state ----------------------------------------------------------------------------------
 
@@ -119,11 +83,16 @@ class MaskedOptimizer(torch.optim.Optimizer):
                     self._check_param(param[1] if isinstance(param, tuple) else param)
         super().add_param_group(param_group)
 
+    def _check_param(self, param: Any) -> None:
+        check_param(param, self.state_dtype)
+        if isinstance(param, Tensor):
+            resolve(self.backend, param.device)
+
     def _state_dtype_of(self, param: Tensor) -> torch.dtype:
         return (self.state_dtype or torch.float32) if param.dtype.itemsize == 2 else param.dtype
 
-    def _init_state(self, param: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """The parameter's state, with what is missing created as zeros."""
+    def _init_state(self, param: Tensor, names: list[str]) -> None:
+        """Create what is missing of the parameter's state, as zeros."""
         state = self.state[param]
         if "step" not in state:
             # float64, and not torch.optim's float32, which would count to 2**24 only.
@@ -133,7 +102,6 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 state[name] = torch.zeros_like(
                     param, dtype=self._state_dtype_of(param), memory_format=torch.preserve_format
                 )
-        return state
 
     def _indexed(self) -> Iterator[tuple[Group, list[tuple[int, Tensor]]]]:
         """Groups with their parameters numbered in state_dict order."""
@@ -158,32 +126,58 @@ class MaskedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
-        for group, params in self._indexed():  # all checks come first
-            self._check_group(group)
-            by_device: dict[torch.device, list[tuple[int, Tensor, Tensor]]] = {}
-            for index, param in params:
-                grad = param.grad
-                if grad is not None:
-                    self._check_grad(param, grad)
-                    by_device.setdefault(param.device, []).append((index, param, grad))
-            work += [(resolve(self.backend, device), group, items) for device, items in by_device.items()]
-        for run, group, items in work:
-            run(self._call(group, items))
+        work = [part for group, params in self._indexed() for part in self._gather(group, params)]
+        runs = [resolve(self.backend, part.params[0].device) for part in work]
+        if len(work) > 1 or runs != [native_step]:  # a single native call checks all before it writes
+            for part in work:
+                check_grads(part.params, part.grads)
+        for run, part in zip(runs, work, strict=True):
+            try:
+                run(self._call(part))
+            except RuntimeError:
+                check_grads(part.params, part.grads)  # the same error, naming the argument and the value
+                raise
         return loss
 
-    def _call(self, group: Group, items: list[tuple[int, Tensor, Tensor]]) -> StepCall:
+    def _gather(self, group: Group, numbered: list[tuple[int, Tensor]]) -> list[_Part]:
+        """The parameters of a checked group that have a gradient, by device."""
+        self._check_group(group)
+        part = _Part(group, [], [], [])
+        for index, param in numbered:
+            grad = param.grad
+            if grad is not None:
+                part.params.append(param)
+                part.grads.append(grad)
+                part.indices.append(index)
+        if all(param.is_cpu for param in part.params):
+            return [part] if part.params else []
+        parts: dict[torch.device, _Part] = {}
+        for param, grad, index in zip(part.params, part.grads, part.indices, strict=True):
+            own = parts.setdefault(param.device, _Part(group, [], [], []))
+            own.params.append(param)
+            own.grads.append(grad)
+            own.indices.append(index)
+        return list(parts.values())
+
+    def _call(self, part: _Part) -> StepCall:
+        group = part.group
         names = self._state_names(group)
-        wanted = [name for name, used in names.items() if used]
-        indices, params, grads = map(list, zip(*items, strict=True))
-        states = [self._init_state(param, wanted) for param in params]
+        wanted = ["step", *(name for name, used in names.items() if used)]
+        states = [self.state[param] for param in part.params]
+        try:
+            columns = {name: [state[name] for state in states] for name in wanted}
+        except KeyError:
+            check_grads(part.params, part.grads)  # before states are created
+            for param in part.params:
+                self._init_state(param, wanted[1:])
+            columns = {name: [state[name] for state in states] for name in wanted}
         return StepCall(
             rule=self.rule,
-            params=params,
-            grads=grads,
-            states={name: [state[name] for state in states] if used else [] for name, used in names.items()},
-            steps=[state["step"] for state in states],
-            param_indices=indices,
+            params=part.params,
+            grads=part.grads,
+            states={name: columns.get(name, []) for name in names},
+            steps=columns["step"],
+            param_indices=part.indices,
             hyper=self._hyper(group),
             lr=group["lr"],
             weight_decay=group["weight_decay"],

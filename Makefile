@@ -1,0 +1,37 @@
+# Each target, alone, sets up .venv (pinned), builds the native library and runs. A second run starts at once.
+# Switches: PYTHON=python3.x, DEBUG=1, USE_CUDA=auto|0|1.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test bench lint sanitize clean
+
+demo: $(VENV)/.built
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.built
+	$(BIN)/python -m bench
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+sanitize:
+	$(MAKE) -C tests/cpp sanitize
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info lrtricks_fused/_native.so
+	$(MAKE) -C tests/cpp clean
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
