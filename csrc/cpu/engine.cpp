@@ -33,26 +33,45 @@ void prefetch(const TensorWork& tensor) {
   }
 }
 
+// Offsets of one tile, computed once for operands that lie alike, as they nearly always do.
+class TileOffsets {
+ public:
+  TileOffsets(int64_t first, int64_t count) : first_(first), count_(count) {}
+  const int64_t* of(const StridedView& view) {
+    if (!current_ || !(*current_ == view)) view.offsets(first_, count_, offsets_);
+    current_ = &view;
+    return offsets_;
+  }
+
+ private:
+  int64_t first_, count_;
+  const StridedView* current_ = nullptr;
+  int64_t offsets_[kTile];
+};
+
 // One tile of a tensor with strided operands: those are gathered into buffers, and written back after the step.
 void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t tile) {
   alignas(64) char param[kTile * 8], grad[kTile * 8], states[kMaxStates][kTile * 8];
   const Layouts& layouts = *tensor.layouts;
   const Range& whole = tensor.whole;
   const int64_t first = tile * kTile, count = std::min(kTile, whole.count - first);
+  TileOffsets offsets(first, count);
+  const auto fetch = [&](const std::optional<StridedView>& view, const void* base, int64_t size, void* buffer) {
+    gather(base, offsets.of(*view), count, size, buffer);
+    return buffer;
+  };
   Range part = part_of(tensor, tile, count);
-  if (layouts.param) layouts.param->gather(whole.param, first, count, part.param = param);
-  if (layouts.grad) {
-    layouts.grad->gather(whole.grad, first, count, grad);
-    part.grad = grad;
-  }
+  if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, param);
+  if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, grad);
   for (int k = 0; k < kMaxStates; ++k) {
-    if (layouts.states[k]) layouts.states[k]->gather(whole.states[k], first, count, part.states[k] = states[k]);
+    if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, states[k]);
   }
   tensor.kernel(step, part);
-  if (layouts.param) layouts.param->scatter(whole.param, first, count, param);
   for (int k = 0; k < kMaxStates; ++k) {
-    if (layouts.states[k]) layouts.states[k]->scatter(whole.states[k], first, count, states[k]);
+    if (!layouts.states[k]) continue;
+    scatter(whole.states[k], offsets.of(*layouts.states[k]), count, tensor.state_size, states[k]);
   }
+  if (layouts.param) scatter(whole.param, offsets.of(*layouts.param), count, tensor.param_size, param);
 }
 
 }  // namespace

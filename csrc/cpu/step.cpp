@@ -54,7 +54,7 @@ double read_number(const Number& number, const char* name) {
 
 std::optional<StridedView> view_of(const Tensor& tensor) {
   if (tensor.is_contiguous()) return std::nullopt;
-  return StridedView(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor.element_size());
+  return StridedView(tensor.sizes().data(), tensor.strides().data(), tensor.dim());
 }
 
 // One call's work and the layouts it points to.

@@ -2,30 +2,28 @@
 #include "cpu/strided.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 namespace lrt::cpu {
 namespace {
 
 template <class Unit>
-void gather_run(const char* from, int64_t stride, int64_t count, char* to) {
-  const Unit* source = reinterpret_cast<const Unit*>(from);
-  Unit* target = reinterpret_cast<Unit*>(to);
-  for (int64_t i = 0; i < count; ++i) target[i] = source[i * stride];
+void gather_units(const void* base, const int64_t* offsets, int64_t count, void* buffer) {
+  const Unit* from = static_cast<const Unit*>(base);
+  Unit* to = static_cast<Unit*>(buffer);
+  for (int64_t i = 0; i < count; ++i) to[i] = from[offsets[i]];
 }
 
 template <class Unit>
-void scatter_run(char* to, int64_t stride, int64_t count, const char* from) {
-  Unit* target = reinterpret_cast<Unit*>(to);
-  const Unit* source = reinterpret_cast<const Unit*>(from);
-  for (int64_t i = 0; i < count; ++i) target[i * stride] = source[i];
+void scatter_units(void* base, const int64_t* offsets, int64_t count, const void* buffer) {
+  Unit* to = static_cast<Unit*>(base);
+  const Unit* from = static_cast<const Unit*>(buffer);
+  for (int64_t i = 0; i < count; ++i) to[offsets[i]] = from[i];
 }
 
 }  // namespace
 
-StridedView::StridedView(const int64_t* sizes, const int64_t* strides, int64_t ndim, int64_t element_size)
-    : element_size_(element_size) {
+StridedView::StridedView(const int64_t* sizes, const int64_t* strides, int64_t ndim) {
   for (int64_t d = 0; d < ndim; ++d) {
     if (sizes[d] == 1) continue;
     if (!sizes_.empty() && strides_.back() == strides[d] * sizes[d]) {
@@ -35,6 +33,10 @@ StridedView::StridedView(const int64_t* sizes, const int64_t* strides, int64_t n
       sizes_.push_back(sizes[d]);
       strides_.push_back(strides[d]);
     }
+  }
+  if (sizes_.empty()) {  // a single element
+    sizes_.push_back(1);
+    strides_.push_back(1);
   }
 }
 
@@ -50,41 +52,37 @@ bool StridedView::may_overlap() const {
   return false;
 }
 
-template <class Move>
-void StridedView::for_each_run(int64_t first, int64_t count, const Move& move) const {
-  const int ndim = static_cast<int>(sizes_.size());
-  if (ndim == 0) return move(int64_t{0}, int64_t{0}, std::min<int64_t>(count, 1), int64_t{1});
-  const int64_t inner = sizes_[ndim - 1];
-  for (int64_t done = 0; done < count;) {
-    int64_t offset = 0, rest = (first + done) / inner;
-    const int64_t column = (first + done) % inner, run = std::min(inner - column, count - done);
-    for (int d = ndim - 2; d >= 0; --d) {
-      offset += rest % sizes_[d] * strides_[d];
-      rest /= sizes_[d];
+void StridedView::offsets(int64_t first, int64_t count, int64_t* out) const {
+  const int inner = static_cast<int>(sizes_.size()) - 1;
+  std::vector<int64_t> index(sizes_.size());
+  int64_t row = 0;  // offset of the run along the innermost dimension
+  for (int d = inner; d >= 0; --d) {
+    index[d] = first % sizes_[d];
+    first /= sizes_[d];
+    if (d != inner) row += index[d] * strides_[d];
+  }
+  for (int64_t done = 0; done < count; index[inner] = 0) {
+    const int64_t run = std::min(sizes_[inner] - index[inner], count - done);
+    for (int64_t i = 0; i < run; ++i) out[done++] = row + (index[inner] + i) * strides_[inner];
+    for (int d = inner - 1; d >= 0; --d) {  // to the next run, like an odometer
+      row += strides_[d];
+      if (++index[d] < sizes_[d]) break;
+      row -= sizes_[d] * strides_[d];
+      index[d] = 0;
     }
-    move(offset + column * strides_[ndim - 1], done, run, strides_[ndim - 1]);
-    done += run;
   }
 }
 
-void StridedView::gather(const void* base, int64_t first, int64_t count, void* buffer) const {
-  for_each_run(first, count, [&](int64_t offset, int64_t done, int64_t run, int64_t stride) {
-    const char* from = static_cast<const char*>(base) + offset * element_size_;
-    char* to = static_cast<char*>(buffer) + done * element_size_;
-    if (element_size_ == 2) return gather_run<uint16_t>(from, stride, run, to);
-    if (element_size_ == 4) return gather_run<uint32_t>(from, stride, run, to);
-    gather_run<uint64_t>(from, stride, run, to);
-  });
+void gather(const void* base, const int64_t* offsets, int64_t count, int64_t element_size, void* buffer) {
+  if (element_size == 2) return gather_units<uint16_t>(base, offsets, count, buffer);
+  if (element_size == 4) return gather_units<uint32_t>(base, offsets, count, buffer);
+  gather_units<uint64_t>(base, offsets, count, buffer);
 }
 
-void StridedView::scatter(void* base, int64_t first, int64_t count, const void* buffer) const {
-  for_each_run(first, count, [&](int64_t offset, int64_t done, int64_t run, int64_t stride) {
-    char* to = static_cast<char*>(base) + offset * element_size_;
-    const char* from = static_cast<const char*>(buffer) + done * element_size_;
-    if (element_size_ == 2) return scatter_run<uint16_t>(to, stride, run, from);
-    if (element_size_ == 4) return scatter_run<uint32_t>(to, stride, run, from);
-    scatter_run<uint64_t>(to, stride, run, from);
-  });
+void scatter(void* base, const int64_t* offsets, int64_t count, int64_t element_size, const void* buffer) {
+  if (element_size == 2) return scatter_units<uint16_t>(base, offsets, count, buffer);
+  if (element_size == 4) return scatter_units<uint32_t>(base, offsets, count, buffer);
+  scatter_units<uint64_t>(base, offsets, count, buffer);
 }
 
 }  // namespace lrt::cpu

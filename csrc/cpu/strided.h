@@ -10,20 +10,23 @@ namespace lrt::cpu {
 // Sizes and strides in elements, outermost first. Dimensions of size 1 removed, mergeable ones merged.
 class StridedView {
  public:
-  StridedView(const int64_t* sizes, const int64_t* strides, int64_t ndim, int64_t element_size);
+  StridedView(const int64_t* sizes, const int64_t* strides, int64_t ndim);
+
+  // Equal views have equal offsets, which operands of one tensor can then share.
+  bool operator==(const StridedView&) const = default;
 
   // True if two indices may name one address, which no in-place update can honour.
   bool may_overlap() const;
 
-  void gather(const void* base, int64_t first, int64_t count, void* buffer) const;
-  void scatter(void* base, int64_t first, int64_t count, const void* buffer) const;
+  // Offsets from the first element, in elements, of elements [first, first + count) in row-major order.
+  void offsets(int64_t first, int64_t count, int64_t* out) const;
 
  private:
-  template <class Move>
-  void for_each_run(int64_t first, int64_t count, const Move& move) const;
-
   std::vector<int64_t> sizes_, strides_;
-  int64_t element_size_;
 };
+
+// buffer[i] = base[offsets[i]], and back, for elements of 2, 4 or 8 bytes.
+void gather(const void* base, const int64_t* offsets, int64_t count, int64_t element_size, void* buffer);
+void scatter(void* base, const int64_t* offsets, int64_t count, int64_t element_size, const void* buffer);
 
 }  // namespace lrt::cpu

@@ -1,0 +1,68 @@
+"""Prints the table of speed and memory bars: ``python -m bench [--markdown] [--quick] [--rows REGEX] [--compile]``.
+
+Ratios above a bar do not change the exit code: a benchmark informs, tests decide.
+"""
+
+import argparse
+import re
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import candidates, memory, report
+from .experiments import MEMORY_BAR, Experiment, all_experiments, select
+from .timing import Effort, time_candidates
+from .workloads import MANY
+
+FULL, QUICK = Effort(), Effort(allocations=1, rounds=7)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--markdown", action="store_true", help="print Markdown for the README")
+    parser.add_argument("--quick", action="store_true", help="few rounds, one allocation: a smoke test")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose text matches, ignoring case")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile of the paper's recipe (slow)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
+    return parser.parse_args()
+
+
+def timed_rows(experiment: Experiment, effort: Effort, progress: Progress) -> list[report.Row]:
+    """Run one experiment and free its memory."""
+    task = progress.add_task(f"{experiment.workload.name}, {experiment.rule}", total=effort.allocations * effort.rounds)
+    # A copy of parameters that fit into a cache says nothing about memory.
+    with_copy = () if experiment.workload is MANY else (candidates.copy(),)
+    timings = time_candidates(
+        experiment.workload, [*experiment.candidates, *with_copy], effort, lambda: progress.advance(task)
+    )
+    progress.remove_task(task)
+    return [report.timing_row(experiment, bar, timings) for bar in experiment.bars]
+
+
+def main() -> None:
+    """Run the selected rows and print them."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    facts, effort = report.machine_facts(), QUICK if arguments.quick else FULL
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    rows = []
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        for experiment in select(all_experiments(arguments.compile), arguments.rows):
+            rows += timed_rows(experiment, effort, progress)
+        if re.search(arguments.rows, MEMORY_BAR.work, re.IGNORECASE):
+            task = progress.add_task("memory", total=len(memory.CANDIDATES))
+            extra = {}
+            for name in memory.CANDIDATES:
+                extra[name] = memory.extra_bytes(name)
+                progress.advance(task)
+            rows += report.memory_rows(MEMORY_BAR, extra)
+    if arguments.markdown:
+        print(report.markdown(facts, rows))
+    else:
+        report.print_terminal(Console(), facts, rows)
+
+
+if __name__ == "__main__":
+    main()

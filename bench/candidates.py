@@ -1,0 +1,113 @@
+"""Named ways to take one optimizer step: torch.optim's, ours, and the paper's recipe in tensor operations.
+
+A candidate binds parameters (which carry gradients) to a function that takes one whole step.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import lrtricks_fused
+
+Step = Callable[[], object]
+KEEP_PROB = 0.5
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The class name that torch.optim and lrtricks_fused share, and how many states a parameter has."""
+
+    class_name: str
+    states: int
+    options: dict[str, object] = field(default_factory=dict)
+
+
+RULES = {
+    "Adam": Rule("Adam", 2),
+    "AdamW": Rule("AdamW", 2),
+    "AMSGrad": Rule("Adam", 3, {"amsgrad": True}),
+    "SGD+momentum": Rule("SGD", 1, {"momentum": 0.9}),
+    "RMSprop": Rule("RMSprop", 1),
+    "RAdam": Rule("RAdam", 2),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A named builder of a step; ``isa`` is the value of LRTRICKS_CPU_ISA while it runs, "" for the best."""
+
+    name: str
+    build: Callable[[list[Tensor]], Step]
+    isa: str = ""
+
+
+def torch_optim(rule: str, implementation: str) -> Candidate:
+    """torch.optim's class without a mask; ``implementation`` is "fused" or "foreach"."""
+    spec = RULES[rule]
+
+    def build(params: list[Tensor]) -> Step:
+        return getattr(torch.optim, spec.class_name)(params, lr=1e-3, **{implementation: True}, **spec.options).step
+
+    return Candidate(f"torch {implementation}", build)
+
+
+def ours(rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None) -> Candidate:
+    """The class of lrtricks_fused, masked, on the native backend."""
+    spec = RULES[rule]
+
+    def build(params: list[Tensor]) -> Step:
+        optimizer = getattr(lrtricks_fused, spec.class_name)
+        return optimizer(
+            params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", state_dtype=state_dtype, **spec.options
+        ).step
+
+    of_dtype = f", {str(state_dtype).removeprefix('torch.')} states" if state_dtype else ""
+    return Candidate(f"ours{' ' + isa if isa else ''}{of_dtype}", build, isa)
+
+
+def recipe_update(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step_size: float | Tensor, keep_prob: float
+) -> None:
+    """Adam with learning rate dropout, statement by statement as the authors' adam_lrd (defaults, no decay)."""
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+    mask = torch.bernoulli(torch.full_like(param, keep_prob))
+    exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denom = exp_avg_sq.sqrt().add_(eps)
+    param.addcmul_(exp_avg, step_size / denom * mask, value=-1)
+
+
+def recipe(*, compiled: bool = False) -> Candidate:
+    """The paper's recipe, tensor after tensor; ``compiled`` hands the update of one tensor to torch.compile."""
+
+    def build(params: list[Tensor]) -> Step:
+        update = torch.compile(recipe_update) if compiled else recipe_update
+        states = [(torch.zeros_like(param), torch.zeros_like(param)) for param in params]
+        steps = 0
+
+        @torch.no_grad()
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+            step_size = 1e-3 * math.sqrt(1 - 0.999**steps) / (1 - 0.9**steps)
+            for param, state in zip(params, states, strict=True):
+                # As a tensor, or every step would be compiled anew.
+                update(param, param.grad, *state, torch.tensor(step_size) if compiled else step_size, KEEP_PROB)
+
+        return step
+
+    return Candidate("compiled recipe" if compiled else "paper recipe", build)
+
+
+def copy() -> Candidate:
+    """A copy of one flat tensor as large as all parameters: what this machine's memory gives a torch operation."""
+
+    def build(params: list[Tensor]) -> Step:
+        source = torch.cat([param.detach().flatten() for param in params])
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+    return Candidate("copy", build)

@@ -1,0 +1,119 @@
+"""The table of bars as data: which candidates run interleaved on which workload, and which ratios are asked of them."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import workloads
+from .candidates import RULES, Candidate, ours, recipe, torch_optim
+from .timing import forced_isa
+from .workloads import Workload
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bound on the ratio of two candidates' times, or on bytes; without a limit it is only reported."""
+
+    work: str
+    numerator: str
+    denominator: str
+    limit: float | None = None
+    at_least: bool = False
+
+    def passes(self, value: float) -> bool | None:
+        """Whether ``value`` meets the bound; None without one."""
+        if self.limit is None or math.isnan(value):
+            return None
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Candidates that run interleaved on one workload, and the bars that compare them."""
+
+    workload: Workload
+    rule: str
+    candidates: tuple[Candidate, ...]
+    bars: tuple[Bar, ...]
+
+
+def isa_available(isa: str) -> bool:
+    """Whether this machine can run the native library's kernels for ``isa``."""
+    try:
+        with forced_isa(isa):
+            return torch.ops.lrtricks_fused.cpu_isa() == isa
+    except RuntimeError:
+        return False
+
+
+def _against_fused(rule: str, *, with_recipe: bool = False, compiled: bool = False) -> Experiment:
+    """16M fp32 of one rule; Adam's experiment also holds the paper's recipe."""
+    work = f"16M fp32, {rule} keep 0.5"
+    candidates = [torch_optim(rule, "fused"), ours(rule)]
+    bars = [Bar(f"{work} / torch fused without mask", "ours", "torch fused", 1.00)]
+    if isa_available("avx2"):
+        candidates.append(ours(rule, isa="avx2"))
+        bars.append(Bar(f"{work}, forced to AVX2 / torch fused without mask", "ours avx2", "torch fused", 1.15))
+    if with_recipe:
+        candidates.append(recipe())
+        bars.append(Bar("16M fp32, paper recipe (torch.bernoulli) / ours, Adam", "paper recipe", "ours", 40, True))
+    if compiled:
+        candidates.append(recipe(compiled=True))
+        bars.append(Bar("16M fp32, torch.compile of the recipe / ours, Adam", "compiled recipe", "ours"))
+    return Experiment(workloads.BIG, rule, tuple(candidates), tuple(bars))
+
+
+def _bf16() -> Experiment:
+    low = ours("Adam", state_dtype=torch.bfloat16)
+    high = ours("Adam", state_dtype=torch.float32)
+    work = "16M bf16, Adam keep 0.5, {} states / torch fused without mask (bf16 states)"
+    bars = (
+        Bar(work.format("bf16"), low.name, "torch fused", 1.00),
+        Bar(work.format("fp32"), high.name, "torch fused"),
+    )
+    return Experiment(workloads.BIG_BF16, "Adam", (torch_optim("Adam", "fused"), low, high), bars)
+
+
+def _against(workload: Workload, rule: str, implementation: str, work: str, limit: float) -> Experiment:
+    baseline = torch_optim(rule, implementation)
+    bar = Bar(f"{work} / {baseline.name} without mask", "ours", baseline.name, limit)
+    return Experiment(workload, rule, (baseline, ours(rule)), (bar,))
+
+
+def all_experiments(compiled: bool = False) -> list[Experiment]:
+    """Every timed row, in the order of the report; ``compiled`` adds torch.compile of the recipe."""
+    return [
+        _against_fused("Adam", with_recipe=True, compiled=compiled),
+        _against_fused("AdamW"),
+        _against_fused("AMSGrad"),
+        _against_fused("SGD+momentum"),
+        _bf16(),
+        _against(workloads.BIG, "RMSprop", "foreach", "16M fp32, RMSprop keep 0.5", 0.35),
+        _against(workloads.BIG, "RAdam", "foreach", "16M fp32, RAdam keep 0.5", 0.35),
+        _against(workloads.RESNET50, "Adam", "fused", "ResNet-50, 161 tensors, Adam keep 0.5, opt.step()", 1.00),
+        _against(workloads.MANY, "Adam", "fused", "1,000 tensors of 1,000, Adam keep 0.5, opt.step()", 0.50),
+    ]
+
+
+MEMORY_BAR = Bar("Adam 16M fp32, memory of a step beyond parameters, gradients, states", "ours", "", 2**20)
+
+
+def select(experiments: list[Experiment], rows: str) -> list[Experiment]:
+    """The experiments cut down to the bars whose work matches the regular expression, and what these compare."""
+    selected = []
+    for experiment in experiments:
+        bars = tuple(bar for bar in experiment.bars if re.search(rows, bar.work, re.IGNORECASE))
+        names = {name for bar in bars for name in (bar.numerator, bar.denominator)}
+        candidates = tuple(candidate for candidate in experiment.candidates if candidate.name in names)
+        if bars:
+            selected.append(replace(experiment, candidates=candidates, bars=bars))
+    return selected
+
+
+def traffic_bytes(workload: Workload, rule: str, candidate: str) -> int:
+    """Least bytes per parameter of a fused step: parameter and states read and written, gradient read."""
+    item = workload.dtype.itemsize
+    state_item = 4 if "float32 states" in candidate else item
+    return 3 * item + 2 * state_item * RULES[rule].states

@@ -1,0 +1,132 @@
+"""What a benchmark run prints: machine facts, and the rows as a Markdown table or a coloured terminal table."""
+
+import os
+import platform
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .experiments import Bar, Experiment, traffic_bytes
+from .timing import Timings
+
+HEADER = ("work", "ratio, median [q1-q3]", "bar", "", "ns/param", "baseline ns/param", "ours GB/s (of copy)")
+COPY_TRANSFERS = 3  # read the source, read the target for ownership, write it
+FOOTNOTE = (
+    "Ratios: interleaved steps, median and quartiles over rounds. GB/s: the least bytes such a step can move; "
+    "a copy of as many parameters is timed in the same rounds and counts read, read for ownership and write."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text; ``passed`` is None where there is no bar."""
+
+    work: str
+    ratio: str
+    bar: str
+    passed: bool | None
+    numerator: str = ""
+    denominator: str = ""
+    bandwidth: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """In the order of HEADER."""
+        verdict = {True: "pass", False: "FAIL", None: ""}[self.passed]
+        return self.work, self.ratio, self.bar, verdict, self.numerator, self.denominator, self.bandwidth
+
+
+def busy_fraction(seconds: float = 1.0) -> float:
+    """Share of this machine's processor time that others use or steal while this process sleeps; 0 if unknown."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+
+    def ticks() -> list[int]:
+        return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+    before = ticks()
+    time.sleep(seconds)
+    user, nice, system, idle, iowait, irq, softirq, steal = (b - a for a, b in zip(before, ticks(), strict=True))
+    busy = user + nice + system + irq + softirq + steal
+    return busy / max(busy + idle + iowait, 1)
+
+
+def machine_facts() -> dict[str, str]:
+    """What a reader must know to place the figures."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    busy = busy_fraction()
+    return {
+        "CPU": f"{model[1] if model else platform.machine()}, {os.cpu_count()} logical cores",
+        "threads": str(torch.get_num_threads()),
+        "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
+        "native library": torch.ops.lrtricks_fused.cpu_isa(),
+        "others' share of the CPU before the run": f"{busy:.0%}" + (", too much to quote these" if busy > 0.1 else ""),
+    }
+
+
+def _bar_text(bar: Bar) -> str:
+    return "" if bar.limit is None else f"{'>=' if bar.at_least else '<='} {bar.limit:.2f}".removesuffix(".00")
+
+
+def timing_row(experiment: Experiment, bar: Bar, timings: Timings) -> Row:
+    """The row of one bar from its experiment's timings."""
+    numel = experiment.workload.numel
+    ratio = timings.ratio(bar.numerator, bar.denominator)
+    digits = 1 if ratio.median >= 10 else 3
+    nanoseconds = {name: timings.step(name).median / numel * 1e9 for name in (bar.numerator, bar.denominator)}
+    ours = next(name for name in (bar.numerator, bar.denominator) if name.startswith("ours"))
+    bandwidth = ""
+    if "copy" in timings.seconds:
+        speed = traffic_bytes(experiment.workload, experiment.rule, ours) / nanoseconds[ours]
+        copy = COPY_TRANSFERS * experiment.workload.dtype.itemsize * numel / timings.step("copy").median / 1e9
+        bandwidth = f"{speed:.0f} ({speed / copy:.0%} of {copy:.0f})"
+    return Row(
+        bar.work,
+        f"{ratio.median:.{digits}f} [{ratio.q1:.{digits}f}-{ratio.q3:.{digits}f}]",
+        _bar_text(bar),
+        bar.passes(ratio.median),
+        f"{nanoseconds[bar.numerator]:.3f}",
+        f"{nanoseconds[bar.denominator]:.3f}",
+        bandwidth,
+    )
+
+
+def memory_rows(bar: Bar, extra: dict[str, int]) -> list[Row]:
+    """Extra bytes of every candidate; the others show that the measurement sees temporaries."""
+
+    def row(name: str, size: int) -> Row:
+        text = f"{size / 2**20:.1f} MiB"
+        if name == bar.numerator:
+            return Row(f"{bar.work}: {name}", text, "< 1 MiB", size < bar.limit)
+        return Row(f"{bar.work}: {name}", text, "", None)
+
+    return [row(name, size) for name, size in extra.items()]
+
+
+def markdown(facts: dict[str, str], rows: list[Row]) -> str:
+    """Facts and table for the README."""
+    lines = [f"- {key}: {value}" for key, value in facts.items()]
+    lines += ["", "| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    return "\n".join([*lines, "", FOOTNOTE])
+
+
+def print_terminal(console: Console, facts: dict[str, str], rows: list[Row]) -> None:
+    """The same for a terminal."""
+    for key, value in facts.items():
+        console.print(f"[bold]{key}:[/] {value}", highlight=False)
+    table = Table(*map(escape, HEADER), header_style="bold")
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", column.header != escape(HEADER[-1])
+    for row in rows:
+        style = {True: "green", False: "red", None: ""}[row.passed]
+        work, ratio, *rest = row.cells()
+        table.add_row(work, f"[{style}]{ratio}[/]" if style else ratio, *rest)
+    console.print(table)
+    console.print(FOOTNOTE, style="dim", highlight=False)

@@ -1,0 +1,67 @@
+"""Lists of parameter shapes to step, and parameters with gradients made from them.
+
+The lists are data; ``Workload.parameters`` allocates, so that a row's memory is free again when the row is done.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def resnet50_shapes() -> Shapes:
+    """The 161 parameters of ResNet-50 in module order (He et al., CVPR 2016, table 1; 1,000 classes)."""
+
+    def conv_bn(outputs: int, inputs: int, size: int) -> list[tuple[int, ...]]:
+        return [(outputs, inputs, size, size), (outputs,), (outputs,)]
+
+    shapes, inputs = conv_bn(64, 3, 7), 64
+    for width, blocks in zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True):
+        outputs = 4 * width
+        for block in range(blocks):
+            shapes += conv_bn(width, inputs, 1) + conv_bn(width, width, 3) + conv_bn(outputs, width, 1)
+            if block == 0:
+                shapes += conv_bn(outputs, inputs, 1)
+            inputs = outputs
+    return tuple([*shapes, (1000, inputs), (1000,)])
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Parameters to step: what they are called, their shapes and their dtype."""
+
+    name: str
+    shapes: Shapes
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def numel(self) -> int:
+        """Elements in all parameters."""
+        return sum(prod(shape) for shape in self.shapes)
+
+    def parameters(self, seed: int = 0) -> list[Tensor]:
+        """Freshly allocated normal parameters with normal gradients."""
+        generator = torch.Generator().manual_seed(seed)
+        params = []
+        for shape in self.shapes:
+            param = torch.randn(shape, generator=generator).to(self.dtype).requires_grad_()
+            param.grad = torch.randn(shape, generator=generator).to(self.dtype)
+            params.append(param)
+        return params
+
+
+def clone_parameters(params: list[Tensor]) -> list[Tensor]:
+    """The same values in memory of their own, gradients included; drawing them anew takes much longer."""
+    clones = [param.detach().clone().requires_grad_() for param in params]
+    for clone, param in zip(clones, params, strict=True):
+        clone.grad = param.grad.clone()
+    return clones
+
+
+BIG = Workload("16M fp32", ((16 * 2**20,),))
+BIG_BF16 = Workload("16M bf16", BIG.shapes, torch.bfloat16)
+RESNET50 = Workload("ResNet-50, 161 tensors", resnet50_shapes())
+MANY = Workload("1,000 tensors of 1,000", ((1000,),) * 1000)

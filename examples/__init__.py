@@ -1,0 +1,1 @@
+"""Masked training on real data, and what a step costs: ``python -m examples.demo``."""

@@ -1,0 +1,143 @@
+"""Trains on handwritten digits with and without a mask, times one step, and draws both: ``python -m examples.demo``.
+
+Everything it says is computed from this run's numbers.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench.candidates import KEEP_PROB, ours, recipe, torch_optim
+from bench.report import machine_facts
+from bench.timing import Effort, Timings, time_candidates
+from bench.workloads import RESNET50
+
+from . import figures
+from .digits import BATCH, TRAIN_IMAGES
+from .study import MASKED, OPTIMIZERS, VARIANTS, Runs, curve_distance, final_accuracies, run_all, verdict
+
+THREADS = 2
+BASELINE = "torch fused"
+# Name of the candidate -> what tables and figures call it.
+STEP_LABELS = {
+    "paper recipe": f"paper recipe\n(keep {KEEP_PROB:g})",
+    "torch foreach": "torch foreach\n(no mask)",
+    BASELINE: "torch fused\n(no mask)",
+    "ours": f"ours\n(keep {KEEP_PROB:g})",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line of the demo."""
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder of the figures")
+    parser.add_argument("--seeds", type=int, default=8, help="runs per variant (2 or more)")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs per run")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps per candidate")
+    arguments = parser.parse_args()
+    for name, least in (("seeds", 2), ("epochs", 1), ("rounds", 1)):
+        if getattr(arguments, name) < least:
+            parser.error(f"Invalid --{name}={getattr(arguments, name)}: must be at least {least}")
+    return arguments
+
+
+def accuracy_table(all_runs: Runs) -> Table:
+    """Accuracy, loss and distance of every variant."""
+    table = Table(title="Handwritten digits", header_style="bold")
+    table.add_column("optimizer")
+    table.add_column("variant")
+    for title in ("test accuracy (%), mean ± std", "final train loss, mean", f"distance to '{MASKED.name}'"):
+        table.add_column(title, justify="right")
+    for name, runs in all_runs.items():
+        for variant in VARIANTS:
+            curves = runs[variant.name]
+            accuracies = final_accuracies(curves)
+            table.add_row(
+                f"{name}, lr {OPTIMIZERS[name][1]:g}",
+                variant.name,
+                f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}",
+                f"{mean(run.train_loss[-1] for run in curves):.4f}",
+                f"{curve_distance(curves, runs[MASKED.name]):.3f}",
+                end_section=variant is VARIANTS[-1],
+            )
+    table.caption = "distance: mean over epochs and seeds of |ln(training loss / training loss)|"
+    return table
+
+
+def step_table(timings: Timings) -> Table:
+    """Step times and their ratios to torch's fused step."""
+    table = Table(title=f"One Adam step, {RESNET50.name}, {RESNET50.numel / 1e6:.1f}M parameters", header_style="bold")
+    table.add_column("implementation")
+    for title in ("ms per step, median", f"ratio to {BASELINE}, median (q1-q3)", "ns per parameter"):
+        table.add_column(title, justify="right")
+    for name, label in STEP_LABELS.items():
+        seconds, ratio = timings.step(name).median, timings.ratio(name, BASELINE)
+        table.add_row(
+            label.replace("\n", " "),
+            f"{1e3 * seconds:.1f}",
+            f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})",
+            f"{seconds / RESNET50.numel * 1e9:.3f}",
+        )
+    return table
+
+
+def draw(all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, folder: Path) -> None:
+    """Both figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures.draw_curves(
+        all_runs,
+        f"scikit-learn digits, {TRAIN_IMAGES} training images, batches of {BATCH}; "
+        f"mean and standard deviation of {seeds} seeds",
+        folder / "digits_curves.png",
+    )
+    figures.draw_step_times(
+        timings,
+        STEP_LABELS,
+        BASELINE,
+        f"25.6M fp32 parameters in 161 tensors; {facts['threads']} threads, {facts['CPU'].split(',')[0]}; "
+        "median and quartiles",
+        folder / "step_times.png",
+    )
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> tuple[Runs, Timings]:
+    """Train, then time, under one progress display."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        epochs = len(OPTIMIZERS) * len(VARIANTS) * arguments.seeds * arguments.epochs
+        training = progress.add_task("training epochs", total=epochs)
+        timing = progress.add_task("timing rounds", total=arguments.rounds)
+        torch.set_num_threads(1)  # these layers are too small to share
+        all_runs = run_all(arguments.seeds, arguments.epochs, lambda: progress.advance(training))
+        torch.set_num_threads(THREADS)
+        candidates = [recipe(), torch_optim("Adam", "foreach"), torch_optim("Adam", "fused"), ours("Adam")]
+        effort = Effort(allocations=1, rounds=arguments.rounds, warm_up=2, seconds=45)
+        timings = time_candidates(RESNET50, candidates, effort, lambda: progress.advance(timing))
+        progress.update(timing, total=len(timings.seconds[BASELINE]))
+        return all_runs, timings
+
+
+def main() -> None:
+    """Run the demo."""
+    arguments, console = parse_arguments(), Console()
+    torch.set_num_threads(THREADS)
+    facts = machine_facts()
+    for key, value in facts.items():
+        console.print(f"[bold]{key}:[/] {value}", highlight=False)
+    all_runs, timings = measure(arguments, console)
+    draw(all_runs, timings, facts, arguments.seeds, arguments.out)
+    console.print(accuracy_table(all_runs))
+    console.print(step_table(timings))
+    console.print(f"Figures: {arguments.out}/digits_curves.png, {arguments.out}/step_times.png", highlight=False)
+    for name, runs in all_runs.items():
+        console.print(verdict(name, runs), highlight=False)
+
+
+if __name__ == "__main__":
+    main()

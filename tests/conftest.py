@@ -1,0 +1,38 @@
+"""Fixtures: instruction sets, thread counts.
+
+Both are restored after each test.
+"""
+
+import pytest
+import torch
+from inventory import ISAS
+
+from lrtricks_fused import ops
+
+
+@pytest.fixture(autouse=True)
+def _native_library_is_there():
+    # Without it "auto" is the reference, and native == reference would hold for nothing.
+    assert ops.load_error is None, ops.load_error
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    """Each instruction set of this machine in turn."""
+    monkeypatch.setenv("LRTRICKS_CPU_ISA", request.param)
+    try:
+        active = torch.ops.lrtricks_fused.cpu_isa()
+    except RuntimeError as error:
+        pytest.skip(f"this machine lacks {request.param}: {error}")
+    assert active == request.param
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Sets the number of threads: 1 unless the test asks for more.
+
+    On these small tensors waiting for a second thread costs more than it gives, on a busy machine many times more.
+    """
+    torch.set_num_threads(1)
+    return torch.set_num_threads

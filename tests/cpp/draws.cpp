@@ -1,0 +1,18 @@
+// Draws of one instruction set, named by the build (-DLRT_ISA=Avx512, Avx2 or Baseline).
+// Called by test_bits.cpp.
+#include "draws.h"
+
+namespace lrt::test {
+
+template <>
+void draw_whole_tile<cpu::LRT_ISA>(const KeepStream& key, int64_t tile, cpu::TileWords& words) {
+  cpu::draw_tile<cpu::LRT_ISA>(key, tile, words);
+}
+
+template <>
+int draw_one_piece<cpu::LRT_ISA>(const KeepStream& key, int64_t tile, int lane, cpu::TileWords& words) {
+  cpu::draw_piece<cpu::LRT_ISA>(key, tile, lane, words);
+  return cpu::kPiece;
+}
+
+}  // namespace lrt::test

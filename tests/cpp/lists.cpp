@@ -1,0 +1,156 @@
+// Lists of tensors for the tests of kernels (see lists.h).
+#include "check.h"
+#include "lists.h"
+
+#include <algorithm>
+#include <cmath>
+#include <thread>
+
+namespace lrt::test {
+namespace {
+
+// The empty tensor comes first, between and last.
+constexpr int64_t kSizes[] = {0, 1, 3, 63, 64, 65, 0, 511, 512, 513, 1000, 4097, 0};
+constexpr double kSteps[] = {1, 2, 7, 1000, 16777217};  // the last is no float32
+
+void fill(Bytes& bytes, cpu::Dtype dtype, const std::function<double()>& value) {
+  const int64_t size = size_of(dtype);
+  for (size_t at = 0; at < bytes.size(); at += size) store(dtype, value(), bytes.data() + at);
+}
+
+uint8_t* start(Bytes& bytes, int64_t offset, cpu::Dtype dtype) { return bytes.data() + offset * size_of(dtype); }
+
+cpu::Range range_of(const Variant& variant, TestTensor& tensor) {
+  const auto [param, state] = tensor.dtypes;
+  cpu::Range range = {start(tensor.param, tensor.offset, param), start(tensor.grad, tensor.offset, param), {}, 0,
+                      tensor.count};
+  for (int k = 0; k < variant.states; ++k) range.states[k] = start(tensor.states[k], tensor.offset, state);
+  return range;
+}
+
+struct Part {
+  int64_t begin, end;
+};
+
+std::vector<Part> parts_of(int64_t tiles, Deal deal) {
+  Random random = {static_cast<uint64_t>(tiles)};
+  std::vector<Part> parts;
+  for (int64_t begin = 0; begin < tiles;) {
+    const int64_t most = deal == Deal::kWhole ? tiles : deal == Deal::kSingleTilesBackwards ? 1 : 1 + random.below(20);
+    parts.push_back({begin, std::min(begin + most, tiles)});
+    begin = parts.back().end;
+  }
+  if (deal == Deal::kSingleTilesBackwards) std::reverse(parts.begin(), parts.end());
+  if (deal == Deal::kShuffledParts) {
+    for (size_t i = parts.size(); i > 1; --i) std::swap(parts[i - 1], parts[random.below(i)]);
+  }
+  return parts;
+}
+
+void run_on_threads(const cpu::ListWork& work, const std::vector<Part>& parts) {
+  constexpr size_t count = 4;
+  std::vector<std::thread> threads;
+  for (size_t first = 0; first < count; ++first) {
+    threads.emplace_back([&, first] {
+      for (size_t i = first; i < parts.size(); i += count) work.run(parts[i].begin, parts[i].end);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+std::string hex(const Bytes& bytes, size_t at, int64_t size) {
+  std::ostringstream out;
+  out << "0x" << std::hex;
+  for (int64_t b = size; b-- > 0;) {  // little-endian
+    const int value = bytes[at + b];
+    out << value / 16 << value % 16;
+  }
+  return out.str();
+}
+
+void require_same_bytes(const Bytes& got, const Bytes& expected, int64_t size, const TestTensor& tensor,
+                        const std::string& name) {
+  if (got == expected) return;
+  require(got.size() == expected.size(), name, ": sizes differ");
+  const size_t byte = std::mismatch(got.begin(), got.end(), expected.begin()).first - got.begin();
+  const size_t at = byte / size * size;
+  require(false, dtype_name(tensor.dtypes.param), "/", dtype_name(tensor.dtypes.state), " tensor of ", tensor.count,
+          " elements, offset ", tensor.offset, ", step ", tensor.step, ": ", name, " block, element ", at / size,
+          " is ", hex(got, at, size), ", not ", hex(expected, at, size));
+}
+
+}  // namespace
+
+TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count, int64_t offset, Random& random) {
+  const size_t param_bytes = (offset + count) * size_of(dtypes.param);
+  TestTensor tensor = {dtypes, count, offset, 1, 0, Bytes(param_bytes), Bytes(param_bytes), {}, nullptr};
+  fill(tensor.param, dtypes.param, [&] { return random.sign() * std::exp2(24 * random.uniform() - 20); });
+  fill(tensor.grad, dtypes.param, [&] { return random.sign() * std::exp2(30 * random.uniform() - 26); });
+  for (int k = 0; k < variant.states; ++k) {
+    // In [0.5, 0.7): no mean exceeds the root of a mean of squares, so that a centered variance stays positive.
+    const bool variance = variant.variances >> k & 1;
+    tensor.states[k].resize((offset + count) * size_of(dtypes.state));
+    tensor.states[k].shrink_to_fit();
+    fill(tensor.states[k], dtypes.state, [&] {
+      return (variance ? 1 : random.sign()) * (0.5 + 0.2 * random.uniform());
+    });
+  }
+  return tensor;
+}
+
+TestList sample_list(const Variant& variant) {
+  Random random = {41};
+  TestList list;
+  for (const DtypePair dtypes : kPairs) {
+    for (const int64_t offset : {0, 1}) {
+      for (const int64_t size : kSizes) {
+        list.push_back(random_tensor(variant, dtypes, size, offset, random));
+        list.back().step = kSteps[list.size() % std::size(kSteps)];
+        list.back().param_index = static_cast<uint32_t>(3 * list.size());
+      }
+    }
+  }
+  return list;
+}
+
+cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
+  cpu::ListWork work = {call.variant.hyper, call.scalars, call.seed, call.threshold, {}};
+  for (TestTensor& tensor : list) {
+    const auto [param, state] = tensor.dtypes;
+    const cpu::StepKernel kernel = call.variant.native(isa, param, state);
+    require(kernel != nullptr, "no kernel for ", dtype_name(param), "/", dtype_name(state));
+    work.add({kernel, range_of(call.variant, tensor), tensor.layouts.get(), tensor.step, tensor.param_index,
+              static_cast<uint8_t>(size_of(param)), static_cast<uint8_t>(size_of(state)), 0});
+  }
+  return work;
+}
+
+void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal) {
+  const cpu::ListWork work = work_of(call, isa, list);
+  const std::vector<Part> parts = parts_of(work.tiles, deal);
+  if (deal == Deal::kThreads) return run_on_threads(work, parts);
+  for (const Part& part : parts) work.run(part.begin, part.end);
+}
+
+void run_scalar(const Call& call, TestList& list) {
+  for (TestTensor& tensor : list) {
+    const KeepStream key = {call.seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor.step)), tensor.param_index};
+    const cpu::TensorStep step = {call.variant.hyper, call.scalars, key, call.threshold, tensor.step};
+    call.variant.scalar(tensor.dtypes.param, tensor.dtypes.state)(step, range_of(call.variant, tensor));
+  }
+}
+
+void require_same(const TestList& got, const TestList& expected) {
+  require(got.size() == expected.size(), "lists of different lengths");
+  for (size_t i = 0; i < got.size(); ++i) {
+    const TestTensor &a = got[i], &b = expected[i];
+    const int64_t param_size = size_of(a.dtypes.param), state_size = size_of(a.dtypes.state);
+    require_same_bytes(a.param, b.param, param_size, a, "param");
+    require_same_bytes(a.grad, b.grad, param_size, a, "grad");
+    for (int k = 0; k < kMaxStates; ++k) {
+      require_same_bytes(a.states[k], b.states[k], state_size, a, text("state ", k));
+    }
+  }
+}
+
+}  // namespace lrt::test

@@ -1,0 +1,45 @@
+// Runs every C++ test of csrc, or those whose case name contains the first argument; exit status 1 if one fails.
+// Built by tests/cpp/Makefile without torch, under AddressSanitizer and UBSan unless MODE=release.
+#include <cstdio>
+#include <exception>
+
+#include "check.h"
+#include "variants.h"
+
+namespace lrt::test {
+namespace {
+
+int passed = 0, failed = 0;
+std::string wanted;
+
+}  // namespace
+
+void run_case(const std::string& name, const std::function<void()>& body) {
+  if (name.find(wanted) == std::string::npos) return;
+  try {
+    body();
+    ++passed;
+  } catch (const std::exception& error) {
+    ++failed;
+    std::printf("FAILED %s: %s\n", name.c_str(), error.what());
+  }
+}
+
+}  // namespace lrt::test
+
+int main(int argc, char** argv) {
+  using namespace lrt::test;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  if (argc > 1) wanted = argv[1];
+  std::printf("instruction sets:");
+  for (const lrt::cpu::Isa isa : available_isas()) std::printf(" %s", lrt::cpu::isa_name(isa));
+  std::printf("\n");
+  test_bits();
+  test_dtype();
+  test_strided();
+  test_lists();
+  test_strided_lists();
+  test_formulas();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0 || passed == 0;
+}

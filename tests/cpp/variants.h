@@ -1,0 +1,52 @@
+// The inventory: every rule variant with its kernels and with an independent scalar loop of the same signature.
+// Each test of kernels runs over variants() x kPairs x available_isas().
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "rules/adabelief.h"
+#include "rules/adam.h"
+#include "rules/radam.h"
+#include "rules/rmsprop.h"
+#include "rules/sgd.h"
+
+namespace lrt::test {
+
+struct DtypePair {
+  cpu::Dtype param, state;
+};
+constexpr DtypePair kPairs[] = {
+    {cpu::Dtype::kFloat, cpu::Dtype::kFloat},   {cpu::Dtype::kDouble, cpu::Dtype::kDouble},
+    {cpu::Dtype::kBFloat16, cpu::Dtype::kFloat}, {cpu::Dtype::kBFloat16, cpu::Dtype::kBFloat16},
+    {cpu::Dtype::kHalf, cpu::Dtype::kFloat},    {cpu::Dtype::kHalf, cpu::Dtype::kHalf}};
+
+// No default of torch.optim among them.
+constexpr SGDHyper kSgd = {0.85, 0.3};
+constexpr AdamHyper kAdam = {0.8, 0.95, 1e-6};
+constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
+constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
+constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
+
+struct Variant {
+  std::string name;
+  int states;
+  unsigned variances;  // bit k: state k is a mean of squares, never negative
+  const void* hyper;
+  cpu::StepKernel (*native)(cpu::Isa isa, cpu::Dtype param, cpu::Dtype state);
+  cpu::StepKernel (*scalar)(cpu::Dtype param, cpu::Dtype state);
+};
+
+const std::vector<Variant>& variants();
+const Variant& variant_named(const std::string& name);
+
+// Those this machine runs, as LRTRICKS_CPU_ISA selects them.
+const std::vector<cpu::Isa>& available_isas();
+void select_isa(cpu::Isa isa);
+
+int64_t size_of(cpu::Dtype dtype);
+const char* dtype_name(cpu::Dtype dtype);
+void store(cpu::Dtype dtype, double value, void* to);
+
+}  // namespace lrt::test

@@ -1,0 +1,255 @@
+"""Bad input: the right exception, which names argument and value, and nothing touched.
+
+Every line of the issue's "Bad input gets"; at construction, in a parameter group later, and in gradients.
+"""
+
+import inspect
+import math
+import re
+
+import pytest
+import torch
+from helpers import Snapshot, clones, leaves, random_grads, train
+from inventory import CLASSES, RICH
+
+import lrtricks_fused as lrt
+from lrtricks_fused import backends, ops
+
+by_name = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
+nan = math.nan
+
+# name, value, exception, what the message holds besides the name
+BAD = [
+    *(("keep_prob", value, ValueError, str(value)) for value in (1.5, -0.1, 1 + 1e-12, nan, math.inf, -math.inf)),
+    ("keep_prob", torch.tensor(1.5), ValueError, "1.5"),
+    ("keep_prob", torch.tensor(nan), ValueError, "nan"),
+    ("keep_prob", torch.tensor([0.5, 0.5]), ValueError, "(2,)"),
+    ("keep_prob", "0.5", TypeError, "'0.5'"),
+    ("keep_prob", None, TypeError, "None"),
+    *(("lr", value, ValueError, str(value)) for value in (-1e-3, nan)),
+    ("lr", torch.tensor(-0.25), ValueError, "-0.25"),
+    ("lr", torch.ones(3), ValueError, "(3,)"),
+    ("lr", "1e-3", TypeError, "'1e-3'"),
+    *(("weight_decay", value, ValueError, str(value)) for value in (-0.1, nan)),
+    *(("eps", value, ValueError, str(value)) for value in (-1e-8, nan)),
+    ("betas", (1.0, 0.999), ValueError, "1.0"),
+    ("betas", (0.9, 1.0), ValueError, "1.0"),
+    ("betas", (-0.1, 0.999), ValueError, "-0.1"),
+    ("betas", (0.9, -0.5), ValueError, "-0.5"),
+    ("betas", (0.9, nan), ValueError, "nan"),
+    ("betas", (0.9,), ValueError, "(0.9,)"),
+    ("betas", 0.9, ValueError, "0.9"),
+    ("momentum", -0.5, ValueError, "-0.5"),
+    ("alpha", -0.5, ValueError, "-0.5"),
+    ("nesterov", True, ValueError, "momentum"),
+    *(("grad_weight", value, ValueError, str(value)) for value in (-1.0, nan)),
+    ("grad_weight", torch.tensor(-2.0), ValueError, "-2.0"),
+    *(("seed", value, ValueError, str(value)) for value in (-1, 2**64, 0.5, "0")),
+    ("differentiable", True, ValueError, "True"),
+]
+CALLS = [(cls, *row) for row in BAD for cls in CLASSES if row[0] in inspect.signature(cls).parameters]
+bad = pytest.mark.parametrize(("cls", "name", "value", "error", "text"), CALLS)
+
+
+def pattern(name, text):
+    return f"(?s)(?=.*{re.escape(name)})(?=.*{re.escape(text)})"
+
+
+@bad
+def test_at_construction(cls, name, value, error, text):
+    with pytest.raises(error, match=pattern(name, text)):
+        cls(leaves((3,)), **{name: value})
+
+
+@bad
+def test_as_an_option_of_one_group(cls, name, value, error, text):
+    params = leaves((3,), (4,))
+    with pytest.raises(error, match=pattern(name, text)):
+        cls([{"params": params[:1]}, {"params": params[1:], name: value}])
+    optimizer = cls(params[:1])
+    train(optimizer, range(1))
+    before = Snapshot(optimizer)
+    with pytest.raises(error, match=pattern(name, text)):
+        optimizer.add_param_group({"params": params[1:], name: value})
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_as_a_default_that_every_group_overrides(cls):
+    # As torch.optim, which checks its arguments whether or not a group uses them.
+    accepted = []
+    for _, name, value, error, text in (call for call in CALLS if call[0] is cls):
+        good = inspect.signature(cls).parameters[name].default
+        try:
+            cls([{"params": leaves((3,)), name: good}], **{name: value})
+        except error as raised:
+            assert re.search(pattern(name, text), str(raised))
+        else:
+            accepted.append(f"{name}={value}")
+    assert not accepted
+
+
+@both_backends
+@bad
+def test_changed_in_a_group_later(cls, name, value, error, text, backend):
+    # The second group is the bad one: the first must not have been stepped when it is found.
+    params = leaves((700,), (5,))
+    optimizer = cls([{"params": params[:1]}, {"params": params[1:]}], backend=backend)
+    train(optimizer, range(2))
+    good = optimizer.param_groups[1][name]
+    optimizer.param_groups[1][name] = value
+    random_grads(params, 2)
+    before = Snapshot(optimizer)
+    with pytest.raises(error, match=pattern(name, text)):
+        optimizer.step()
+    optimizer.param_groups[1][name] = before.groups[1][name] = good
+    before.assert_unchanged()
+    optimizer.step()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}
+
+
+def test_nesterov_with_dampening():
+    for hyper in (dict(), dict(momentum=0.9, dampening=0.1)):
+        with pytest.raises(ValueError, match=r"nesterov=True.*momentum=.*dampening="):
+            lrt.SGD(leaves((3,)), nesterov=True, **hyper)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_parameters_of_other_dtypes(cls, dtype):
+    param = torch.zeros(3, dtype=dtype)
+    with pytest.raises(TypeError, match=re.escape(str(dtype))):
+        cls([param])
+    optimizer = cls(leaves((3,)))
+    with pytest.raises(TypeError, match=re.escape(str(dtype))):
+        optimizer.add_param_group({"params": [param]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float64, torch.float16, torch.int32])
+def test_state_dtype_that_no_kernel_has(state_dtype):
+    (param,) = clones([leaves((3,))[0].bfloat16()])
+    with pytest.raises(ValueError, match=re.escape(f"state_dtype={state_dtype}")):
+        lrt.Adam([param], state_dtype=state_dtype)
+
+
+def sparse(param):
+    return torch.eye(5).to_sparse(), "sparse"
+
+
+def shape(param):
+    param.data = torch.zeros(5, 5)  # the gradient stays (5, 4)
+    return None, "[5, 4]"
+
+
+def dtype(param):
+    param.data = param.data.double()
+    return None, "float32"
+
+
+def complex_dtype(param):
+    param.grad_dtype = None
+    return torch.ones(5, 5, dtype=torch.complex64), "complex64"
+
+
+@both_backends
+@by_name
+@pytest.mark.parametrize("spoil", [sparse, shape, dtype, complex_dtype], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_that_do_not_fit(case, spoil, fresh, groups, backend):
+    params = leaves((700,), (5, 4) if spoil is shape else (5, 5))
+    parts = [{"params": params}] if groups == 1 else [{"params": params[:1]}, {"params": params[1:]}]
+    optimizer = case.make(parts, keep_prob=0.5, backend=backend)
+    if not fresh:
+        train(optimizer, range(2))
+    random_grads(params, 2)
+    grad, text = spoil(params[1])
+    if grad is not None:
+        params[1].grad = grad
+    before = [tensor.clone() for tensor in [*params, *states_of(optimizer)]]
+    with pytest.raises(ValueError, match=f"(?s)gradient.*{re.escape(text)}"):
+        optimizer.step()
+    after = [*params, *states_of(optimizer)]
+    # A first step that fails may have created states, but only the zeros a state starts from.
+    assert all(torch.equal(old, new) for old, new in zip(before, after[: len(before)], strict=True))
+    assert not any(new.any() for new in after[len(before):])
+
+
+def states_of(optimizer):
+    return [value for state in optimizer.state.values() for value in state.values()]
+
+
+@by_name
+def test_gradient_on_another_device(case, monkeypatch):
+    (param,) = leaves((5, 5))
+    optimizer = case.make([param])
+
+    class Moved(torch.Tensor):  # torch lets no one assign such a gradient
+        grad = torch.zeros(5, 5, device="meta")
+
+    param = optimizer.param_groups[0]["params"][0] = param.detach().as_subclass(Moved)
+    with pytest.raises(ValueError, match=r"gradient of device meta.*cpu"):
+        optimizer.step()
+    assert torch.equal(param.as_subclass(torch.Tensor), leaves((5, 5))[0])
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("name", ["fancy", "", "Native", None])
+def test_unknown_backend(cls, name):
+    with pytest.raises(ValueError, match=re.escape(f"backend={name!r}")):
+        cls(leaves((3,)), backend=name)
+
+
+@pytest.fixture
+def native_is_missing(monkeypatch):
+    monkeypatch.setattr(ops, "load_error", "the dog ate it")
+    backends.resolve.cache_clear()
+    yield
+    backends.resolve.cache_clear()
+
+
+def test_unavailable_backend_tells_the_reason(native_is_missing):
+    with pytest.raises(ValueError, match=r"backend='native'.*the dog ate it"):
+        lrt.Adam(leaves((3,)), backend="native")
+    reason = backends.why_not("triton", torch.device("cpu"))
+    if reason is not None:
+        with pytest.raises(ValueError, match=f"backend='triton'.*{re.escape(reason)}"):
+            lrt.Adam(leaves((3,)), backend="triton")
+
+
+def test_auto_falls_back_and_says_so_once(native_is_missing, caplog):
+    with caplog.at_level("WARNING", logger="lrtricks_fused"):
+        for _ in range(2):
+            optimizer = lrt.Adam(leaves((700,)), keep_prob=0.5)
+            train(optimizer, range(2))
+    assert len(caplog.records) == 1
+    assert "the dog ate it" in caplog.text
+    wanted = lrt.Adam(leaves((700,)), keep_prob=0.5, backend="reference")
+    train(wanted, range(2))
+    assert torch.equal(optimizer.param_groups[0]["params"][0], wanted.param_groups[0]["params"][0])
+
+
+def test_native_refuses_other_devices():
+    param = torch.zeros(3, device="meta", requires_grad=True)
+    with pytest.raises(ValueError, match=r"backend='native'.*meta"):
+        lrt.Adam([param], backend="native")
+
+
+@pytest.mark.parametrize("name", ["keep_prob", "grad_weight", "lr"])
+def test_a_number_as_a_tensor_of_any_dtype_works_or_is_refused_at_once(name):
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64):
+        results = []
+        for backend in ("native", "reference"):
+            (param,) = leaves((700,))
+            try:
+                optimizer = lrt.SGD([param], backend=backend, **{name: torch.tensor(1, dtype=dtype)})
+            except (TypeError, ValueError) as error:
+                assert name in str(error)
+                results.append("refused")
+            else:
+                train(optimizer, range(1))
+                results.append(param.detach())
+        assert isinstance(results[0], str) == isinstance(results[1], str)
+        assert isinstance(results[0], str) or torch.equal(*results)
