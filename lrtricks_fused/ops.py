@@ -28,7 +28,9 @@ load_error = _load()
 
 
 def _split(value: float | Tensor) -> tuple[float, Tensor | None]:
-    return (0.0, value) if isinstance(value, Tensor) else (value, None)
+    if not isinstance(value, Tensor):
+        return value, None
+    return 0.0, value if value.dtype in (torch.float32, torch.float64) else value.double()
 
 
 def native_step(call: StepCall) -> None:
@@ -56,3 +58,5 @@ def native_step(call: StepCall) -> None:
         grad_scale=call.grad_scale,
         found_inf=call.found_inf,
     )
+    # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
+    torch.autograd.graph.increment_version(call.params)

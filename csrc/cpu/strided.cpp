@@ -53,6 +53,7 @@ bool StridedView::may_overlap() const {
 }
 
 void StridedView::offsets(int64_t first, int64_t count, int64_t* out) const {
+  if (count == 0) return;  // an empty tensor has no index to start from
   const int inner = static_cast<int>(sizes_.size()) - 1;
   std::vector<int64_t> index(sizes_.size());
   int64_t row = 0;  // offset of the run along the innermost dimension

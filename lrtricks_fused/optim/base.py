@@ -49,7 +49,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
         check_backend(backend)
         self.backend = backend
         self.state_dtype = state_dtype
-        super().__init__(params, dict(defaults, keep_prob=keep_prob, grad_weight=grad_weight, seed=seed))
+        defaults = {**defaults, "keep_prob": keep_prob, "grad_weight": grad_weight, "seed": seed}
+        self._check_group(defaults)  # as torch.optim, also where every group overrides them
+        super().__init__(params, defaults)
 
     # -- what a subclass defines ---------------------------------------------------------------------------
 

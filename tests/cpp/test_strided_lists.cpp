@@ -9,11 +9,13 @@
 namespace lrt::test {
 namespace {
 
-// Which operands are strided: bits 0 param, 1 grad, 2 states.
-constexpr struct {
+// The gap between elements of each operand, as a factor on the shape's strides; 0: contiguous.
+constexpr struct Operands {
   const char* name;
-  unsigned operands;
-} kStrided[] = {{"param", 1}, {"grad", 2}, {"states", 4}, {"param and grad", 3}, {"all", 7}};
+  int64_t param, grad, states[kMaxStates];
+} kStrided[] = {{"param", 1, 0, {0, 0, 0}},          {"grad", 0, 1, {0, 0, 0}},
+                {"states", 0, 0, {1, 1, 1}},         {"param and one state", 1, 0, {0, 1, 0}},
+                {"all alike", 1, 1, {1, 1, 1}},      {"each unlike the one before", 1, 2, {1, 3, 2}}};
 
 Bytes spread(const Bytes& contiguous, const Shape& shape, int64_t size) {
   const std::vector<int64_t> offsets = offsets_of(shape);
@@ -22,28 +24,27 @@ Bytes spread(const Bytes& contiguous, const Shape& shape, int64_t size) {
   return block;
 }
 
-TestTensor strided(const TestTensor& contiguous, const Shape& shape, unsigned operands) {
+void make_strided(Bytes& bytes, std::optional<cpu::StridedView>& view, Shape shape, int64_t gap, cpu::Dtype dtype) {
+  if (gap == 0) return;
+  for (int64_t& stride : shape.strides) stride *= gap;
+  bytes = spread(bytes, shape, size_of(dtype));
+  view = shape.view();
+}
+
+TestTensor strided(const TestTensor& contiguous, const Shape& shape, const Operands& operands) {
   TestTensor tensor = contiguous;
   const auto [param, state] = tensor.dtypes;
   auto layouts = std::make_shared<cpu::Layouts>();
-  if (operands & 1) {
-    tensor.param = spread(contiguous.param, shape, size_of(param));
-    layouts->param = shape.view();
-  }
-  if (operands & 2) {
-    tensor.grad = spread(contiguous.grad, shape, size_of(param));
-    layouts->grad = shape.view();
-  }
+  make_strided(tensor.param, layouts->param, shape, operands.param, param);
+  make_strided(tensor.grad, layouts->grad, shape, operands.grad, param);
   for (int k = 0; k < kMaxStates; ++k) {
-    if (!(operands & 4) || tensor.states[k].empty()) continue;
-    tensor.states[k] = spread(contiguous.states[k], shape, size_of(state));
-    layouts->states[k] = shape.view();
+    if (!tensor.states[k].empty()) make_strided(tensor.states[k], layouts->states[k], shape, operands.states[k], state);
   }
   tensor.layouts = layouts;
   return tensor;
 }
 
-TestList strided(const TestList& contiguous, unsigned operands) {
+TestList strided(const TestList& contiguous, const Operands& operands) {
   TestList list;
   for (size_t i = 0; i < contiguous.size(); ++i) {
     list.push_back(strided(contiguous[i], sample_shapes()[i % sample_shapes().size()], operands));
@@ -65,15 +66,17 @@ void strided_cases(const Variant& variant) {
     const Call call = {variant, kDecayModes[1].scalars, threshold};
     TestList expected = start;
     run_scalar(call, expected);
-    for (const auto& [name, operands] : kStrided) {
+    for (const Operands& operands : kStrided) {
       const TestList strided_start = strided(start, operands), strided_expected = strided(expected, operands);
+      const std::string of = text(variant.name, ", ", operands.name, ", threshold ", threshold, ", ");
       for (const cpu::Isa isa : available_isas()) {
-        run_case(text("strided lists: ", variant.name, ", ", name, ", threshold ", threshold, ", ", cpu::isa_name(isa)),
-                 [&, all = operands == 7] {
-                   TestList got = strided_start;
-                   run_native(call, isa, got, all ? Deal::kThreads : Deal::kShuffledParts);
-                   require_same(got, strided_expected);
-                 });
+        run_case("strided lists: " + of + cpu::isa_name(isa), [&] {
+          for (const Deal deal : {Deal::kShuffledParts, Deal::kThreads}) {
+            TestList got = strided_start;
+            run_native(call, isa, got, deal);
+            require_same(got, strided_expected);
+          }
+        });
       }
     }
   }
