@@ -77,6 +77,7 @@ void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t 
 }  // namespace
 
 void ListWork::run(int64_t begin, int64_t end) const {
+  if (begin >= end) return;
   auto tensor = std::upper_bound(tensors.begin(), tensors.end(), begin,
                                  [](int64_t tile, const TensorWork& t) { return tile < t.first_tile; }) - 1;
   for (; begin < end; ++tensor) {

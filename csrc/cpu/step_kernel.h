@@ -67,9 +67,10 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
   const auto row = [&](auto decay, int64_t begin, int count, const uint32_t* words, int shift)
                        __attribute__((always_inline)) {
-    State* const states[kMaxStates] = {static_cast<State*>(range.states[0]) + begin,
-                                       static_cast<State*>(range.states[1]) + begin,
-                                       static_cast<State*>(range.states[2]) + begin};
+    const auto state_row = [&](int k) {
+      return k < Rule::kStates ? static_cast<State*>(range.states[k]) + begin : nullptr;
+    };
+    State* const states[kMaxStates] = {state_row(0), state_row(1), state_row(2)};
     if (begin + kPrefetch < range.count) {
       prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
       prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
