@@ -71,11 +71,10 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
       return k < Rule::kStates ? static_cast<State*>(range.states[k]) + begin : nullptr;
     };
     State* const states[kMaxStates] = {state_row(0), state_row(1), state_row(2)};
-    if (begin + kPrefetch < range.count) {
-      prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
-      prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
-      for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kPrefetch);
-    }
+    const int64_t ahead = begin + kPrefetch < range.count ? kPrefetch : 0;  // not past the end: the lines are lost
+    prefetch_row(static_cast<Param*>(range.param) + begin + ahead);
+    prefetch_row(static_cast<const Param*>(range.grad) + begin + ahead);
+    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + ahead);
     update_row<decay.value>(rule, scalars, tensor.threshold, static_cast<Param*>(range.param) + begin,
                             static_cast<const Param*>(range.grad) + begin, states, count, words, shift,
                             std::make_integer_sequence<int, Rule::kStates>{});
