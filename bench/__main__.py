@@ -5,6 +5,7 @@ Ratios above a bar do not change the exit code: a benchmark informs, tests decid
 
 import argparse
 import re
+import sys
 
 import torch
 from rich.console import Console
@@ -61,7 +62,8 @@ def main() -> None:
     if arguments.markdown:
         print(report.markdown(facts, rows))
     else:
-        report.print_terminal(Console(), facts, rows)
+        width = None if sys.stdout.isatty() else 200  # a pipe has no width, and 80 columns cut the table
+        report.print_terminal(Console(width=width), facts, rows)
 
 
 if __name__ == "__main__":

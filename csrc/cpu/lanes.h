@@ -1,5 +1,6 @@
-// 64 consecutive Philox calls at once, per instruction set. Words stay in the low half of 64-bit lanes, because
-// the widening multiply reads only that half; even and odd calls then interleave into 32-bit lanes in order.
+// 64 consecutive Philox calls and their keep decisions at once, per instruction set. Words stay in the low half of
+// 64-bit lanes, because the widening multiply reads only that half; even and odd calls then interleave into 32-bit
+// lanes in order.
 #pragma once
 
 #include "core/keep.h"
@@ -11,9 +12,10 @@
 
 namespace lrt::cpu {
 
-// word[w][lane]: word w of the call for `lane` of one tile.
-struct TileWords {
-  alignas(64) uint32_t word[4][kLanes];
+// Decisions of one tile: the sign bit of row[r][lane] is set where the element is kept. As signs, for a blend
+// takes them as they are, and two draws of a word are compared at once.
+struct TileKeeps {
+  alignas(64) int32_t row[8][kLanes];
 };
 
 #if defined(__AVX512F__)
@@ -32,8 +34,11 @@ LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm512_mul_epu32(a.v, _mm512_set1_epi64(multiplier)));
   hi = Wide(_mm512_shuffle_epi32(lo.v, _MM_PERM_DDBB));
 }
-LRT_HD void store_interleaved(uint32_t* to, Wide even, Wide odd) {
-  _mm512_store_si512(to, _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32)));
+LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32_t threshold) {
+  const __m512i words = _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
+  const __m512i keeps = _mm512_movm_epi16(_mm512_cmplt_epu16_mask(words, _mm512_set1_epi16(threshold)));
+  _mm512_store_si512(low, _mm512_slli_epi32(keeps, 16));
+  _mm512_store_si512(high, keeps);
 }
 #elif defined(__AVX2__)
 struct Wide {
@@ -51,9 +56,12 @@ LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm256_mul_epu32(a.v, _mm256_set1_epi64x(multiplier)));
   hi = Wide(_mm256_shuffle_epi32(lo.v, 0xf5));
 }
-LRT_HD void store_interleaved(uint32_t* to, Wide even, Wide odd) {
-  _mm256_store_si256(reinterpret_cast<__m256i*>(to),
-                     _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa));
+LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32_t threshold) {
+  const __m256i words = _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
+  // Unsigned words < threshold, for a threshold of at least 1.
+  const __m256i keeps = _mm256_cmpeq_epi16(words, _mm256_min_epu16(words, _mm256_set1_epi16(threshold - 1)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(low), _mm256_slli_epi32(keeps, 16));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(high), keeps);
 }
 #endif
 
@@ -62,10 +70,11 @@ constexpr int kPiece = 2 * Wide::kCalls;  // Philox calls drawn at a time
 #else
 constexpr int kPiece = 8;
 #endif
+constexpr int kPieceRows = kPiece / 8;  // rows between pieces, so that a tile draws all of the next
 
-// Calls [lane, lane + kPiece) of one tile.
+// Decisions of calls [lane, lane + kPiece) of one tile; 0 < threshold < kKeepAll.
 template <class Isa>
-LRT_HD void draw_piece(const KeepStream& key, int64_t tile, int lane, TileWords& words) {
+LRT_HD void draw_piece(const KeepStream& key, uint32_t threshold, int64_t tile, int lane, TileKeeps& keeps) {
   const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
 #if defined(__AVX512F__) || defined(__AVX2__)
   const uint32_t key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
@@ -73,18 +82,20 @@ LRT_HD void draw_piece(const KeepStream& key, int64_t tile, int lane, TileWords&
   const uint32_t n = static_cast<uint32_t>(first) + lane;
   const auto even = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1);
   const auto odd = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1);
-  for (int w = 0; w < 4; ++w) store_interleaved(&words.word[w][lane], even.word[w], odd.word[w]);
+  for (int w = 0; w < 4; ++w) {
+    store_keeps(&keeps.row[2 * w][lane], &keeps.row[2 * w + 1][lane], even.word[w], odd.word[w], threshold);
+  }
 #else
   for (int call = lane; call < lane + kPiece; ++call) {
     const auto block = draw(key, first + call, Stream::kElement);
-    for (int w = 0; w < 4; ++w) words.word[w][call] = block.word[w];
+    for (int r = 0; r < 8; ++r) keeps.row[r][call] = row_bits(block.word[r / 2], r) < threshold ? -1 : 0;
   }
 #endif
 }
 
 template <class Isa>
-LRT_HD void draw_tile(const KeepStream& key, int64_t tile, TileWords& words) {
-  for (int lane = 0; lane < kLanes; lane += kPiece) draw_piece<Isa>(key, tile, lane, words);
+LRT_HD void draw_tile(const KeepStream& key, uint32_t threshold, int64_t tile, TileKeeps& keeps) {
+  for (int lane = 0; lane < kLanes; lane += kPiece) draw_piece<Isa>(key, threshold, tile, lane, keeps);
 }
 
 }  // namespace lrt::cpu

@@ -33,21 +33,20 @@ struct TensorStep {
 
 using StepKernel = void (*)(const TensorStep&, const Range&);
 
-// `count` consecutive elements from `begin`, whose keep bits are the upper or lower halves of `words`.
+// `count` consecutive elements and their decisions, as signs.
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
 template <Decay kDecay, class Rule, class Param, class State, int... K>
-LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, int32_t threshold,
-                       Param* params, const Param* grads, State* const (&states)[kMaxStates], int count,
-                       const uint32_t* words, int shift, std::integer_sequence<int, K...>) {
+LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, Param* params, const Param* grads,
+                       State* const (&states)[kMaxStates], int count, const int32_t* keeps,
+                       std::integer_sequence<int, K...>) {
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {
     Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
     const Param old_param = params[i];
-    const Param new_param = from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grads[i]), state));
+    const Param new_param =
+        from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grads[i]), state));
     ((states[K][i] = from_real<State>(state[K])), ...);
-    // Signed: below 2**17 it is the same, and AVX2 compares nothing else.
-    const int32_t bits = (words[i] >> shift) & 0xffffu;
-    params[i] = bits < threshold ? new_param : old_param;
+    params[i] = keeps[i] < 0 ? new_param : old_param;
   }
 }
 
@@ -65,39 +64,43 @@ template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const TensorStep& tensor, const Range& range) {
   const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
-  const auto row = [&](auto decay, int64_t begin, int count, const uint32_t* words, int shift)
+  // Only whole tiles ask for the tile after them: from the rest of a range on, the lines would be lost.
+  const auto row = [&](auto prefetch, auto decay, int64_t begin, int count, const int32_t* keeps)
                        __attribute__((always_inline)) {
     const auto state_row = [&](int k) {
       return k < Rule::kStates ? static_cast<State*>(range.states[k]) + begin : nullptr;
     };
     State* const states[kMaxStates] = {state_row(0), state_row(1), state_row(2)};
-    const int64_t ahead = begin + kPrefetch < range.count ? kPrefetch : 0;  // not past the end: the lines are lost
-    prefetch_row(static_cast<Param*>(range.param) + begin + ahead);
-    prefetch_row(static_cast<const Param*>(range.grad) + begin + ahead);
-    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + ahead);
-    update_row<decay.value>(rule, scalars, tensor.threshold, static_cast<Param*>(range.param) + begin,
-                            static_cast<const Param*>(range.grad) + begin, states, count, words, shift,
+    if constexpr (prefetch.value) {
+      prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
+      prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
+      for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kPrefetch);
+    }
+    update_row<decay.value>(rule, scalars, static_cast<Param*>(range.param) + begin,
+                            static_cast<const Param*>(range.grad) + begin, states, count, keeps,
                             std::make_integer_sequence<int, Rule::kStates>{});
   };
 
   const int64_t full_tiles = range.count / kTile;
-  TileWords words[2];
+  TileKeeps keeps[2];
   const auto run_full_tiles = [&](auto draws, auto decay) __attribute__((always_inline)) {
     for (int64_t tile = 0; tile < full_tiles; ++tile) {
-      for (int lane = 0; lane < kLanes; lane += kPiece) {
+      const TileKeeps& now = keeps[tile % 2];
+      TileKeeps& next = keeps[(tile + 1) % 2];
+      for (int r = 0; r < 8; r += kPieceRows) {
         // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
-        if (draws.value) draw_piece<Isa>(tensor.key, range.first_tile + tile + 1, lane, words[(tile + 1) % 2]);
-        for (int r = lane / 8; r < (lane + kPiece) / 8; ++r) {
-          row(decay, tile * kTile + r * kLanes, kLanes, words[tile % 2].word[r / 2], 16 * (r % 2));
+        if (draws.value) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
+        for (int p = r; p < r + kPieceRows; ++p) {
+          row(std::true_type{}, decay, tile * kTile + p * kLanes, kLanes, now.row[p]);
         }
       }
     }
   };
   if (tensor.threshold == 0 || tensor.threshold == kKeepAll) {
-    std::memset(words, 0, sizeof(words));  // 0 < kKeepAll keeps every element
+    std::memset(keeps, tensor.threshold == 0 ? 0 : -1, sizeof(keeps));
     run_full_tiles(std::false_type{}, DecayChoice<Decay::kSelect>{});
   } else {
-    draw_tile<Isa>(tensor.key, range.first_tile, words[0]);
+    draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
     const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
     switch (decay) {
       case Decay::kNone: run_full_tiles(std::true_type{}, DecayChoice<Decay::kNone>{}); break;
@@ -108,7 +111,7 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
   }
   for (int64_t begin = full_tiles * kTile; begin < range.count; begin += kLanes) {
     const int r = static_cast<int>(begin / kLanes % 8), count = static_cast<int>(std::min(kLanes, range.count - begin));
-    row(DecayChoice<Decay::kSelect>{}, begin, count, words[full_tiles % 2].word[r / 2], 16 * (r % 2));
+    row(std::false_type{}, DecayChoice<Decay::kSelect>{}, begin, count, keeps[full_tiles % 2].row[r]);
   }
 }
 

@@ -5,13 +5,14 @@
 namespace lrt::test {
 
 template <>
-void draw_whole_tile<cpu::LRT_ISA>(const KeepStream& key, int64_t tile, cpu::TileWords& words) {
-  cpu::draw_tile<cpu::LRT_ISA>(key, tile, words);
+void draw_whole_tile<cpu::LRT_ISA>(const KeepStream& key, uint32_t threshold, int64_t tile, cpu::TileKeeps& keeps) {
+  cpu::draw_tile<cpu::LRT_ISA>(key, threshold, tile, keeps);
 }
 
 template <>
-int draw_one_piece<cpu::LRT_ISA>(const KeepStream& key, int64_t tile, int lane, cpu::TileWords& words) {
-  cpu::draw_piece<cpu::LRT_ISA>(key, tile, lane, words);
+int draw_one_piece<cpu::LRT_ISA>(const KeepStream& key, uint32_t threshold, int64_t tile, int lane,
+                                 cpu::TileKeeps& keeps) {
+  cpu::draw_piece<cpu::LRT_ISA>(key, threshold, tile, lane, keeps);
   return cpu::kPiece;
 }
 

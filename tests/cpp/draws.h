@@ -7,10 +7,10 @@
 namespace lrt::test {
 
 template <class Isa>
-void draw_whole_tile(const KeepStream& key, int64_t tile, cpu::TileWords& words);
+void draw_whole_tile(const KeepStream& key, uint32_t threshold, int64_t tile, cpu::TileKeeps& keeps);
 
 // Draws one piece from `lane` on; returns how many calls a piece is.
 template <class Isa>
-int draw_one_piece(const KeepStream& key, int64_t tile, int lane, cpu::TileWords& words);
+int draw_one_piece(const KeepStream& key, uint32_t threshold, int64_t tile, int lane, cpu::TileKeeps& keeps);
 
 }  // namespace lrt::test

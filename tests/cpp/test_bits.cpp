@@ -76,16 +76,21 @@ void kept_of_a_million(const KeepStream& key, double keep_prob, int expected) {
   require(kept == expected, kept, " kept, not ", expected);
 }
 
+bool kept(const cpu::TileKeeps& keeps, int64_t element) {
+  return keeps.row[element / kLanes % 8][element % kLanes] < 0;
+}
+
+// A draw is exactly `bits` if it is kept below bits + 1 and not below bits.
 template <class Isa>
 void tile_answers() {
   for (const KeepAnswer& answer : kKeepAnswers) {
-    cpu::TileWords words;
-    draw_whole_tile<Isa>(answer.key, answer.first / kTile, words);
     for (int i = 0; i < 8; ++i) {
       const int64_t element = answer.first + i;
-      const int row = static_cast<int>(element / kLanes % 8);
-      const uint32_t bits = row_bits(words.word[row / 2][element % kLanes], row);
-      require(bits == answer.bits[i], "element ", element, ": ", bits, " not ", answer.bits[i]);
+      cpu::TileKeeps keeps;
+      for (const uint32_t above : {0, 1}) {
+        draw_whole_tile<Isa>(answer.key, answer.bits[i] + above, element / kTile, keeps);
+        require(kept(keeps, element) == (above == 1), "element ", element, " with threshold bits + ", above);
+      }
     }
   }
 }
@@ -103,14 +108,21 @@ std::vector<KeepStream> sample_keys() {
 constexpr int64_t kSampleTiles[] = {0, 1, 7, 1000003, (int64_t{1} << 26) - 1, int64_t{1} << 26,
                                     (int64_t{1} << 26) + 1, (int64_t{1} << 40) + 12345, (int64_t{1} << 50) - 1};
 
-// `words` holds the scalar draws of calls [first, end) of the tile and is otherwise untouched.
-void require_calls(const cpu::TileWords& words, const KeepStream& key, int64_t tile, int first, int end) {
+constexpr uint32_t kSampleThresholds[] = {1, 0x7fff, 0x8000, 0x8001, 0xffff};
+constexpr int kPoison = 0xcd;
+
+// `keeps` holds the scalar decisions of calls [first, end) of the tile and is otherwise untouched.
+void require_calls(const cpu::TileKeeps& keeps, const KeepStream& key, uint32_t threshold, int64_t tile, int first,
+                   int end) {
+  int32_t poison;
+  memset(&poison, kPoison, sizeof(poison));
   for (int lane = 0; lane < kLanes; ++lane) {
-    const auto expected = draw(key, static_cast<uint64_t>(tile * kLanes + lane), Stream::kElement);
-    for (int w = 0; w < 4; ++w) {
+    for (int r = 0; r < 8; ++r) {
+      const int32_t value = keeps.row[r][lane];
       const bool drawn = first <= lane && lane < end;
-      require(words.word[w][lane] == (drawn ? expected.word[w] : 0xcdcdcdcdu), "seed ", key.seed, " tile ", tile,
-              " lane ", lane, " word ", w, ": ", words.word[w][lane]);
+      const bool expected = keep_bits(key, tile * kTile + r * kLanes + lane) < threshold;
+      require(drawn ? value != poison && (value < 0) == expected : value == poison, "seed ", key.seed, " tile ", tile,
+              " lane ", lane, " row ", r, ": ", value);
     }
   }
 }
@@ -119,14 +131,16 @@ template <class Isa>
 void draws_match_scalar() {
   for (const KeepStream& key : sample_keys()) {
     for (const int64_t tile : kSampleTiles) {
-      cpu::TileWords words;
-      memset(&words, 0xcd, sizeof(words));
-      draw_whole_tile<Isa>(key, tile, words);
-      require_calls(words, key, tile, 0, kLanes);
-      for (int lane = 0, piece = 0; lane < kLanes; lane += piece) {
-        memset(&words, 0xcd, sizeof(words));
-        piece = draw_one_piece<Isa>(key, tile, lane, words);
-        require_calls(words, key, tile, lane, lane + piece);
+      for (const uint32_t threshold : kSampleThresholds) {
+        cpu::TileKeeps keeps;
+        memset(&keeps, kPoison, sizeof(keeps));
+        draw_whole_tile<Isa>(key, threshold, tile, keeps);
+        require_calls(keeps, key, threshold, tile, 0, kLanes);
+        for (int lane = 0, piece = 0; lane < kLanes; lane += piece) {
+          memset(&keeps, kPoison, sizeof(keeps));
+          piece = draw_one_piece<Isa>(key, threshold, tile, lane, keeps);
+          require_calls(keeps, key, threshold, tile, lane, lane + piece);
+        }
       }
     }
   }
