@@ -1,5 +1,5 @@
-// Op schemas, argument decoding and registration. One op per rule over lists of tensors; the parts that all
-// schemas share are written once, the rest stands in kRuleSchemas.
+// Op schemas, argument decoding and registration. Per rule one op over lists of tensors, and one over a table of
+// their addresses; the parts that all schemas share are written once, the rest stands in kRuleSchemas.
 #include "ops.h"
 
 #include <string>
@@ -22,18 +22,22 @@ struct RuleSchema {
 };
 
 const RuleSchema kRuleSchemas[] = {
-    {"sgd_", {"momentum_buffers"}, "float momentum, float dampening, bool nesterov"},
-    {"adam_", {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}, "float beta1, float beta2, float eps"},
-    {"rmsprop_", {"square_avgs", "grad_avgs", "momentum_buffers"}, "float alpha, float eps, float momentum"},
-    {"radam_", {"exp_avgs", "exp_avg_sqs"}, "float beta1, float beta2, float eps"},
-    {"adabelief_", {"exp_avgs", "exp_avg_vars"}, "float beta1, float beta2, float eps"},
+    {"sgd", {"momentum_buffers"}, "float momentum, float dampening, bool nesterov"},
+    {"adam", {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}, "float beta1, float beta2, float eps"},
+    {"rmsprop", {"square_avgs", "grad_avgs", "momentum_buffers"}, "float alpha, float eps, float momentum"},
+    {"radam", {"exp_avgs", "exp_avg_sqs"}, "float beta1, float beta2, float eps"},
+    {"adabelief", {"exp_avgs", "exp_avg_vars"}, "float beta1, float beta2, float eps"},
 };
 
-std::string schema_of(const RuleSchema& rule) {
-  std::string schema = std::string(rule.name) + "(Tensor(a!)[] params, Tensor[] grads, ";
+std::string list_operands(const RuleSchema& rule) {
+  std::string operands = "Tensor(a!)[] params, Tensor[] grads, ";
   char alias = 'b';
-  for (const char* state : rule.states) schema += std::string("Tensor(") + alias++ + "!)[] " + state + ", ";
-  return schema + "Tensor(" + alias + "!)[] steps, int[] param_indices, *, " + rule.hyper +
+  for (const char* state : rule.states) operands += std::string("Tensor(") + alias++ + "!)[] " + state + ", ";
+  return operands + "Tensor(" + alias + "!)[] steps, int[] param_indices";
+}
+
+std::string schema_of(const RuleSchema& rule, const char* suffix, const std::string& operands) {
+  return std::string(rule.name) + suffix + "(" + operands + ", *, " + rule.hyper +
          ", float lr, float weight_decay, bool decoupled_weight_decay, bool maximize, float keep_prob,"
          " float grad_weight, int seed, Tensor? lr_tensor=None, Tensor? keep_prob_tensor=None,"
          " Tensor? grad_weight_tensor=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()";
@@ -49,8 +53,12 @@ class Arguments {
     return torch::stable::detail::to<T>(*next_++);
   }
 
-  ListCall take_lists(size_t states) {
+  ListCall take_operands(bool table, size_t states) {
     ListCall call;
+    if (table) {
+      call.table = take<Tensor>();
+      return call;
+    }
     call.params = take<std::vector<Tensor>>();
     call.grads = take<std::vector<Tensor>>();
     for (size_t k = 0; k < states; ++k) call.states.push_back(take<std::vector<Tensor>>());
@@ -78,22 +86,33 @@ class Arguments {
   StableIValue* next_;
 };
 
+template <bool kTable>
 void sgd(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  ListCall call = in.take_lists(1);
+  ListCall call = in.take_operands(kTable, 1);
   const double momentum = in.take<double>(), dampening = in.take<double>();
   const bool nesterov = in.take<bool>();
   in.take_scalars(call);
   cpu::step_sgd(call, {momentum, dampening}, nesterov);
 }
 
-template <class Hyper, size_t kStates, void (*Step)(ListCall&, const Hyper&)>
+template <bool kTable, class Hyper, size_t kStates, void (*Step)(ListCall&, const Hyper&)>
 void three_numbers(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  ListCall call = in.take_lists(kStates);
+  ListCall call = in.take_operands(kTable, kStates);
   const double first = in.take<double>(), second = in.take<double>(), third = in.take<double>();
   in.take_scalars(call);
   Step(call, {first, second, third});
+}
+
+template <bool kTable, class Library>
+void implement_on_cpu(Library& m) {
+  const auto name = [](const char* rule) { return std::string(rule) + (kTable ? "_table_" : "_"); };
+  m.impl(name("sgd").c_str(), sgd<kTable>);
+  m.impl(name("adam").c_str(), three_numbers<kTable, AdamHyper, 3, cpu::step_adam>);
+  m.impl(name("rmsprop").c_str(), three_numbers<kTable, RMSpropHyper, 3, cpu::step_rmsprop>);
+  m.impl(name("radam").c_str(), three_numbers<kTable, RAdamHyper, 2, cpu::step_radam>);
+  m.impl(name("adabelief").c_str(), three_numbers<kTable, AdaBeliefHyper, 2, cpu::step_adabelief>);
 }
 
 std::string cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
@@ -102,16 +121,16 @@ std::string cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
 }  // namespace lrt
 
 STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
-  for (const auto& rule : lrt::kRuleSchemas) m.def(lrt::schema_of(rule).c_str());
+  for (const auto& rule : lrt::kRuleSchemas) {
+    m.def(lrt::schema_of(rule, "_", lrt::list_operands(rule)).c_str());
+    m.def(lrt::schema_of(rule, "_table_", "Tensor table").c_str());
+  }
   m.def("cpu_isa() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
-  m.impl("sgd_", lrt::sgd);
-  m.impl("adam_", lrt::three_numbers<lrt::AdamHyper, 3, lrt::cpu::step_adam>);
-  m.impl("rmsprop_", lrt::three_numbers<lrt::RMSpropHyper, 3, lrt::cpu::step_rmsprop>);
-  m.impl("radam_", lrt::three_numbers<lrt::RAdamHyper, 2, lrt::cpu::step_radam>);
-  m.impl("adabelief_", lrt::three_numbers<lrt::AdaBeliefHyper, 2, lrt::cpu::step_adabelief>);
+  lrt::implement_on_cpu<false>(m);
+  lrt::implement_on_cpu<true>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CompositeExplicitAutograd, m) {

@@ -1,6 +1,8 @@
 """One step of one rule over a list of tensors: what every backend receives."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -30,3 +32,5 @@ class StepCall:
     seed: int
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
+    table_key: Hashable = None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
+from .table import address_table
 
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief")
 
@@ -20,7 +21,8 @@ def _load() -> str | None:
     except OSError as error:
         return f"the native library does not load under torch {torch.__version__}: {error}"
     for rule in NATIVE_RULES:
-        torch.library.register_fake(f"lrtricks_fused::{rule}_", lambda *args, **kwargs: None)
+        for name in (f"{rule}_", f"{rule}_table_"):
+            torch.library.register_fake(f"lrtricks_fused::{name}", lambda *args, **kwargs: None)
     return None
 
 
@@ -38,12 +40,15 @@ def native_step(call: StepCall) -> None:
     lr, lr_tensor = _split(call.lr)
     keep_prob, keep_prob_tensor = _split(call.keep_prob)
     grad_weight, grad_weight_tensor = _split(call.grad_weight)
-    getattr(torch.ops.lrtricks_fused, f"{call.rule}_")(
-        call.params,
-        call.grads,
-        *call.states.values(),
-        call.steps,
-        call.param_indices,
+    rows = address_table(call)
+    if rows is None:
+        step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
+        operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices)
+    else:
+        step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_table_")
+        operands = (rows,)
+    step(
+        *operands,
         **call.hyper,
         lr=lr,
         weight_decay=call.weight_decay,

@@ -71,6 +71,10 @@ class CallWork {
     const double keep_prob = read_number(call.keep_prob, "keep_prob");
     STD_TORCH_CHECK(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
     work.threshold = keep_threshold(keep_prob);
+    if (call.table) {
+      add_rows();
+      return;
+    }
     check_length(call.grads.size(), "grads");
     check_length(call.steps.size(), "steps");
     check_length(call.param_indices.size(), "param_indices");
@@ -79,6 +83,11 @@ class CallWork {
     }
     work.tensors.reserve(call.params.size());
     for (size_t i = 0; i < call.params.size(); ++i) add(i);
+  }
+
+  // Counts the step of every tensor.
+  void write_steps() const {
+    for (size_t i = 0; i < steps_.size(); ++i) *steps_[i] = work.tensors[i].step;
   }
 
   ListWork work;
@@ -106,7 +115,7 @@ class CallWork {
     STD_TORCH_CHECK(on_cpu(step) && step.numel() == 1 && dtype_of(step) == Dtype::kDouble, "Invalid steps[", i,
                     "]: must be one float64 on the CPU");
     TensorWork tensor = {};
-    tensor.step = *static_cast<const double*>(step.const_data_ptr()) + 1;
+    set_step(tensor, static_cast<double*>(step.mutable_data_ptr()));
     tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
     tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel()};
     Layouts layouts = {view_of(param), view_of(grad), {}};
@@ -126,16 +135,46 @@ class CallWork {
       tensor.whole.states[used++] = list[i].mutable_data_ptr();
     }
     STD_TORCH_CHECK(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
-    tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
-    STD_TORCH_CHECK(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
-    tensor.param_size = size_of(*dtype);
-    tensor.state_size = size_of(*state_dtype);
+    set_kernel(tensor, dtype, state_dtype, i);
     if (strided) tensor.layouts = &layouts_.emplace_back(std::move(layouts));
     work.add(tensor);
   }
 
+  void add_rows() {
+    STD_TORCH_CHECK(on_cpu(*call_.table), "Invalid table: must be on the CPU");
+    const TableRow* rows = table_rows(*call_.table);
+    const size_t size = static_cast<size_t>(call_.table->size(0));
+    work.tensors.reserve(size);
+    for (size_t i = 0; i < size; ++i) {
+      const TableRow& row = rows[i];
+      TensorWork tensor = {};
+      set_step(tensor, reinterpret_cast<double*>(row.step));
+      tensor.param_index = static_cast<uint32_t>(row.param_index);
+      tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count};
+      int used = 0;
+      for (const int64_t state : row.states) {
+        if (state) tensor.whole.states[used++] = reinterpret_cast<void*>(state);
+      }
+      set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
+      work.add(tensor);
+    }
+  }
+
+  void set_step(TensorWork& tensor, double* step) {
+    tensor.step = *step + 1;
+    steps_.push_back(step);
+  }
+
+  void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i) const {
+    tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
+    STD_TORCH_CHECK(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
+    tensor.param_size = size_of(*dtype);
+    tensor.state_size = size_of(*state_dtype);
+  }
+
   const ListCall& call_;
   const KernelOf& kernel_of_;
+  std::vector<double*> steps_;
   std::deque<Layouts> layouts_;  // stable addresses
 };
 
@@ -143,9 +182,7 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   const CallWork checked(call, hyper, kernel_of);
   if (call.found_inf && read_scalar(*call.found_inf, "found_inf") != 0) return;
   const ListWork& work = checked.work;
-  for (size_t i = 0; i < call.steps.size(); ++i) {
-    *static_cast<double*>(call.steps[i].mutable_data_ptr()) = work.tensors[i].step;
-  }
+  checked.write_steps();
   torch::stable::parallel_for(0, work.tiles, kGrainTiles,
                               [&](int64_t begin, int64_t end) { work.run(begin, end); });
 }
@@ -153,21 +190,21 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
 }  // namespace
 
 void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov) {
-  const bool momentum = !call.states[0].empty();
+  const bool momentum = call.has_state(0);
   run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
     return [=](Dtype param, Dtype state) { return find_sgd<decltype(isa)>(momentum, nesterov, param, state); };
   }));
 }
 
 void step_adam(ListCall& call, const AdamHyper& hyper) {
-  const bool amsgrad = !call.states[2].empty();
+  const bool amsgrad = call.has_state(2);
   run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
     return [=](Dtype param, Dtype state) { return find_adam<decltype(isa)>(amsgrad, param, state); };
   }));
 }
 
 void step_rmsprop(ListCall& call, const RMSpropHyper& hyper) {
-  const bool centered = !call.states[1].empty(), momentum = !call.states[2].empty();
+  const bool centered = call.has_state(1), momentum = call.has_state(2);
   run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
     return [=](Dtype param, Dtype state) { return find_rmsprop<decltype(isa)>(centered, momentum, param, state); };
   }));

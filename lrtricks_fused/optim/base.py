@@ -1,6 +1,6 @@
 """What all masked optimizers share: groups, state, checkpoints, and the hand-over to a backend. No arithmetic."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         check_backend(backend)
         self.backend = backend
         self.state_dtype = state_dtype
+        self._tables: dict[Hashable, Any] = {}  # of addresses, kept between steps
         defaults = {**defaults, "keep_prob": keep_prob, "grad_weight": grad_weight, "seed": seed}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         super().__init__(params, defaults)
@@ -105,12 +106,13 @@ class MaskedOptimizer(torch.optim.Optimizer):
                     param, dtype=self._state_dtype_of(param), memory_format=torch.preserve_format
                 )
 
-    def _indexed(self) -> Iterator[tuple[Group, list[tuple[int, Tensor]]]]:
-        """Groups with their parameters numbered in state_dict order."""
+    def _indexed(self) -> Iterator[tuple[Group, range]]:
+        """Groups with the indices of their parameters in state_dict order."""
         first = 0
         for group in self.param_groups:
-            yield group, list(enumerate(group["params"], first))
-            first += len(group["params"])
+            last = first + len(group["params"])
+            yield group, range(first, last)
+            first = last
 
     # -- the step ------------------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [part for group, params in self._indexed() for part in self._gather(group, params)]
+        work = [part for group, indices in self._indexed() for part in self._gather(group, indices)]
         runs = [resolve(self.backend, part.params[0].device) for part in work]
         if len(work) > 1 or runs != [native_step]:  # a single native call checks all before it writes
             for part in work:
@@ -141,24 +143,20 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 raise
         return loss
 
-    def _gather(self, group: Group, numbered: list[tuple[int, Tensor]]) -> list[_Part]:
+    def _gather(self, group: Group, indices: range) -> list[_Part]:
         """The parameters of a checked group that have a gradient, by device."""
         self._check_group(group)
-        part = _Part(group, [], [], [])
-        for index, param in numbered:
-            grad = param.grad
-            if grad is not None:
-                part.params.append(param)
-                part.grads.append(grad)
-                part.indices.append(index)
-        if all(param.is_cpu for param in part.params):
-            return [part] if part.params else []
+        params = group["params"]
+        grads = [param.grad for param in params]
+        if params and all(grad is not None for grad in grads) and all(param.is_cpu for param in params):
+            return [_Part(group, list(params), grads, list(indices))]
         parts: dict[torch.device, _Part] = {}
-        for param, grad, index in zip(part.params, part.grads, part.indices, strict=True):
-            own = parts.setdefault(param.device, _Part(group, [], [], []))
-            own.params.append(param)
-            own.grads.append(grad)
-            own.indices.append(index)
+        for param, grad, index in zip(params, grads, indices, strict=True):
+            if grad is not None:
+                own = parts.setdefault(param.device, _Part(group, [], [], []))
+                own.params.append(param)
+                own.grads.append(grad)
+                own.indices.append(index)
         return list(parts.values())
 
     def _call(self, part: _Part) -> StepCall:
@@ -190,6 +188,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
             seed=group["seed"],
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
+            tables=self._tables,
+            table_key=(id(group), part.params[0].device),
         )
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
@@ -209,8 +209,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """
         if step < 1:
             raise ValueError(f"Invalid step={step}: the first update is step 1")
-        for group, params in self._indexed():
-            for index, candidate in params:
+        for group, indices in self._indexed():
+            for index, candidate in zip(indices, group["params"], strict=True):
                 if candidate is param:
                     return keep_mask(param.shape, float(group["keep_prob"]), group["seed"], step, index, param.device)
         raise ValueError(f"Invalid param of shape {tuple(param.shape)}: it is not in this optimizer")
@@ -219,7 +219,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy keep."""
-        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype}
+        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype, "_tables": {}}
 
     def _complete_group(self, saved: Group, current: Group) -> Group:
         """A saved group with what torch.optim's checkpoints lack taken from the present one."""
@@ -250,6 +250,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             return dict(seen)
 
         def after(_: torch.optim.Optimizer) -> None:
+            self._tables.clear()
             for param, saved in self._saved_states(seen):
                 self.state[param] = self._restored(param, saved)
 

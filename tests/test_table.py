@@ -1,0 +1,180 @@
+"""Address tables between steps: whatever happens to the tensors, the step is the one of the tensors themselves."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import assert_same_bits
+from test_ops import HYPER, SCALARS, sample
+
+import lrtricks_fused as lrt
+from lrtricks_fused.table import COLUMNS, DTYPE_CODES, MAX_STATES
+
+OPTIONS = dict(lr=0.1, betas=(0.8, 0.9), weight_decay=0.1, keep_prob=0.5, amsgrad=True)
+SHAPES = ((0,), (700,), (), (3, 5), (513,))
+
+
+def optimizer(backend):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in SHAPES]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator)
+    return lrt.Adam(params, backend=backend, **OPTIONS)
+
+
+def parameters(opt):
+    return [param for group in opt.param_groups for param in group["params"]]
+
+
+def contents(opt):
+    return parameters(opt) + [t for param in parameters(opt) for t in opt.state[param].values()]
+
+
+def new_gradients(opt):
+    for param in parameters(opt):
+        param.grad = param.grad.clone() * 2
+
+
+def some_without_gradient(opt):
+    parameters(opt)[1].grad = None
+
+
+def moved_parameter(opt):
+    parameters(opt)[1].data = parameters(opt)[1].data.clone() + 1
+
+
+def other_dtype(opt):
+    param = parameters(opt)[1]
+    param.grad, gradient = None, param.grad
+    param.data = param.data.double()
+    param.grad = gradient.double()
+    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        opt.state[param][name] = opt.state[param][name].double()
+
+
+def transposed_in_place(opt):
+    for tensor in (parameters(opt)[3], parameters(opt)[3].grad):
+        tensor.data = tensor.data.t()
+    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        opt.state[parameters(opt)[3]][name].t_()
+
+
+def strided_gradient(opt):
+    param = parameters(opt)[3]
+    param.grad = torch.arange(15.0).view(5, 3).t()
+
+
+def replaced_state(opt):
+    opt.state[parameters(opt)[4]]["exp_avg"] = torch.ones(513)
+
+
+def moved_state(opt):
+    state = opt.state[parameters(opt)[4]]["exp_avg"]
+    state.data = state.data + 1
+
+
+def replaced_step(opt):
+    opt.state[parameters(opt)[4]]["step"] = torch.tensor(7.0, dtype=torch.float64)
+
+
+def cleared_state(opt):
+    opt.state[parameters(opt)[1]] = {}
+
+
+def all_states_cleared(opt):
+    opt.state.clear()
+
+
+def loaded(opt):
+    state_dict = copy.deepcopy(opt.state_dict())
+    for state in state_dict["state"].values():
+        state["exp_avg"] += 1
+    opt.load_state_dict(state_dict)
+
+
+def added_group(opt):
+    param = torch.ones(600, requires_grad=True)
+    param.grad = torch.ones(600)
+    opt.add_param_group({"params": [param], "lr": 0.5})
+
+
+def changed_order(opt):
+    opt.param_groups[0]["params"].reverse()
+
+
+def amsgrad_off(opt):
+    opt.param_groups[0]["amsgrad"] = False
+
+
+EVENTS = [new_gradients, some_without_gradient, moved_parameter, other_dtype, transposed_in_place, strided_gradient,
+          replaced_state, moved_state, replaced_step, cleared_state, all_states_cleared, loaded, added_group,
+          changed_order, amsgrad_off]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
+def test_steps_follow_the_tensors(event):
+    native, reference = optimizer("native"), optimizer("reference")
+    for opt in (native, reference):
+        opt.step()
+        opt.step()
+        event(opt)
+        opt.step()
+        opt.step()
+    assert_same_bits(contents(native), contents(reference))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
+def test_a_copy_has_tensors_of_its_own(copied):
+    opt = optimizer("native")
+    opt.step()
+    other = copied(opt)
+    for mine, param in zip(parameters(other), parameters(opt), strict=True):
+        mine.grad = param.grad.clone()
+    before = [tensor.clone() for tensor in contents(opt)]
+    other.step()
+    assert_same_bits(contents(opt), before)
+    opt.step()
+    assert_same_bits(contents(other), contents(opt))
+
+
+def test_gradients_are_not_kept_alive():
+    import weakref
+
+    opt = optimizer("native")
+    opt.step()
+    gone = [weakref.ref(param.grad) for param in parameters(opt)]
+    opt.zero_grad()
+    assert not any(ref() is not None for ref in gone)
+
+
+def table_of(args, states):
+    params, grads, *rest = args[: 2 + states]
+    rows = torch.zeros(len(params), COLUMNS, dtype=torch.int64)
+    for i in range(len(params)):
+        columns = [params[i], grads[i], *(column[i] for column in rest)]
+        addresses = [t.data_ptr() for t in columns] + [0] * (MAX_STATES - states) + [args[-2][i].data_ptr()]
+        code = DTYPE_CODES[torch.float32]
+        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code])
+    return rows
+
+
+@pytest.mark.parametrize("name", HYPER)
+def test_ops_on_a_table(name):
+    args, kwargs = sample(name)
+    twin, _ = sample(name)
+    states = HYPER[name][0]
+    op = getattr(torch.ops.lrtricks_fused, name.removesuffix("_") + "_table_").default
+    torch.library.opcheck(op, (table_of(sample(name)[0], states)[:0],), kwargs)  # no rows: nothing may be written
+    op(table_of(args, states), **kwargs)
+    getattr(torch.ops.lrtricks_fused, name).default(*twin, **kwargs)
+    for mine, theirs in zip(args[:-1], twin[:-1], strict=True):
+        assert_same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "table", [torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, COLUMNS), torch.zeros(COLUMNS, dtype=torch.int64)]
+)
+def test_what_is_no_table_is_refused(table):
+    with pytest.raises(RuntimeError, match="Invalid table"):
+        torch.ops.lrtricks_fused.radam_table_(table, **HYPER["radam_"][1], **SCALARS)
