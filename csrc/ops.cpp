@@ -6,6 +6,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/step.h"
+#if defined(LRT_CUDA_ARCHS)
+#include "cuda/entry.h"
+#endif
 #include "rules/adabelief.h"
 #include "rules/adam.h"
 #include "rules/radam.h"
@@ -57,6 +60,11 @@ class Arguments {
     ListCall call;
     if (table) {
       call.table = take<Tensor>();
+      call.state_mask = take<int64_t>();
+      call.param_dtype = take<int64_t>();
+      call.state_dtype = take<int64_t>();
+      call.chunk_tensors = take<std::optional<Tensor>>();
+      call.prepared = take<std::optional<Tensor>>();
       return call;
     }
     call.params = take<std::vector<Tensor>>();
@@ -86,14 +94,14 @@ class Arguments {
   StableIValue* next_;
 };
 
-template <bool kTable>
+template <bool kTable, void (*Step)(ListCall&, const SGDHyper&, bool)>
 void sgd(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   ListCall call = in.take_operands(kTable, 1);
   const double momentum = in.take<double>(), dampening = in.take<double>();
   const bool nesterov = in.take<bool>();
   in.take_scalars(call);
-  cpu::step_sgd(call, {momentum, dampening}, nesterov);
+  Step(call, {momentum, dampening}, nesterov);
 }
 
 template <bool kTable, class Hyper, size_t kStates, void (*Step)(ListCall&, const Hyper&)>
@@ -105,15 +113,34 @@ void three_numbers(StableIValue* stack, uint64_t, uint64_t) {
   Step(call, {first, second, third});
 }
 
+constexpr const char* kTableOperands =
+    "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared";
+
 template <bool kTable, class Library>
 void implement_on_cpu(Library& m) {
   const auto name = [](const char* rule) { return std::string(rule) + (kTable ? "_table_" : "_"); };
-  m.impl(name("sgd").c_str(), sgd<kTable>);
+  m.impl(name("sgd").c_str(), sgd<kTable, cpu::step_sgd>);
   m.impl(name("adam").c_str(), three_numbers<kTable, AdamHyper, 3, cpu::step_adam>);
   m.impl(name("rmsprop").c_str(), three_numbers<kTable, RMSpropHyper, 3, cpu::step_rmsprop>);
   m.impl(name("radam").c_str(), three_numbers<kTable, RAdamHyper, 2, cpu::step_radam>);
   m.impl(name("adabelief").c_str(), three_numbers<kTable, AdaBeliefHyper, 2, cpu::step_adabelief>);
 }
+
+#if defined(LRT_CUDA_ARCHS)
+template <class Library>
+void implement_on_cuda(Library& m) {
+  m.impl("sgd_table_", sgd<true, cuda::step_sgd>);
+  m.impl("adam_table_", three_numbers<true, AdamHyper, 3, cuda::step_adam>);
+  m.impl("rmsprop_table_", three_numbers<true, RMSpropHyper, 3, cuda::step_rmsprop>);
+  m.impl("radam_table_", three_numbers<true, RAdamHyper, 2, cuda::step_radam>);
+  m.impl("adabelief_table_", three_numbers<true, AdaBeliefHyper, 2, cuda::step_adabelief>);
+  m.impl("upload_", TORCH_BOX(&cuda::upload_words));
+}
+
+std::string cuda_archs() { return LRT_CUDA_ARCHS; }
+#else
+std::string cuda_archs() { return ""; }
+#endif
 
 std::string cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
 
@@ -123,9 +150,11 @@ std::string cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
 STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
   for (const auto& rule : lrt::kRuleSchemas) {
     m.def(lrt::schema_of(rule, "_", lrt::list_operands(rule)).c_str());
-    m.def(lrt::schema_of(rule, "_table_", "Tensor table").c_str());
+    m.def(lrt::schema_of(rule, "_table_", lrt::kTableOperands).c_str());
   }
   m.def("cpu_isa() -> str");
+  m.def("cuda_archs() -> str");
+  m.def("upload_(Tensor(a!) target, Tensor words) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
@@ -135,4 +164,9 @@ STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&lrt::cpu_isa));
+  m.impl("cuda_archs", TORCH_BOX(&lrt::cuda_archs));
 }
+
+#if defined(LRT_CUDA_ARCHS)
+STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CUDA, m) { lrt::implement_on_cuda(m); }
+#endif

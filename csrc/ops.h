@@ -5,11 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <optional>
 #include <vector>
 
-#include "core/update.h"
+#include "core/table.h"
 
 namespace lrt {
 
@@ -21,14 +20,12 @@ struct Number {
   std::optional<Tensor> tensor;
 };
 
-// One parameter of an address table (lrtricks_fused/table.py): its operands lie contiguously.
-struct TableRow {
-  int64_t param, grad, states[kMaxStates], step, count, param_index, param_dtype, state_dtype;
-};
-
-// The operands are either tensors or the rows of a table.
+// The operands are either tensors or the rows of a table. Of the members for tables, a CPU step needs but the first two.
 struct ListCall {
   std::optional<Tensor> table;
+  int64_t state_mask = 0;  // bit k: the variant has its k-th state
+  std::optional<Tensor> chunk_tensors, prepared;
+  int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;
   std::vector<Tensor> steps;
@@ -40,21 +37,15 @@ struct ListCall {
   std::optional<Tensor> grad_scale, found_inf;
 
   // Whether this variant of the rule has its k-th state.
-  bool has_state(size_t k) const;
+  bool has_state(size_t k) const { return table ? state_mask >> k & 1 : !states[k].empty(); }
 };
 
-// The rows of a table on the CPU; raises where the tensor cannot be one.
+// The rows of a table; raises where the tensor cannot be one.
 inline const TableRow* table_rows(const Tensor& table) {
   STD_TORCH_CHECK(table.dim() == 2 && table.is_contiguous() && table.size(1) * 8 == sizeof(TableRow) &&
                       table.element_size() == 8,
                   "Invalid table: must be contiguous int64 of ", sizeof(TableRow) / 8, " columns");
   return static_cast<const TableRow*>(table.const_data_ptr());
-}
-
-inline bool ListCall::has_state(size_t k) const {
-  if (!table) return !states[k].empty();
-  const TableRow *rows = table_rows(*table), *end = rows + table->size(0);  // a tensor without elements has no address
-  return std::any_of(rows, end, [k](const TableRow& row) { return row.states[k] != 0; });
 }
 
 }  // namespace lrt

@@ -40,13 +40,13 @@ def native_step(call: StepCall) -> None:
     lr, lr_tensor = _split(call.lr)
     keep_prob, keep_prob_tensor = _split(call.keep_prob)
     grad_weight, grad_weight_tensor = _split(call.grad_weight)
-    rows = address_table(call)
-    if rows is None:
+    table = address_table(call)
+    if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
         operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices)
     else:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_table_")
-        operands = (rows,)
+        operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared)
     step(
         *operands,
         **call.hyper,

@@ -1,8 +1,9 @@
 """Addresses of one call's tensors, gathered once and reused while they stay: what a fused step over a list reads.
 
 To hand a tensor to an op costs about a microsecond, which for a model of many small tensors is more than the step
-itself. A row of the table is one parameter: addresses of the parameter, the gradient, up to three states and the step
-count, then the number of elements, the parameter's index and the codes of the two dtypes.
+itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
+has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, and
+the first of its chunks. On a GPU the table, the chunks and the scratch of the step live on the device.
 """
 
 from operator import is_
@@ -14,16 +15,20 @@ from torch.nn import Parameter
 
 from .call import StepCall
 
-PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, COLUMNS = 0, 1, 2, 5, 6, 7, 8, 9, 10
+PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK, COLUMNS = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
 MAX_STATES = STEP - STATE
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+CHUNK = 8192  # elements that one block steps; csrc/cuda/step.h
+PREPARED_BYTES = 64  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
+
+Layouts = tuple[list[torch.dtype], list[torch.Size], list[bool]]
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
-def _layouts(tensors: list[Tensor]) -> tuple[list[Any], ...]:
+def _layouts(tensors: list[Tensor]) -> Layouts:
     """Dtypes, shapes and contiguity: lists of their own, which compare faster than one of tuples."""
     return [t.dtype for t in tensors], [t.shape for t in tensors], list(map(Tensor.is_contiguous, tensors))
 
@@ -32,11 +37,30 @@ def _same(these: list[Tensor], those: list[Tensor]) -> bool:
     return len(these) == len(those) and all(map(is_, these, those))
 
 
+def _fits(call: StepCall, layouts: Layouts) -> bool:
+    """Whether addresses and sizes say all: contiguous tensors of matching shapes and of one device and dtype."""
+    device = call.params[0].device
+    dtypes, shapes, contiguous = layouts
+    used = [column for column in call.states.values() if column]
+    state_dtypes = {state.dtype for column in used for state in column}
+    return (
+        all(t.device == device for tensors in (call.params, call.grads, *used, call.steps) for t in tensors)
+        and all(contiguous)
+        and _layouts(call.grads) == layouts
+        and all(_layouts(column)[1:] == (shapes, contiguous) for column in used)
+        and len({*dtypes}) == 1
+        and len(state_dtypes) <= 1
+        and {*dtypes} | state_dtypes <= DTYPE_CODES.keys()
+        and all(step.dtype == torch.float64 and step.numel() == 1 for step in call.steps)
+    )
+
+
 class AddressTable:
     """The table of one call, and what must still hold for it to be used by the next.
 
     Holds the parameters and states it points to, so that no address can be taken by another tensor meanwhile;
-    gradients, which come and go, are looked up at every step.
+    gradients, which come and go, are looked up at every step. ``rows`` is None where only the tensors themselves say
+    enough.
     """
 
     def __init__(self, call: StepCall) -> None:
@@ -45,45 +69,51 @@ class AddressTable:
         self._layouts = _layouts(call.params)
         self._grad_addresses = _addresses(call.grads)
         self._indices = call.param_indices
-        self.rows = self._fill(call) if self._fits(call) else None
+        self.rows = self.chunk_tensors = self.prepared = None
+        if _fits(call, self._layouts):
+            self._fill(call)
 
     @staticmethod
     def _lists(call: StepCall) -> list[list[Tensor]]:
         return [call.params, *call.states.values(), call.steps]
 
-    def _fits(self, call: StepCall) -> bool:
-        """Whether addresses and sizes say all: contiguous tensors of matching shapes and dtypes on one device."""
-        device = call.params[0].device
-        _, shapes, contiguous = self._layouts
-        used = [column for column in call.states.values() if column]
-        return (
-            all(tensor.device == device for tensors in (*self._held, call.grads) for tensor in tensors)
-            and all(contiguous)
-            and _layouts(call.grads) == self._layouts
-            and all(_layouts(column)[1:] == (shapes, contiguous) for column in used)
-            and all({state.dtype for state in states} <= DTYPE_CODES.keys() for states in zip(*used, strict=True))
-            and all(len({state.dtype for state in states}) == 1 for states in zip(*used, strict=True))
-            and all(step.dtype == torch.float64 and step.numel() == 1 for step in call.steps)
-            and all(param.dtype in DTYPE_CODES for param in call.params)
-        )
-
-    def _fill(self, call: StepCall) -> Tensor:
+    def _fill(self, call: StepCall) -> None:
         used = [column for column in call.states.values() if column]
         params, *states, steps = self._addresses
-        columns = {
-            PARAM: params,
-            GRAD: self._grad_addresses,
-            STEP: steps,
-            NUMEL: [param.numel() for param in call.params],
-            INDEX: call.param_indices,
-            PARAM_DTYPE: [DTYPE_CODES[param.dtype] for param in call.params],
-            STATE_DTYPE: [DTYPE_CODES[tensor.dtype] for tensor in (used[0] if used else call.params)],
-            **{STATE + k: addresses for k, addresses in enumerate(states) if addresses},
-        }
+        numel = torch.tensor([param.numel() for param in call.params])
+        chunks = (numel + CHUNK - 1) // CHUNK
+        param_code = DTYPE_CODES[call.params[0].dtype]
+        state_code = DTYPE_CODES[used[0][0].dtype] if used else param_code
         rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64)
-        for number, column in columns.items():
-            rows[:, number] = torch.tensor(column, dtype=torch.int64)
-        return rows
+        closed_up = [addresses for addresses in states if addresses]
+        for number, column in enumerate([params, self._grad_addresses, *closed_up]):
+            rows[:, number] = torch.tensor(column)
+        rows[:, STEP] = torch.tensor(steps)
+        rows[:, NUMEL] = numel
+        rows[:, INDEX] = torch.tensor(call.param_indices)
+        rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
+        rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
+        self.rows = self._host_rows = rows
+        state_mask = sum(1 << k for k, column in enumerate(call.states.values()) if column)
+        self.codes = (state_mask, param_code, state_code)
+        device = call.params[0].device
+        if device.type != "cpu":
+            self.place(device)
+
+    def place(self, device: torch.device) -> None:
+        """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
+        self.rows = torch.empty_like(self._host_rows, device=device)
+        self._upload(self.rows, self._host_rows)
+        tensors = torch.repeat_interleave((self._host_rows[:, NUMEL] + CHUNK - 1) // CHUNK).int()
+        pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32)  # whole words; an odd one out is never read
+        pairs.view(-1)[: len(tensors)] = tensors
+        words = torch.empty(len(pairs), dtype=torch.int64, device=device)
+        self._upload(words, pairs.view(torch.int64).flatten())
+        self.chunk_tensors = words.view(torch.int32)[: len(tensors)]
+        self.prepared = torch.empty(PREPARED_BYTES * (1 + len(self.rows)), dtype=torch.uint8, device=device)
+
+    def _upload(self, target: Tensor, words: Tensor) -> None:
+        torch.ops.lrtricks_fused.upload_(target, words)
 
     def update(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""
@@ -95,22 +125,26 @@ class AddressTable:
             and _layouts(call.params) == self._layouts
         ):
             return False
+        grads = _addresses(call.grads)
         if self.rows is None:
-            return _addresses(call.grads) == self._grad_addresses
+            return grads == self._grad_addresses
         if _layouts(call.grads) != self._layouts:
             return False
-        addresses = _addresses(call.grads)
-        if addresses != self._grad_addresses:
-            self._grad_addresses = addresses
-            self.rows[:, GRAD] = torch.tensor(addresses, dtype=torch.int64)
+        if grads != self._grad_addresses:
+            if any(grad.device != param.device for grad, param in zip(call.grads, call.params, strict=True)):
+                return False
+            self._grad_addresses = grads
+            self._host_rows[:, GRAD] = torch.tensor(grads)
+            if self.rows is not self._host_rows:
+                self._upload(self.rows, self._host_rows)
         return True
 
 
-def address_table(call: StepCall) -> Tensor | None:
+def address_table(call: StepCall) -> AddressTable | None:
     """The table of ``call``, or None where only the tensors themselves say enough (strided ones, subclasses)."""
     if call.tables is None or torch.compiler.is_compiling() or not {*map(type, call.params)} <= {Tensor, Parameter}:
         return None
-    table = call.tables.get(call.table_key)
+    table: Any = call.tables.get(call.table_key)
     if table is None or not table.update(call):
         table = call.tables[call.table_key] = AddressTable(call)
-    return table.rows
+    return table if table.rows is not None else None

@@ -155,8 +155,13 @@ def table_of(args, states):
         columns = [params[i], grads[i], *(column[i] for column in rest)]
         addresses = [t.data_ptr() for t in columns] + [0] * (MAX_STATES - states) + [args[-2][i].data_ptr()]
         code = DTYPE_CODES[torch.float32]
-        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code])
+        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code, 0])
     return rows
+
+
+def operands(rows, states):
+    code = DTYPE_CODES[torch.float32]
+    return rows, (1 << states) - 1, code, code, None, None
 
 
 @pytest.mark.parametrize("name", HYPER)
@@ -165,8 +170,9 @@ def test_ops_on_a_table(name):
     twin, _ = sample(name)
     states = HYPER[name][0]
     op = getattr(torch.ops.lrtricks_fused, name.removesuffix("_") + "_table_").default
-    torch.library.opcheck(op, (table_of(sample(name)[0], states)[:0],), kwargs)  # no rows: nothing may be written
-    op(table_of(args, states), **kwargs)
+    none = table_of(args, states)[:0]  # nothing may be written behind opcheck's back
+    torch.library.opcheck(op, operands(none, states), kwargs)
+    op(*operands(table_of(args, states), states), **kwargs)
     getattr(torch.ops.lrtricks_fused, name).default(*twin, **kwargs)
     for mine, theirs in zip(args[:-1], twin[:-1], strict=True):
         assert_same_bits(mine, theirs)
@@ -177,4 +183,4 @@ def test_ops_on_a_table(name):
 )
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(RuntimeError, match="Invalid table"):
-        torch.ops.lrtricks_fused.radam_table_(table, **HYPER["radam_"][1], **SCALARS)
+        torch.ops.lrtricks_fused.radam_table_(*operands(table, 2), **HYPER["radam_"][1], **SCALARS)

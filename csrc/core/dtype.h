@@ -10,6 +10,8 @@ namespace lrt {
 enum class BFloat16 : uint16_t {};
 enum class Half : uint16_t {};
 
+enum class Dtype { kFloat, kDouble, kBFloat16, kHalf };  // the codes of a table's columns, too
+
 template <class Storage>
 struct ComputeType {
   using type = float;

@@ -63,10 +63,10 @@ class CallWork {
   CallWork(const ListCall& call, const void* hyper, const KernelOf& kernel_of)
       : call_(call), kernel_of_(kernel_of) {
     const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
-    const double factor = read_number(call.grad_weight, "grad_weight") * (1.0 / scale);
+    const double grad_weight = read_number(call.grad_weight, "grad_weight");
     work.hyper = hyper;
-    work.scalars = {read_number(call.lr, "lr"), call.weight_decay, call.maximize ? -factor : factor,
-                    call.decoupled_weight_decay};
+    work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay,
+                                grad_weight, scale, call.maximize);
     work.seed = call.seed;
     const double keep_prob = read_number(call.keep_prob, "keep_prob");
     STD_TORCH_CHECK(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
@@ -151,10 +151,7 @@ class CallWork {
       set_step(tensor, reinterpret_cast<double*>(row.step));
       tensor.param_index = static_cast<uint32_t>(row.param_index);
       tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count};
-      int used = 0;
-      for (const int64_t state : row.states) {
-        if (state) tensor.whole.states[used++] = reinterpret_cast<void*>(state);
-      }
+      for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
       work.add(tensor);
     }

@@ -11,8 +11,6 @@
 
 namespace lrt::cpu {
 
-enum class Dtype { kFloat, kDouble, kBFloat16, kHalf };
-
 // One tile-aligned run of one tensor. Pointers are to its first element; sizes in elements.
 struct Range {
   void* param;

@@ -1,0 +1,15 @@
+// The table of addresses a step over a list of tensors reads (lrtricks_fused/table.py makes it).
+#pragma once
+
+#include <cstdint>
+
+#include "core/update.h"
+
+namespace lrt {
+
+// One parameter. Its operands lie contiguously; the states that the variant has come first, the rest are 0.
+struct TableRow {
+  int64_t param, grad, states[kMaxStates], step, count, param_index, param_dtype, state_dtype, first_chunk;
+};
+
+}  // namespace lrt

@@ -1,0 +1,129 @@
+// See entry.h. Compiled by the host compiler: torch's headers and CUDA's do not meet.
+#include "cuda/entry.h"
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <string>
+
+#include "cuda/step.h"
+#include "cuda/upload.h"
+
+namespace lrt::cuda {
+namespace {
+
+const int32_t kFloatCode = aoti_torch_dtype_float32(), kDoubleCode = aoti_torch_dtype_float64(),
+              kCpuCode = aoti_torch_device_type_cpu(), kCudaCode = aoti_torch_device_type_cuda();
+
+int32_t dtype_code(const Tensor& tensor) {
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+int32_t device_code(const Tensor& tensor) {
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
+  return code;
+}
+
+// torch's current stream of the device. Looked up in the loaded libtorch_cuda: this library is linked without it.
+void* current_stream(int32_t device) {
+  using Lookup = AOTITorchError (*)(int32_t, void**);
+  static const Lookup lookup = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library ? reinterpret_cast<Lookup>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(lookup, "lrtricks_fused: libtorch_cuda.so is not loaded, or offers no current stream");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(lookup(device, &stream));
+  return stream;
+}
+
+void check(const char* error) {
+  STD_TORCH_CHECK(!error, "lrtricks_fused, built for ", LRT_CUDA_ARCHS, ": ", error);
+}
+
+DeviceNumber device_number(double value, const std::optional<Tensor>& tensor, const char* name, int32_t device) {
+  if (!tensor) return {value, nullptr, false};
+  const int32_t code = dtype_code(*tensor);
+  STD_TORCH_CHECK(tensor->numel() == 1 && (code == kFloatCode || code == kDoubleCode), "Invalid ", name,
+                  ": must be one float32 or float64");
+  const void* data = tensor->const_data_ptr();
+  if (device_code(*tensor) == kCpuCode) {
+    return {code == kDoubleCode ? *static_cast<const double*>(data) : *static_cast<const float*>(data), nullptr, false};
+  }
+  STD_TORCH_CHECK(device_code(*tensor) == kCudaCode && tensor->get_device_index() == device, "Invalid ", name,
+                  ": must be on the CPU or on the parameters' device");
+  return {0.0, data, code == kDoubleCode};
+}
+
+template <class Launch>
+void run(const ListCall& call, const Launch& launch) {
+  STD_TORCH_CHECK(call.table, "lrtricks_fused: on CUDA a step takes a table of addresses");
+  const Tensor& table = *call.table;
+  const int32_t device = table.get_device_index();
+  const TableRow* rows = table_rows(table);
+  STD_TORCH_CHECK(call.chunk_tensors && call.prepared, "Invalid chunk_tensors, prepared: must be tensors");
+  const Tensor &chunks = *call.chunk_tensors, &prepared = *call.prepared;
+  for (const Tensor* tensor : {&chunks, &prepared}) {
+    STD_TORCH_CHECK(device_code(*tensor) == kCudaCode && tensor->get_device_index() == device &&
+                        tensor->is_contiguous(), "Invalid chunk_tensors, prepared: must be on the table's device");
+  }
+  STD_TORCH_CHECK(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
+  STD_TORCH_CHECK(prepared.numel() * prepared.element_size() >= prepared_bytes(table.size(0)),
+                  "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const Step step = {rows,
+                     static_cast<const int32_t*>(chunks.const_data_ptr()),
+                     prepared.mutable_data_ptr(),
+                     table.size(0),
+                     chunks.numel(),
+                     device_number(call.lr.value, call.lr.tensor, "lr", device),
+                     device_number(call.keep_prob.value, call.keep_prob.tensor, "keep_prob", device),
+                     device_number(call.grad_weight.value, call.grad_weight.tensor, "grad_weight", device),
+                     device_number(1.0, call.grad_scale, "grad_scale", device),
+                     device_number(0.0, call.found_inf, "found_inf", device),
+                     call.weight_decay,
+                     call.decoupled_weight_decay,
+                     call.maximize,
+                     call.seed,
+                     static_cast<Dtype>(call.param_dtype),
+                     static_cast<Dtype>(call.state_dtype),
+                     current_stream(device)};
+  check(launch(step));
+}
+
+}  // namespace
+
+void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov) {
+  run(call, [&](const Step& step) { return launch_sgd(step, hyper, call.has_state(0), nesterov); });
+}
+
+void step_adam(ListCall& call, const AdamHyper& hyper) {
+  run(call, [&](const Step& step) { return launch_adam(step, hyper, call.has_state(2)); });
+}
+
+void step_rmsprop(ListCall& call, const RMSpropHyper& hyper) {
+  run(call, [&](const Step& step) { return launch_rmsprop(step, hyper, call.has_state(1), call.has_state(2)); });
+}
+
+void step_radam(ListCall& call, const RAdamHyper& hyper) {
+  run(call, [&](const Step& step) { return launch_radam(step, hyper); });
+}
+
+void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper) {
+  run(call, [&](const Step& step) { return launch_adabelief(step, hyper); });
+}
+
+void upload_words(Tensor target, Tensor words) {
+  STD_TORCH_CHECK(device_code(words) == kCpuCode && words.is_contiguous() && target.is_contiguous() &&
+                      words.element_size() == 8 && target.element_size() == 8 && words.numel() == target.numel(),
+                  "Invalid words: must be contiguous int64 on the CPU, as many as the target holds");
+  const int32_t device = target.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  check(upload(static_cast<int64_t*>(target.mutable_data_ptr()), static_cast<const int64_t*>(words.const_data_ptr()),
+               words.numel(), current_stream(device)));
+}
+
+}  // namespace lrt::cuda

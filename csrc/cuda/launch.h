@@ -1,0 +1,23 @@
+// How kernels are launched. The same .cu text is a CUDA kernel under nvcc and, with LRT_CUDA_ON_HOST, ordinary C++
+// that runs every thread of every block in turn (tests/cuda_host), which is how it is checked without a GPU.
+#pragma once
+
+#include <cstdint>
+
+#if defined(LRT_CUDA_ON_HOST)
+#include "cuda_on_host.h"
+#else
+#include <cuda_runtime_api.h>
+// Launches and returns the error's text, or null. `stream` is a cudaStream_t.
+#define LAUNCH(kernel, grid, block, stream, ...)                                                   \
+  (kernel<<<static_cast<unsigned>(grid), block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), \
+   ::lrt::cuda::launch_error())
+namespace lrt::cuda {
+inline const char* launch_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+}  // namespace lrt::cuda
+#endif
+
+#define LRT_DEVICE static __device__ __forceinline__

@@ -1,0 +1,189 @@
+// The CUDA step: load -> update -> keep -> store over a list of tensors. Knows no optimizer: a template over
+// (rule, storage types) that rule_*.cu instantiate.
+//
+// Two launches: prepare_kernel advances the step counts and rounds the constants, one thread a tensor; step_kernel
+// steps one chunk a block. Every scalar that may live on the device is read there, so that a captured graph freezes
+// nothing, and nothing but these two kernels knows whether found_inf is set.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/step.h"
+
+namespace lrt::cuda {
+
+constexpr int kThreads = 128;
+constexpr int kAccess = 16;  // bytes of one access
+
+// What all tensors of a call share, and what each has of its own, in the compute type.
+template <class Real>
+struct Shared {
+  UpdateScalars<Real> scalars;
+  uint32_t limit;  // an element is kept iff its 16 bits, in the upper half of a word, are below
+  bool draws, skip;
+};
+template <class Rule>
+struct Own {
+  Rule rule;
+  uint32_t step;
+};
+struct alignas(16) Prepared {
+  char bytes[kPreparedBytes];
+};
+
+LRT_DEVICE double read(const DeviceNumber& number) {
+  if (!number.address) return number.value;
+  return number.is_double ? *static_cast<const double*>(number.address) : *static_cast<const float*>(number.address);
+}
+
+template <class Rule, class Hyper, class Real>
+__global__ void prepare_kernel(Step call, Hyper hyper) {
+  static_assert(sizeof(Shared<Real>) <= kPreparedBytes && sizeof(Own<Rule>) <= kPreparedBytes);
+  Prepared* prepared = static_cast<Prepared*>(call.prepared);
+  const bool skip = read(call.found_inf) != 0;
+  const int64_t tensor = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (tensor == 0) {
+    const uint32_t threshold = keep_threshold(read(call.keep_prob));
+    const StepScalars scalars = step_scalars(read(call.lr), call.weight_decay, call.decoupled_weight_decay,
+                                             read(call.grad_weight), read(call.grad_scale), call.maximize);
+    const bool draws = threshold != 0 && threshold != kKeepAll;
+    // Without draws every word is 0, and 0 < 1 keeps all.
+    const Shared<Real> shared = {UpdateScalars<Real>(scalars), draws ? threshold << 16 : threshold == 0 ? 0u : 1u,
+                                 draws, skip};
+    *reinterpret_cast<Shared<Real>*>(prepared) = shared;
+  }
+  if (tensor >= call.tensors || skip) return;
+  double* step = reinterpret_cast<double*>(call.rows[tensor].step);
+  *step = *step + 1;
+  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {Rule(hyper, *step),
+                                                          static_cast<uint32_t>(static_cast<uint64_t>(*step))};
+}
+
+// kCount elements in as few accesses as their size allows.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount < kAccess ? sizeof(T) * kCount : kAccess) Vector {
+  T value[kCount];
+};
+
+template <class T, int kCount>
+LRT_DEVICE Vector<T, kCount>& vector_at(int64_t base, int64_t element) {
+  return *reinterpret_cast<Vector<T, kCount>*>(reinterpret_cast<T*>(base) + element);
+}
+
+// What the threads of a block share.
+template <class Rule, class Real>
+struct Chunk {
+  const Rule& rule;
+  const Shared<Real>& shared;
+  const TableRow& row;
+  KeepStream key;
+};
+
+// kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the limit.
+template <class Param, class State, int kCount, class Rule>
+LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount]) {
+  Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
+  Vector<Param, kCount> params = stored;
+  const Vector<Param, kCount> grads = vector_at<Param, kCount>(chunk.row.grad, begin);
+  Vector<State, kCount> states[kMaxStates];
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k) states[k] = vector_at<State, kCount>(chunk.row.states[k], begin);
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    Real<Param> state[kMaxStates];
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) state[k] = to_real(states[k].value[e]);
+    const Real<Param> updated = update<Decay::kSelect>(chunk.rule, chunk.shared.scalars, to_real(params.value[e]),
+                                                       to_real(grads.value[e]), state);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) states[k].value[e] = from_real<State>(state[k]);
+    if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
+  }
+  stored = params;
+#pragma unroll
+  for (int k = 0; k < Rule::kStates; ++k) vector_at<State, kCount>(chunk.row.states[k], begin) = states[k];
+}
+
+// One thread's part of a tile: kCount neighbouring lanes, whose calls serve all eight rows.
+template <class Param, class State, int kCount, class Rule>
+LRT_DEVICE void step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane) {
+  PhiloxBlock<uint32_t> draws[kCount] = {};
+  if (chunk.shared.draws) {
+    for (int e = 0; e < kCount; ++e) draws[e] = draw(chunk.key, tile * kLanes + lane + e, Stream::kElement);
+  }
+#pragma unroll 1
+  for (int word = 0; word < 4; ++word) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t bits[kCount];
+      for (int e = 0; e < kCount; ++e) bits[e] = half ? draws[e].word[0] : draws[e].word[0] << 16;
+      step_elements<Param, State, kCount>(chunk, tile * kTile + (2 * word + half) * kLanes + lane, bits);
+    }
+    for (int e = 0; e < kCount; ++e) {  // the next word, in the place of this one: registers have no index
+      draws[e] = {{draws[e].word[1], draws[e].word[2], draws[e].word[3], 0}};
+    }
+  }
+}
+
+template <class Rule, class Param, class State>
+__global__ void __launch_bounds__(kThreads) step_kernel(Step call) {
+  constexpr int kCount = kAccess / sizeof(Param);  // elements a thread loads at once
+  constexpr int kThreadsPerTile = kLanes / kCount;
+  const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
+  const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
+  if (shared.skip) return;
+  const int32_t tensor = call.chunk_tensors[blockIdx.x];
+  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);
+  const TableRow row = call.rows[tensor];
+  const Chunk<Rule, Real<Param>> chunk = {own.rule, shared, row,
+                                          {call.seed, own.step, static_cast<uint32_t>(row.param_index)}};
+  const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
+  const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
+  int64_t addresses = row.param | row.grad;
+  for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
+  const int64_t last_tile = addresses % kAccess == 0 ? end / kTile : begin / kTile;  // of those in wide accesses
+  const int lane = threadIdx.x % kThreadsPerTile * kCount;
+  for (int64_t tile = begin / kTile + threadIdx.x / kThreadsPerTile; tile < last_tile;
+       tile += kThreads / kThreadsPerTile) {
+    step_lanes<Param, State, kCount>(chunk, tile, lane);
+  }
+  for (int64_t element = last_tile * kTile + threadIdx.x; element < end; element += kThreads) {
+    const uint32_t bits[1] = {shared.draws ? keep_bits(chunk.key, element) << 16 : 0};
+    step_elements<Param, State, 1>(chunk, element, bits);
+  }
+}
+
+template <template <class> class Rule, class Hyper, class Param, class State>
+const char* launch_pair(const Step& call, const Hyper& hyper) {
+  using R = Rule<Real<Param>>;
+  const int64_t blocks = (call.tensors + kThreads - 1) / kThreads;
+  const char* error = LAUNCH((prepare_kernel<R, Hyper, Real<Param>>), blocks, kThreads, call.stream, call, hyper);
+  if (error || call.chunks == 0) return error;
+  return LAUNCH((step_kernel<R, Param, State>), call.chunks, kThreads, call.stream, call);
+}
+
+// Both launches of one rule for the call's pair of storage types.
+template <template <class> class Rule, class Hyper>
+const char* launch(const Step& call, const Hyper& hyper) {
+  if (call.tensors == 0) return nullptr;
+  if (call.param == Dtype::kFloat && call.state == Dtype::kFloat) {
+    return launch_pair<Rule, Hyper, float, float>(call, hyper);
+  }
+  if (call.param == Dtype::kDouble && call.state == Dtype::kDouble) {
+    return launch_pair<Rule, Hyper, double, double>(call, hyper);
+  }
+  if (call.param == Dtype::kBFloat16 && call.state == Dtype::kFloat) {
+    return launch_pair<Rule, Hyper, BFloat16, float>(call, hyper);
+  }
+  if (call.param == Dtype::kBFloat16 && call.state == Dtype::kBFloat16) {
+    return launch_pair<Rule, Hyper, BFloat16, BFloat16>(call, hyper);
+  }
+  if (call.param == Dtype::kHalf && call.state == Dtype::kFloat) {
+    return launch_pair<Rule, Hyper, Half, float>(call, hyper);
+  }
+  if (call.param == Dtype::kHalf && call.state == Dtype::kHalf) {
+    return launch_pair<Rule, Hyper, Half, Half>(call, hyper);
+  }
+  return "no kernel for the dtype of the parameters with that of their states";
+}
+
+}  // namespace lrt::cuda

@@ -1,0 +1,70 @@
+"""Steps by the CUDA kernels' own text, compiled for the host (tests/cuda_host): the same table, chunks and launches.
+
+Every chunk is run block after block and thread after thread, on tables whose scratch is poisoned first.
+"""
+
+import functools
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from lrtricks_fused.call import StepCall
+from lrtricks_fused.table import AddressTable
+
+ROOT = Path(__file__).parent.parent
+POISON = 0xCD
+
+
+@functools.cache
+def module() -> ModuleType:
+    """The compiled module, built on first use."""
+    folder = ROOT / "tests" / "cuda_host"
+    subprocess.run(["make", "-s", "-j2", "-C", folder, f"PYTHON={sys.executable}"], check=True)
+    spec = importlib.util.spec_from_file_location("cuda_on_host", ROOT / "build" / "cuda-host" / "cuda_on_host.so")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class HostTable(AddressTable):
+    """The table of a device whose memory is the host's."""
+
+    def place(self, device: torch.device) -> None:
+        super().place(device)
+        self.prepared.fill_(POISON)
+
+    def _upload(self, target: Tensor, words: Tensor) -> None:
+        target.fill_(0x7BADBADBADBADBAD)
+        module().upload(target.data_ptr(), words.data_ptr(), words.numel())
+
+
+def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, int, bool]:
+    """A hyper-parameter as the kernels take it: by value, or by the address of a tensor."""
+    if value is None:
+        return default, 0, False
+    if isinstance(value, Tensor):
+        return float("nan"), value.data_ptr(), value.dtype == torch.float64
+    return float(value), 0, False
+
+
+def step(call: StepCall) -> None:
+    """One step of ``call`` by the kernels; its operands must be contiguous."""
+    table = HostTable(call)
+    assert table.rows is not None, "these tensors have no table"
+    table.place(torch.device("cpu"))
+    hyper = dict(call.hyper)
+    nesterov = hyper.pop("nesterov", False)
+    state_mask, param_dtype, state_dtype = table.codes
+    module().step(
+        call.rule, list(hyper.values()), nesterov, state_mask,
+        [tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)],
+        len(table.rows), len(table.chunk_tensors),
+        [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
+         number(call.found_inf)],
+        call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,
+    )  # fmt: skip

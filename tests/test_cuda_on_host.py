@@ -1,0 +1,144 @@
+"""The CUDA kernels' own text, run on the host, against the reference, bit for bit (and the CPU step on a table)."""
+
+import pytest
+import torch
+from cuda_on_host import POISON, HostTable, module, step
+from helpers import assert_same_bits, everything
+from inventory import CASES, DTYPES, KEEP_PROBS, SEED
+from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, unaligned
+from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixture that holds here, too)
+
+import lrtricks_fused as lrt
+from lrtricks_fused import backends, table
+
+# Odd sizes around a tile, a row and a chunk; several chunks; no elements at all, first.
+SIZES = [(0,), (), (1,), (63,), (65,), (3, 5, 7), (511,), (512,), (1027,), (8192,), (20_001,)]
+SHAPES = [TensorCase(shape) for shape in SIZES]
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """Makes the native backend the CUDA kernels on the host."""
+    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "native": step})
+    backends.resolve.cache_clear()
+    yield
+    backends.resolve.cache_clear()
+
+
+def test_constants_are_those_of_the_kernels():
+    assert (module().chunk, module().prepared_bytes, module().columns) == (
+        table.CHUNK, table.PREPARED_BYTES, table.COLUMNS)  # fmt: skip
+
+
+@pytest.mark.parametrize("keep_prob", KEEP_PROBS)
+@by_dtype
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_kernels_equal_reference(case, dtype, keep_prob, on_host):
+    expected = run(case, dtype, keep_prob, "reference", SHAPES)
+    assert_same_bits(run(case, dtype, keep_prob, "native", SHAPES), expected)
+
+
+@pytest.mark.parametrize("keep_prob", KEEP_PROBS)
+@by_dtype
+@pytest.mark.parametrize("case", CASES[::5], ids=lambda c: c.name)
+def test_cpu_step_on_a_table_equals_reference(case, dtype, keep_prob):
+    expected = run(case, dtype, keep_prob, "reference", SHAPES)
+    assert_same_bits(run(case, dtype, keep_prob, "native", SHAPES), expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_many_steps(case, on_host):
+    native, reference = (run(case, DTYPES[0], 0.3, backend, SHAPES[3:7], 12) for backend in ("native", "reference"))
+    assert_same_bits(native, reference)
+
+
+@pytest.mark.parametrize("case", CASES[::10], ids=lambda c: c.name)
+def test_many_tensors(case, on_host):
+    assert_same_bits(run(case, DTYPES[0], 0.5, "native", MANY), run(case, DTYPES[0], 0.5, "reference", MANY))
+
+
+def test_capturable_scalars_are_read_when_the_kernel_runs(on_host):
+    shapes = [TensorCase((700,)), TensorCase((9000,))]
+    results = []
+    for backend in ("native", "reference"):
+        params = make_params(shapes, torch.float32)
+        scalars = {name: torch.tensor(0.0, dtype=dtype) for name, dtype in (
+            ("lr", torch.float64), ("keep_prob", torch.float32), ("grad_weight", torch.float64))}  # fmt: skip
+        optimizer = lrt.AdamW(params, seed=SEED, backend=backend, capturable=True, **scalars)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(3.0), torch.tensor(0.0)
+        for n in range(8):
+            for i, scalar in enumerate(scalars.values()):
+                scalar.fill_((0.1, 0.3, 0.7)[i] / (n + 1))
+            optimizer.grad_scale.fill_(1.5 + n)
+            optimizer.found_inf.fill_(n in (0, 3))
+            set_grads(params, shapes, n)
+            optimizer.step()
+        assert [state["step"].item() for state in optimizer.state.values()] == [6.0, 6.0]
+        results.append(everything(optimizer))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("keep_prob", [-1.0, 0.0, 1.0, 2.0, float("nan")])
+def test_a_device_keep_prob_out_of_range_is_clamped(keep_prob, on_host):
+    param = torch.zeros(1000, requires_grad=True)
+    param.grad = torch.ones(1000)
+    optimizer = lrt.SGD([param], lr=1.0, backend="native")
+    optimizer.param_groups[0]["keep_prob"] = torch.tensor(0.5)
+    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    call.keep_prob = torch.tensor(keep_prob)  # as a tensor on the device, which nothing can check
+    step(call)
+    assert torch.equal(param, torch.full((1000,), -1.0 if keep_prob >= 1 else 0.0))
+
+
+@by_dtype
+@pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.name)
+def test_any_alignment_and_nothing_outside(case, dtype, on_host):
+    shapes = [TensorCase((1027,)), TensorCase((511,)), TensorCase((8200,))]
+    results = []
+    for backend in ("native", "reference"):
+        params = [unaligned(p.detach()).requires_grad_() for p in make_params(shapes, dtype.dtype)]
+        optimizer = case.make(params, keep_prob=0.5, state_dtype=dtype.state_dtype, backend=backend)
+        for n in range(3):
+            set_grads(params, shapes, n)
+            if n == 1:  # a part of the operands aligned, a part not
+                for param in params[1:]:
+                    param.grad = unaligned(param.grad)
+            optimizer.step()
+            for state in list(optimizer.state.values())[1:]:
+                for name, tensor in state.items():
+                    if name != "step":
+                        state[name] = unaligned(tensor)
+        states = [t for state in list(optimizer.state.values())[1:] for name, t in state.items() if name != "step"]
+        guards = [guards_of(tensor) for tensor in [*params, *states]]
+        assert all((guard == GUARD).all() for guard in guards)
+        results.append(everything(optimizer))
+    assert_same_bits(*results)
+
+
+def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
+    param = torch.zeros(5)
+    arguments = [torch.zeros(1, 11, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), torch.zeros(128)]
+    numbers = [(0.0, 0, False)] * 5
+    with pytest.raises(RuntimeError, match="no kernel"):
+        module().step("adam", [0.9, 0.9, 1e-8], False, 3, [t.data_ptr() for t in arguments], 1, 1, numbers, 0.0, False,
+                      False, 0, 0, 1)
+    assert torch.equal(param, torch.zeros(5))
+
+
+def test_upload_writes_every_word_and_no_other():
+    for count in (0, 1, 479, 480, 481, 2000):
+        words = torch.arange(1, count + 1)
+        target = torch.full((count + 2,), -1)
+        module().upload(target[1:].data_ptr(), words.data_ptr(), count)
+        assert torch.equal(target, torch.cat([torch.tensor([-1]), words, torch.tensor([-1])]))
+
+
+def test_scratch_and_table_are_poisoned():
+    param = torch.zeros(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = lrt.SGD([param], lr=1.0, backend="reference")
+    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    host = HostTable(call)
+    host.place(torch.device("cpu"))
+    assert bool((host.prepared == POISON).all())
