@@ -22,9 +22,31 @@ def why_not(backend: str, device: torch.device) -> str | None:
         return "this version has no Triton kernels"
     if ops.load_error is not None:
         return ops.load_error
-    if device.type != "cpu":
-        return f"the native library has no kernels for {device.type} tensors"
-    return None
+    if device.type == "cuda":
+        return why_not_cuda(ops.cuda_archs(), device)
+    return None if device.type == "cpu" else f"the native library has no kernels for {device.type} tensors"
+
+
+def why_not_cuda(built: list[str], device: torch.device) -> str | None:
+    """The reason why kernels built for these architectures ("9.0", "12.0+PTX") cannot run on ``device``."""
+    if torch.version.hip:
+        return "the native library has no kernels for ROCm"
+    if not built:
+        return (
+            "the native library was built without CUDA; with the CUDA toolkit's nvcc on PATH, build it again: "
+            "USE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+        )
+    capability = torch.cuda.get_device_capability(device)
+    for name in built:
+        major, minor = map(int, name.removesuffix("+PTX").split("."))
+        same_binary = major == capability[0] and minor <= capability[1]
+        if same_binary or (name.endswith("+PTX") and (major, minor) <= capability):
+            return None
+    here = f"{capability[0]}.{capability[1]}"
+    return (
+        f"the native library is built for compute capabilities {', '.join(built)}, not {here}; "
+        f"build it again with TORCH_CUDA_ARCH_LIST={here}"
+    )
 
 
 _STEP: dict[str, Callable[[StepCall], None]] = {"native": ops.native_step, "reference": reference.step}

@@ -1,5 +1,6 @@
 """Loads the native library, which registers ``torch.ops.lrtricks_fused.<rule>_``, and calls its ops."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,18 +30,56 @@ def _load() -> str | None:
 load_error = _load()
 
 
-def _split(value: float | Tensor) -> tuple[float, Tensor | None]:
-    if not isinstance(value, Tensor):
-        return value, None
-    return 0.0, value if value.dtype in (torch.float32, torch.float64) else value.double()
+def cuda_archs() -> list[str]:
+    """Compute capabilities the native library has kernels for, such as "9.0" or "12.0+PTX"; none without CUDA."""
+    return [] if load_error else torch.ops.lrtricks_fused.cuda_archs().split()
+
+
+def _scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """A scalar as the kernels read it: float32 or float64, on their device or on the CPU."""
+    if tensor is None:
+        return None
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.double()
+    return tensor if tensor.is_cpu else tensor.to(device, non_blocking=True)
+
+
+def _split(value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    return (0.0, _scalar(value, device)) if isinstance(value, Tensor) else (value, None)
+
+
+def _contiguous(call: StepCall) -> StepCall:
+    """The same call on contiguous copies of its strided operands, as plain tensors."""
+
+    def copies(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.detach().contiguous() for tensor in tensors]
+
+    states = {name: copies(column) for name, column in call.states.items()}
+    return replace(call, params=copies(call.params), grads=copies(call.grads), states=states, tables={})
+
+
+def _copy_back(copies: StepCall, call: StepCall) -> None:
+    for mine, theirs in ((copies.params, call.params), *zip(copies.states.values(), call.states.values(), strict=True)):
+        for copy, tensor in zip(mine, theirs, strict=True):
+            if copy.data_ptr() != tensor.data_ptr():
+                tensor.copy_(copy)
 
 
 def native_step(call: StepCall) -> None:
-    """One fused step by the native op of ``call.rule``."""
-    lr, lr_tensor = _split(call.lr)
-    keep_prob, keep_prob_tensor = _split(call.keep_prob)
-    grad_weight, grad_weight_tensor = _split(call.grad_weight)
-    table = address_table(call)
+    """One fused step by the native op of ``call.rule``.
+
+    On the CPU the op reads any layout; on a GPU strided operands go through contiguous copies.
+    """
+    device = call.params[0].device
+    lr, lr_tensor = _split(call.lr, device)
+    keep_prob, keep_prob_tensor = _split(call.keep_prob, device)
+    grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
+    table, copies = address_table(call), None
+    if table is None and device.type != "cpu":
+        copies = _contiguous(call)
+        table = address_table(copies)
+        if table is None:
+            raise RuntimeError(f"Invalid state: the states of these parameters must be on {device}, and of one dtype")
     if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
         operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices)
@@ -60,8 +99,10 @@ def native_step(call: StepCall) -> None:
         lr_tensor=lr_tensor,
         keep_prob_tensor=keep_prob_tensor,
         grad_weight_tensor=grad_weight_tensor,
-        grad_scale=call.grad_scale,
-        found_inf=call.found_inf,
+        grad_scale=_scalar(call.grad_scale, device),
+        found_inf=_scalar(call.found_inf, device),
     )
+    if copies is not None:
+        _copy_back(copies, call)
     # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
     torch.autograd.graph.increment_version(call.params)

@@ -6,6 +6,7 @@ has, then zeros) and the step count, the number of elements, the parameter's ind
 the first of its chunks. On a GPU the table, the chunks and the scratch of the step live on the device.
 """
 
+from collections.abc import Hashable
 from operator import is_
 from typing import Any
 
@@ -21,6 +22,7 @@ DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.floa
 CHUNK = 8192  # elements that one block steps; csrc/cuda/step.h
 PREPARED_BYTES = 64  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
 
+_CAPTURED = "captured"
 Layouts = tuple[list[torch.dtype], list[torch.Size], list[bool]]
 
 
@@ -144,7 +146,18 @@ def address_table(call: StepCall) -> AddressTable | None:
     """The table of ``call``, or None where only the tensors themselves say enough (strided ones, subclasses)."""
     if call.tables is None or torch.compiler.is_compiling() or not {*map(type, call.params)} <= {Tensor, Parameter}:
         return None
-    table: Any = call.tables.get(call.table_key)
+    table: Any = call.tables.pop(call.table_key, None)
     if table is None or not table.update(call):
-        table = call.tables[call.table_key] = AddressTable(call)
+        table = AddressTable(call)
+    if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        # The graph will be replayed with this very table: no later step may find it and enter other gradients.
+        call.tables.setdefault(_CAPTURED, []).append(table)
+    else:
+        call.tables[call.table_key] = table
     return table if table.rows is not None else None
+
+
+def forget(tables: dict[Hashable, Any]) -> None:
+    """Drop all tables but those that captured graphs read."""
+    for key in tables.keys() - {_CAPTURED}:
+        del tables[key]

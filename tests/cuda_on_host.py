@@ -5,6 +5,7 @@ Every chunk is run block after block and thread after thread, on tables whose sc
 
 import functools
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,13 @@ POISON = 0xCD
 @functools.cache
 def module() -> ModuleType:
     """The compiled module, built on first use."""
-    folder = ROOT / "tests" / "cuda_host"
-    subprocess.run(["make", "-s", "-j2", "-C", folder, f"PYTHON={sys.executable}"], check=True)
-    spec = importlib.util.spec_from_file_location("cuda_on_host", ROOT / "build" / "cuda-host" / "cuda_on_host.so")
+    build, flags = ROOT / "build" / "cuda-host", ""
+    if os.environ.get("LRTRICKS_SANITIZE") == "1":  # make sanitize, which also preloads the runtimes
+        build, flags = build.with_name("cuda-host-sanitize"), "-g1 -fsanitize=address,undefined -fno-sanitize-recover"
+    arguments = [f"PYTHON={sys.executable}", f"BUILD={build}", f"EXTRA={flags}"]
+    without_preload = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    subprocess.run(["make", "-s", "-j2", "-C", ROOT / "tests" / "cuda_host", *arguments], check=True, env=without_preload)
+    spec = importlib.util.spec_from_file_location("cuda_on_host", build / "cuda_on_host.so")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded

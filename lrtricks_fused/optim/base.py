@@ -11,6 +11,7 @@ from ..backends import check_backend, resolve
 from ..call import StepCall
 from ..keep import keep_mask
 from ..ops import native_step
+from ..table import forget
 from .checks import check_grads, check_group, check_param
 
 Group = dict[str, Any]
@@ -18,8 +19,9 @@ Group = dict[str, Any]
 
 @dataclass
 class _Part:
-    """Parameters of one group on one device that take part in a step."""
+    """Parameters of one group that take part in a step together: on one device; on a GPU of one dtype, too."""
 
+    key: Hashable
     group: Group
     params: list[Tensor]
     grads: list[Tensor]
@@ -144,16 +146,18 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _gather(self, group: Group, indices: range) -> list[_Part]:
-        """The parameters of a checked group that have a gradient, by device."""
+        """The parameters of a checked group that have a gradient, in parts that one call can step."""
         self._check_group(group)
         params = group["params"]
         grads = [param.grad for param in params]
         if params and all(grad is not None for grad in grads) and all(param.is_cpu for param in params):
-            return [_Part(group, list(params), grads, list(indices))]
-        parts: dict[torch.device, _Part] = {}
+            return [_Part(params[0].device, group, list(params), grads, list(indices))]
+        parts: dict[Hashable, _Part] = {}
         for param, grad, index in zip(params, grads, indices, strict=True):
             if grad is not None:
-                own = parts.setdefault(param.device, _Part(group, [], [], []))
+                on_cpu = param.device.type == "cpu"
+                key = param.device if on_cpu else (param.device, param.dtype, param.is_contiguous())
+                own = parts.setdefault(key, _Part(key, group, [], [], []))
                 own.params.append(param)
                 own.grads.append(grad)
                 own.indices.append(index)
@@ -189,7 +193,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
             tables=self._tables,
-            table_key=(id(group), part.params[0].device),
+            table_key=(id(group), part.key),
         )
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
@@ -250,7 +254,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             return dict(seen)
 
         def after(_: torch.optim.Optimizer) -> None:
-            self._tables.clear()
+            forget(self._tables)
             for param, saved in self._saved_states(seen):
                 self.state[param] = self._restored(param, saved)
 
