@@ -27,9 +27,9 @@ def module() -> ModuleType:
     build, flags = ROOT / "build" / "cuda-host", ""
     if os.environ.get("LRTRICKS_SANITIZE") == "1":  # make sanitize, which also preloads the runtimes
         build, flags = build.with_name("cuda-host-sanitize"), "-g1 -fsanitize=address,undefined -fno-sanitize-recover"
-    arguments = [f"PYTHON={sys.executable}", f"BUILD={build}", f"EXTRA={flags}"]
+    make = ["make", "-s", "-j2", "-C", ROOT / "tests" / "cuda_host", f"PYTHON={sys.executable}", f"BUILD={build}"]
     without_preload = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    subprocess.run(["make", "-s", "-j2", "-C", ROOT / "tests" / "cuda_host", *arguments], check=True, env=without_preload)
+    subprocess.run([*make, f"EXTRA={flags}"], check=True, env=without_preload)
     spec = importlib.util.spec_from_file_location("cuda_on_host", build / "cuda_on_host.so")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
