@@ -53,7 +53,8 @@ def cuda_archs() -> list[str]:
 
 def cuda_flags() -> list[str]:
     """Flags of nvcc. No contraction; square roots, divisions and subnormals are IEEE by default."""
-    flags = ["-std=c++20", "-O3", "-fmad=false", f"-I{CSRC}", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+    host = "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
+    flags = ["-std=c++20", *OPTIMIZE, "-fmad=false", f"-I{CSRC}", host]
     for arch in cuda_archs():
         number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")

@@ -1,5 +1,8 @@
 """What the package says about CUDA where there is none, and the parts of a CUDA step that need no GPU."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from cuda_on_host import step as step_on_host
@@ -37,9 +40,14 @@ def test_rocm_is_named(monkeypatch):
 
 
 def test_this_library_serves_both_kinds_of_machines():
-    # Loaded under CPU torch, with kernels inside wherever it was built with nvcc.
+    # Loaded here, under whatever torch, with kernels inside if it was built with nvcc; needs no library of CUDA's.
     assert ops.load_error is None
-    assert set(ops.cuda_archs()) <= {"8.0", "9.0", "10.0", "12.0+PTX"} or ops.cuda_archs()
+    library = Path(ops.__file__).with_name("_native.so")
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    assert "libtorch_cpu" in needed
+    assert "libcuda" not in needed and "libtorch_cuda" not in needed
+    kernels = b"lrt4cuda11step_kernel" in library.read_bytes()
+    assert kernels == bool(ops.cuda_archs())
 
 
 def test_upload_is_for_devices():

@@ -1,10 +1,12 @@
 """The CUDA kernels' own text, run on the host, against the reference, bit for bit (and the CPU step on a table)."""
 
+import numpy
 import pytest
 import torch
 from cuda_on_host import POISON, HostTable, module, step
 from helpers import assert_same_bits, everything
 from inventory import CASES, DTYPES, KEEP_PROBS, SEED
+from philox_numpy import keep_bits
 from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, unaligned
 from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixture that holds here, too)
 
@@ -142,3 +144,29 @@ def test_scratch_and_table_are_poisoned():
     host = HostTable(call)
     host.place(torch.device("cpu"))
     assert bool((host.prepared == POISON).all())
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_elements_beyond_2_to_the_31(aligned):
+    # One block steps the last chunk of a parameter of 2**33 + 1000 elements, of which only that chunk is in memory.
+    first, count = 2**33, 1000
+    values = torch.zeros(count + 4)
+    start = (-values.data_ptr() // 4) % 4 + (0 if aligned else 1)
+    param, grad = values[start : start + count], torch.ones(count + 8)
+    step_count = torch.tensor(6.0, dtype=torch.float64)
+    row = torch.zeros(1, table.COLUMNS, dtype=torch.int64)
+    row[0, table.PARAM] = param.data_ptr() - 4 * first
+    row[0, table.GRAD] = grad.data_ptr() + (-grad.data_ptr()) % 16 - 4 * first
+    row[0, table.STEP] = step_count.data_ptr()
+    row[0, table.NUMEL], row[0, table.INDEX] = first + count, 3
+    row[0, table.FIRST_CHUNK] = -(first // table.CHUNK)
+    chunk, prepared = torch.zeros(2, dtype=torch.int32), torch.zeros(32)
+    module().step(
+        "sgd", [0.0, 0.0], False, 0, [t.data_ptr() for t in (row, chunk, prepared)], 1, 1,
+        [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False)], 0.0, False, False,
+        SEED, 0, 0,
+    )  # fmt: skip
+    kept = keep_bits(numpy.arange(first, first + count), SEED, 7, 3) < 32768
+    assert torch.equal(param != 0, torch.from_numpy(kept))
+    assert values.count_nonzero() == param.count_nonzero()
+    assert step_count == 7

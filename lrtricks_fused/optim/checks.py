@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MATCH = ("dtype", "device", "shape")
 PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -56,10 +57,15 @@ def check_param(param: Any, state_dtype: torch.dtype | None) -> None:
 
 def check_grads(params: list[Tensor], grads: list[Tensor]) -> None:
     """Raises ValueError unless every gradient is dense and matches its parameter."""
+    wanted = [[getattr(param, what) for param in params] for what in _MATCH]
+    if [[getattr(grad, what) for grad in grads] for what in _MATCH] == wanted and all(
+        layout is torch.strided for layout in [grad.layout for grad in grads]
+    ):
+        return  # as nearly always; the rest finds which one it is
     for param, grad in zip(params, grads, strict=True):
         if grad.layout is not torch.strided:
             raise ValueError(f"Invalid gradient of layout {grad.layout}: sparse gradients are not supported")
-        for what in ("dtype", "device", "shape"):
+        for what in _MATCH:
             of_grad, of_param = getattr(grad, what), getattr(param, what)
             if of_grad != of_param:
                 raise ValueError(f"Invalid gradient of {what} {of_grad}: its parameter has {of_param}")

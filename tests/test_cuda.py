@@ -1,0 +1,225 @@
+"""The native backend on a GPU against the reference on the CPU, bit for bit: the tests' own inventory.
+
+The checks of ``lrtricks verify`` that concern a GPU run here, too.
+"""
+
+import functools
+
+import numpy
+import philox_numpy
+import pytest
+import torch
+from helpers import assert_same_bits
+from inventory import CASES, DTYPES, KEEP_PROBS, SEED
+from tensors import (
+    ALL,
+    GUARD,
+    MANY,
+    MORE_LAYOUTS,
+    TensorCase,
+    contiguous,
+    guards_of,
+    normal_values,
+    unaligned,
+)
+from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
+
+import lrtricks_fused as lrt
+from lrtricks_fused import backends, verify
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+# Addresses say all about these; the strided rest goes through copies and is stepped apart, so that these do not.
+PLAIN = {contiguous, unaligned}
+CONTIGUOUS = [
+    *(case for case in ALL if {case.param, case.grad} <= PLAIN),
+    TensorCase((1300,), unaligned), TensorCase((1300,), grad=unaligned), TensorCase((8192,)), TensorCase((20_001,)),
+]  # fmt: skip
+STRIDED = [case for case in MORE_LAYOUTS if not {case.param, case.grad} <= PLAIN]
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+
+
+@pytest.fixture(autouse=True)
+def _native_runs_here():
+    assert backends.why_not("native", CUDA) is None
+
+
+def make_params(cases, dtype, devices, seed=1):
+    """As tensors.make_params, each parameter on its device."""
+    values = normal_values(tuple(case.shape for case in cases), dtype, seed)
+    params = []
+    for case, value, device in zip(cases, values, devices, strict=True):
+        with device:  # the layouts make their buffers on the current device
+            params.append(case.param(value.to(device)).requires_grad_())
+    return params
+
+
+def set_grads(params, cases, step):
+    """As tensors.set_grads, on the parameters' devices."""
+    values = normal_values(tuple(case.shape for case in cases), params[0].dtype, 1000 + step)
+    for param, case, value in zip(params, cases, values, strict=True):
+        with param.device:
+            param.grad = case.grad(value.to(param.device))
+
+
+def everything(params, optimizer):
+    """Parameters and states, on the CPU."""
+    tensors = []
+    for param in params:
+        state = optimizer.state[param]
+        tensors += [param.detach().cpu(), *(state[name].cpu() for name in sorted(state))]
+    return tensors
+
+
+def run(case, dtype, keep_prob, backend, cases, devices, steps=2):
+    """Parameters and states after a few steps with a gradient weight that is no power of two."""
+    params = make_params(cases, dtype.dtype, devices)
+    optimizer = case.make(
+        params, keep_prob=keep_prob, seed=SEED, backend=backend, state_dtype=dtype.state_dtype, grad_weight=0.7
+    )
+    for step in range(steps):
+        set_grads(params, cases, step)
+        optimizer.step()
+    return everything(params, optimizer)
+
+
+def compare(case, dtype, keep_prob, cases, steps=2, devices=None):
+    """A run on the GPU (or the given devices), and the reference's on the CPU."""
+    ours = run(case, dtype, keep_prob, "native", cases, devices or [CUDA] * len(cases), steps)
+    assert_same_bits(ours, run(case, dtype, keep_prob, "reference", cases, [CPU] * len(cases), steps))
+
+
+@pytest.mark.parametrize("keep_prob", KEEP_PROBS)
+@by_dtype
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_cuda_equals_reference(case, dtype, keep_prob):
+    compare(case, dtype, keep_prob, CONTIGUOUS)
+
+
+@by_dtype
+@pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.name)
+def test_strided_and_mixed_layouts(case, dtype):
+    compare(case, dtype, 0.5, STRIDED)
+    compare(case, dtype, 0.5, ALL)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_many_steps(case):
+    compare(case, DTYPES[0], 0.3, [TensorCase((1500,)), TensorCase((7, 5))], 12)
+
+
+@pytest.mark.parametrize("case", CASES[::10], ids=lambda c: c.name)
+def test_many_tensors(case):
+    compare(case, DTYPES[0], 0.5, MANY)
+
+
+@by_dtype
+@pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.name)
+def test_nothing_is_written_outside_the_tensors(case, dtype):
+    cases = [TensorCase((1027,), unaligned), TensorCase((511,), unaligned), TensorCase((8200,), unaligned), *STRIDED]
+    params = make_params(cases, dtype.dtype, [CUDA] * len(cases))
+    optimizer = case.make(params, keep_prob=0.5, state_dtype=dtype.state_dtype, backend="native")
+    with CUDA:
+        for step in range(3):
+            set_grads(params, cases, step)
+            grads = [param.grad.clone() for param in params]
+            optimizer.step()
+            assert_same_bits([param.grad for param in params], grads)
+            for state in list(optimizer.state.values())[:3]:
+                for name, tensor in state.items():
+                    if name != "step":
+                        state[name] = unaligned(tensor)
+        states = [t for s in list(optimizer.state.values())[:3] for name, t in s.items() if name != "step"]
+        guards = [guards_of(tensor) for tensor in [*params, *states]]
+    assert sum(guard.numel() for guard in guards) > 1000
+    assert all(bool((guard == GUARD).all()) for guard in guards)
+
+
+@pytest.mark.parametrize("check", verify.FURTHER, ids=lambda c: f"{c.section}-{c.name}")
+def test_checks_of_verify(check):
+    assert check.run(verify.Target(CUDA)) is None
+
+
+@pytest.mark.parametrize("work", [verify.SPECIAL, verify.STRIDED], ids=lambda w: w.name)
+@pytest.mark.parametrize("storage", verify.STORAGES, ids=lambda s: s.name)
+@pytest.mark.parametrize("variant", verify.VARIANTS, ids=str)
+def test_special_values_and_layouts(variant, storage, work):
+    target = verify.Target(CUDA)
+    assert verify.check_bits(target, variant=variant, work=work, storage=storage, keep_prob=0.5) is None
+
+
+@by_dtype
+@pytest.mark.parametrize("case", CASES[::5], ids=lambda c: c.name)
+def test_cpu_and_cuda_in_one_optimizer(case, dtype):
+    devices = [(CPU, CUDA)[i % 2] for i in range(len(CONTIGUOUS))]
+    compare(case, dtype, 0.5, CONTIGUOUS, devices=devices)
+
+
+def test_scaler_over_cpu_and_cuda_parameters():
+    # The scaler's tensors live on the GPU; CPU parameters must not read them before they are there.
+    cases = [TensorCase((700,)), TensorCase((900,))]
+    results = []
+    for backend, devices in (("native", [CPU, CUDA]), ("reference", [CPU, CPU])):
+        params = make_params(cases, torch.float32, devices)
+        optimizer = lrt.Adam(params, lr=0.02, keep_prob=0.5, seed=SEED, backend=backend)
+        on = devices[1]
+        scale, found_inf = torch.ones((), device=on), torch.zeros((), device=on)
+        optimizer.grad_scale, optimizer.found_inf = scale, found_inf
+        for step in range(6):
+            set_grads(params, cases, step)
+            if on is CUDA:
+                torch.cuda._sleep(verify.SLEEP_CYCLES // 10)
+            scale.fill_(2.0 + step)
+            found_inf.fill_(float(step in (0, 3)))
+            optimizer.step()
+        results.append(everything(params, optimizer))
+    assert_same_bits(*results)
+
+
+@two_gpus
+@pytest.mark.parametrize("case", CASES[::5], ids=lambda c: c.name)
+def test_two_gpus_in_one_optimizer(case):
+    devices = [torch.device("cuda", i % 2) for i in range(len(CONTIGUOUS))]
+    compare(case, DTYPES[0], 0.5, CONTIGUOUS, devices=devices)
+
+
+@two_gpus
+@pytest.mark.parametrize("check", verify.FURTHER, ids=lambda c: f"{c.section}-{c.name}")
+def test_a_gpu_that_is_not_the_current_one(check):
+    torch.cuda.set_device(0)
+    assert check.run(verify.Target(torch.device("cuda", 1))) is None
+
+
+def test_more_than_2_to_the_31_elements():
+    numel = 2**31 + 1000
+    if torch.cuda.mem_get_info(CUDA)[0] < 5 * numel:
+        pytest.skip(f"needs {5 * numel / 2**30:.1f} GiB of free GPU memory")
+    param = torch.zeros(numel, dtype=torch.bfloat16, device=CUDA, requires_grad=True)
+    param.grad = torch.ones_like(param)
+    lrt.SGD([param], lr=1.0, keep_prob=0.5, seed=77, backend="native").step()
+    for first in (0, 2**31 - 3000, numel - 2000):
+        bits = philox_numpy.keep_bits(numpy.arange(first, first + 2000), 77, 1, 0)
+        kept = torch.from_numpy(bits.astype(numpy.int64)) < 32768
+        assert torch.equal(param.detach()[first : first + 2000].cpu() != 0, kept)
+    del param
+    torch.cuda.empty_cache()
+
+
+def test_steps_agree_with_torch():
+    # Independent of our reference: torch's own fused AdamW, on the GPU, without a mask.
+    cases = [TensorCase((20_001,)), TensorCase((33, 65))]
+    results = []
+    for make in (
+        functools.partial(lrt.AdamW, backend="native"),
+        functools.partial(torch.optim.AdamW, fused=True),
+    ):
+        params = make_params(cases, torch.float32, [CUDA, CUDA])
+        optimizer = make(params, lr=0.02, weight_decay=0.1)
+        for step in range(5):
+            set_grads(params, cases, step)
+            optimizer.step()
+        results.append([param.detach().cpu() for param in params])
+    torch.testing.assert_close(*results, rtol=4e-6, atol=4e-6)

@@ -1,0 +1,238 @@
+"""``lrtricks verify``: it passes here, reports what is wrong with a sabotaged backend, and refuses what it cannot do.
+
+Its CUDA-only checks run here on stand-ins for torch.cuda, so that they do not rot between visits to a GPU.
+"""
+
+import contextlib
+import inspect
+import sys
+
+import pytest
+import torch
+
+from lrtricks_fused import cli, ops, optim, verify
+from lrtricks_fused.optim import base
+
+CPU = verify.Target(torch.device("cpu"))
+ACCEPTED_ONLY = {"self", "params", "lr", "foreach", "fused", "capturable", "differentiable", "keep_prob", "grad_weight",
+                 "seed", "backend", "state_dtype"}  # fmt: skip
+on_cuda_only = pytest.mark.parametrize(
+    "check", [check for check in verify.FURTHER if check.cuda_only], ids=lambda c: f"{c.section}-{c.name}"
+)
+
+
+def few_checks(quick):
+    """A part of every kind."""
+    return [*verify.all_checks(quick=True)[:6], *verify.FURTHER[:2]]
+
+
+def test_quick_passes_on_the_cpu_and_reports(tmp_path, capsys):
+    file = tmp_path / "report.txt"
+    assert cli.main(["verify", "--device", "cpu", "--quick", "--output", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert text == file.read_text()
+    assert "0 failed" in text
+    assert "FAILED" not in text
+    assert torch.__version__ in text
+    for section in ("CUDA graph", "side stream", "no synchronisation", "no allocation"):
+        assert f"{section}: 6 not run (CUDA only)" in text
+
+
+def test_every_flag_of_every_class_is_tried_at_another_value():
+    for variant in verify.RICH:
+        parameters = inspect.signature(getattr(optim, variant.optimizer)).parameters
+        options = [v.options for v in verify.VARIANTS if v.optimizer == variant.optimizer]
+        for name in parameters.keys() - ACCEPTED_ONLY:
+            assert any(row.get(name, parameters[name].default) != parameters[name].default for row in options), name
+
+
+def test_full_inventory_is_the_product():
+    names = {check.name for check in verify.all_checks()}
+    assert len(names) >= len(verify.VARIANTS) * 18
+    assert {check.section for check in verify.all_checks()} >= {variant.optimizer for variant in verify.RICH}
+
+
+def nudge_param(call):
+    ops.native_step(call)
+    param = next(param for param in call.params if param.numel() > 500).view(-1)
+    param[499] = torch.nextafter(param[499], param[499] + 1) if param.dtype == torch.float32 else param[499] * 2
+
+
+def nudge_state(call):
+    ops.native_step(call)
+    for column in call.states.values():
+        if column:
+            column[-1].view(-1)[:1] *= 1.5
+
+
+def count_twice(call):
+    ops.native_step(call)
+    call.steps[0] += 1
+
+
+def crash(call):
+    raise RuntimeError("CUDA error: the dog ate it")
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "told"),
+    [
+        (nudge_param, "param: 1 of 511 elements differ; element 499 is "),
+        (nudge_state, "momentum_buffer: 1 of"),
+        (count_twice, "parameter 0 of shape (0,), step: 1 of 1 elements differ; element 0 is 0x1.8"),
+        (crash, "RuntimeError: CUDA error: the dog ate it"),
+    ],
+)
+def test_sabotage_is_reported(sabotage, told, monkeypatch, capsys):
+    honest = base.resolve
+    monkeypatch.setattr(base, "resolve", lambda name, device: sabotage if name == "native" else honest(name, device))
+    monkeypatch.setattr(cli, "all_checks", few_checks)
+    assert cli.main(["verify", "--device", "cpu"]) == 1
+    text = capsys.readouterr().out
+    assert told in text
+    assert "FAILED SGD: SGD(momentum=0.8, dampening=0.3" in text
+    assert "8 passed" not in text
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:x"])
+def test_unknown_device(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["verify", "--device", name])
+    assert exit_.value.code == 2
+    assert f"Invalid --device {name}: must be cpu, cuda or cuda:N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "sees no CUDA device"), (2, "torch sees 2 CUDA device(s)")])
+def test_absent_cuda_device(count, told, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["verify", "--device", "cuda:2"])
+    assert exit_.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_backend_that_cannot_run_stops_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(ops, "load_error", "the dog ate it")
+    assert cli.main(["verify", "--device", "cpu"]) == 1
+    text = capsys.readouterr().out
+    assert "FAILED backend: can run on the device\n  the dog ate it" in text
+    assert "0 passed, 1 failed" in text
+
+
+def test_a_lost_device_stops_the_run(monkeypatch):
+    monkeypatch.setattr(cli, "device_is_lost", lambda device: True)
+    checks = [verify.Check("a", "fails", lambda target: "wrong"), verify.Check("b", "never runs", lambda target: None)]
+    results = cli.run(checks, CPU)
+    assert (list(results.failures), results.not_run) == ([checks[0]], [checks[1]])
+    assert "b: 1 not run\n" in cli.report({"device": "none"}, results)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_progress_with_and_without_rich(there, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if not there:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    with cli.progress(2) as say:
+        say(verify.BACKEND, None)
+        say(verify.BACKEND, "wrong")
+    assert "FAILED backend: can run on the device" in capsys.readouterr().err
+
+
+def test_difference_is_of_bits():
+    zeros, nans = torch.zeros(3), torch.full((3,), float("nan"))
+    assert verify.difference(zeros, -zeros) == "3 of 3 elements differ; element 0 is 0x0.0p+0, not -0x0.0p+0"
+    assert verify.difference(nans, -nans) is None
+    assert "element 0 is nan, not 0x0.0p+0" in verify.difference(nans, zeros)
+    assert verify.difference(zeros, zeros.double()) == "torch.float32 (3,), expected torch.float64 (3,)"
+    assert verify.difference(zeros[:2], zeros) is not None
+
+
+class StandIns:
+    """A GPU that obeys at once; capture records the steps' calls, replay runs them."""
+
+    def __init__(self):
+        self.graph = None
+        self.allocations = 0
+        self.waited = False
+        self.stale = False  # as if a step did not belong to the current stream
+        self.on_side = False
+
+    def resolve(self, name, device):
+        return self.native_step if name == "native" else self.honest(name, device)
+
+    def native_step(self, call):
+        if self.graph is not None:
+            self.graph.calls.append(call)
+            return
+        if self.stale and self.on_side:
+            call.grads = [torch.zeros_like(grad) for grad in call.grads]
+        ops.native_step(call)
+
+    @contextlib.contextmanager
+    def capture(self, graph, stream):
+        self.graph = graph
+        yield
+        self.graph = None
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.on_side = True
+        yield
+        self.on_side = False
+
+    def install(self, monkeypatch):
+        self.honest = base.resolve
+        monkeypatch.setattr(base, "resolve", self.resolve)
+        stand_ins = self
+
+        class Stream:
+            def wait_stream(self, other):
+                assert isinstance(other, Stream)
+
+        class Graph:
+            def __init__(self):
+                self.calls = []
+
+            def replay(self):
+                for call in self.calls:
+                    ops.native_step(call)
+
+        class Event:
+            def record(self):
+                pass
+
+            def query(self):
+                return stand_ins.waited
+
+        modes = [0]
+        for name, value in {
+            "device": lambda device: contextlib.nullcontext(), "Stream": Stream, "stream": self.stream,
+            "current_stream": Stream, "synchronize": lambda: None, "CUDAGraph": Graph, "graph": self.capture,
+            "Event": Event, "_sleep": lambda cycles: None, "get_sync_debug_mode": lambda: modes[-1],
+            "set_sync_debug_mode": modes.append,
+            "memory_stats": lambda device: {"allocation.all.allocated": self.allocations},
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+        return modes
+
+
+@on_cuda_only
+def test_cuda_checks_on_stand_ins(check, monkeypatch):
+    modes = StandIns().install(monkeypatch)
+    assert check.run(CPU) is None
+    assert modes == ([0, "error", 0] if check.section == "no synchronisation" else [0])
+
+
+def test_cuda_checks_can_fail(monkeypatch):
+    stand_ins = StandIns()
+    stand_ins.install(monkeypatch)
+    first = {check.section: check for check in reversed(verify.FURTHER)}
+    stand_ins.waited = True
+    assert first["no synchronisation"].run(CPU) == "the step waited for the device"
+    stand_ins.stale = True
+    assert "momentum_buffer" in first["side stream"].run(CPU)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device, n=iter(range(9)): {"allocation.all.allocated": next(n)})
+    assert first["no allocation"].run(CPU) == "allocations in three steps: [1, 1, 1]"
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    assert "after capture, which executes nothing" in first["CUDA graph"].run(CPU)
