@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench gpu-model lint sanitize clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -15,6 +15,9 @@ test: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench
+
+gpu-model: $(VENV)/.built
+	$(BIN)/python -m bench.gpu_model
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

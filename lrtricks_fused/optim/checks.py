@@ -1,6 +1,7 @@
 """Checks of hyper-parameters, groups, parameters and gradients: errors that name the argument and the value."""
 
 import math
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -57,10 +58,8 @@ def check_param(param: Any, state_dtype: torch.dtype | None) -> None:
 
 def check_grads(params: list[Tensor], grads: list[Tensor]) -> None:
     """Raises ValueError unless every gradient is dense and matches its parameter."""
-    wanted = [[getattr(param, what) for param in params] for what in _MATCH]
-    if [[getattr(grad, what) for grad in grads] for what in _MATCH] == wanted and all(
-        layout is torch.strided for layout in [grad.layout for grad in grads]
-    ):
+    matching = attrgetter(*_MATCH)
+    if list(map(matching, grads)) == list(map(matching, params)) and all(g.layout is torch.strided for g in grads):
         return  # as nearly always; the rest finds which one it is
     for param, grad in zip(params, grads, strict=True):
         if grad.layout is not torch.strided:
