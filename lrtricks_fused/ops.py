@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
-from .table import address_table
+from .table import AddressTable, address_table
 
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief")
 
@@ -70,16 +70,33 @@ def native_step(call: StepCall) -> None:
 
     On the CPU the op reads any layout; on a GPU strided operands go through contiguous copies.
     """
+    if call.params[0].is_cpu:
+        _run(call, address_table(call))
+    else:
+        _step_on_device(call)
+    # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
+    torch.autograd.graph.increment_version(call.params)
+
+
+@torch._disable_dynamo  # a compiled step runs this part as it is: addresses mean nothing to a tracer
+def _step_on_device(call: StepCall) -> None:
+    table = address_table(call)
+    if table is not None:
+        return _run(call, table)
+    copies = _contiguous(call)
+    table = address_table(copies)
+    if table is None:
+        device = call.params[0].device
+        raise RuntimeError(f"Invalid state: the states of these parameters must be on {device}, and of one dtype")
+    _run(copies, table)
+    _copy_back(copies, call)
+
+
+def _run(call: StepCall, table: AddressTable | None) -> None:
     device = call.params[0].device
     lr, lr_tensor = _split(call.lr, device)
     keep_prob, keep_prob_tensor = _split(call.keep_prob, device)
     grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
-    table, copies = address_table(call), None
-    if table is None and device.type != "cpu":
-        copies = _contiguous(call)
-        table = address_table(copies)
-        if table is None:
-            raise RuntimeError(f"Invalid state: the states of these parameters must be on {device}, and of one dtype")
     if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
         operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices)
@@ -102,7 +119,3 @@ def native_step(call: StepCall) -> None:
         grad_scale=_scalar(call.grad_scale, device),
         found_inf=_scalar(call.found_inf, device),
     )
-    if copies is not None:
-        _copy_back(copies, call)
-    # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
-    torch.autograd.graph.increment_version(call.params)

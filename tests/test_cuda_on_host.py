@@ -60,6 +60,15 @@ def test_many_tensors(case, on_host):
     assert_same_bits(run(case, DTYPES[0], 0.5, "native", MANY), run(case, DTYPES[0], 0.5, "reference", MANY))
 
 
+def test_tensors_without_elements_count_their_steps(on_host):
+    params = [torch.zeros(shape, requires_grad=True) for shape in ((0,), (3, 0))]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer = lrt.Adam(params, backend="native")
+    optimizer.step()
+    assert [state["step"].item() for state in optimizer.state.values()] == [1.0, 1.0]
+
+
 def test_capturable_scalars_are_read_when_the_kernel_runs(on_host):
     shapes = [TensorCase((700,)), TensorCase((9000,))]
     results = []

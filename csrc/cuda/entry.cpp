@@ -74,6 +74,7 @@ void run(const ListCall& call, const Launch& launch) {
   STD_TORCH_CHECK(prepared.numel() * prepared.element_size() >= prepared_bytes(table.size(0)),
                   "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
   const torch::stable::accelerator::DeviceGuard guard(device);
+  check(use_device(device));
   const Step step = {rows,
                      static_cast<const int32_t*>(chunks.const_data_ptr()),
                      prepared.mutable_data_ptr(),
@@ -122,6 +123,7 @@ void upload_words(Tensor target, Tensor words) {
                   "Invalid words: must be contiguous int64 on the CPU, as many as the target holds");
   const int32_t device = target.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
+  check(use_device(device));
   check(upload(static_cast<int64_t*>(target.mutable_data_ptr()), static_cast<const int64_t*>(words.const_data_ptr()),
                words.numel(), current_stream(device)));
 }

@@ -20,6 +20,15 @@ __global__ void write_words(int64_t* target, Words words, int count) {
 
 }  // namespace
 
+#if defined(LRT_CUDA_ON_HOST)
+const char* use_device(int) { return nullptr; }
+#else
+const char* use_device(int device) {
+  const cudaError_t error = cudaSetDevice(device);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+#endif
+
 const char* upload(int64_t* target, const int64_t* words, int64_t count, void* stream) {
   for (int64_t first = 0; first < count; first += kWords) {
     const int part = static_cast<int>(std::min<int64_t>(kWords, count - first));

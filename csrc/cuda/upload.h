@@ -6,6 +6,10 @@
 
 namespace lrt::cuda {
 
+// Makes `device` current for this library's own copy of the CUDA runtime, which torch's guard need not reach.
+// Returns the error's text, or null.
+const char* use_device(int device);
+
 // Writes words[0 .. count) to `target` on `stream`. Returns the error's text, or null.
 const char* upload(int64_t* target, const int64_t* words, int64_t count, void* stream);
 
