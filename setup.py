@@ -133,7 +133,7 @@ class NinjaBuild(build_ext):
 
 
 setup(
-    packages=["lrtricks_fused", "lrtricks_fused.optim"],
+    packages=["lrtricks_fused", "lrtricks_fused.optim", "lrtricks_fused.verify"],
     ext_modules=[Extension("lrtricks_fused._native", sources=[])],
     cmdclass={"build_ext": NinjaBuild},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

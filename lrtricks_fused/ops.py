@@ -41,7 +41,8 @@ def _scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
         return None
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.double()
-    return tensor if tensor.is_cpu else tensor.to(device, non_blocking=True)
+    # From one GPU to another in stream order; to the CPU, where it is read at once, only after waiting.
+    return tensor if tensor.is_cpu else tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def _split(value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:

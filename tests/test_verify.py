@@ -5,6 +5,7 @@ Its CUDA-only checks run here on stand-ins for torch.cuda, so that they do not r
 
 import contextlib
 import inspect
+import itertools
 import sys
 
 import pytest
@@ -232,7 +233,8 @@ def test_cuda_checks_can_fail(monkeypatch):
     assert first["no synchronisation"].run(CPU) == "the step waited for the device"
     stand_ins.stale = True
     assert "momentum_buffer" in first["side stream"].run(CPU)
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device, n=iter(range(9)): {"allocation.all.allocated": next(n)})
+    growing = itertools.count()
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"allocation.all.allocated": next(growing)})
     assert first["no allocation"].run(CPU) == "allocations in three steps: [1, 1, 1]"
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
     assert "after capture, which executes nothing" in first["CUDA graph"].run(CPU)

@@ -26,6 +26,14 @@ using Real = typename ComputeType<Storage>::type;
 LRT_HD float to_real(float x) { return x; }
 LRT_HD double to_real(double x) { return x; }
 LRT_HD float to_real(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+// The instructions, which compute what the integer code below does (but for the payload of a NaN).
+LRT_HD float to_real(Half x) {
+  float real;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(real) : "h"(static_cast<uint16_t>(x)));
+  return real;
+}
+#else
 LRT_HD float to_real(Half x) {
   const uint32_t bits = static_cast<uint32_t>(x);
   const uint32_t magnitude = (bits & 0x7fffu) << 13;  // exponent and mantissa in float's place
@@ -38,11 +46,26 @@ LRT_HD float to_real(Half x) {
   const uint32_t unsigned_bits = exponent == 0x0f800000u ? inf_nan : exponent == 0 ? subnormal : normal;
   return bit_cast<float>(unsigned_bits | ((bits & 0x8000u) << 16));
 }
+#endif
 
 template <class Storage>
 LRT_HD Storage from_real(Real<Storage> x) {
   return x;
 }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+LRT_HD BFloat16 from_real<BFloat16>(float x) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return static_cast<BFloat16>(bits);
+}
+template <>
+LRT_HD Half from_real<Half>(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return static_cast<Half>(bits);
+}
+#else
 template <>
 LRT_HD BFloat16 from_real<BFloat16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
@@ -64,5 +87,6 @@ LRT_HD Half from_real<Half>(float x) {
                                                                    : normal;
   return static_cast<Half>(unsigned_bits | (sign >> 16));
 }
+#endif
 
 }  // namespace lrt

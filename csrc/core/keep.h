@@ -44,7 +44,10 @@ LRT_HD uint32_t row_bits(uint32_t word, int row) { return (word >> (16 * (row % 
 LRT_HD uint32_t keep_bits(const KeepStream& key, int64_t element) {
   const int64_t tile = element / kTile, lane = element % kLanes;
   const int row = static_cast<int>(element / kLanes % 8);
-  return row_bits(draw(key, tile * kLanes + lane, Stream::kElement).word[row / 2], row);
+  const auto block = draw(key, tile * kLanes + lane, Stream::kElement);
+  // Selects: on a GPU an index that is not known at compile time would put the block into memory.
+  const uint32_t lower = row < 2 ? block.word[0] : block.word[1], upper = row < 6 ? block.word[2] : block.word[3];
+  return row_bits(row < 4 ? lower : upper, row);
 }
 
 }  // namespace lrt

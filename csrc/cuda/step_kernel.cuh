@@ -66,7 +66,11 @@ struct alignas(sizeof(T) * kCount < kAccess ? sizeof(T) * kCount : kAccess) Vect
 
 template <class T, int kCount>
 LRT_DEVICE Vector<T, kCount>& vector_at(int64_t base, int64_t element) {
-  return *reinterpret_cast<Vector<T, kCount>*>(reinterpret_cast<T*>(base) + element);
+  T* const address = reinterpret_cast<T*>(base) + element;
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(address));  // an integer does not say so, and sm_100 would use generic accesses
+#endif
+  return *reinterpret_cast<Vector<T, kCount>*>(address);
 }
 
 // What the threads of a block share.

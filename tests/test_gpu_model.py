@@ -1,0 +1,166 @@
+"""The machine code of the CUDA kernels: no spills, wide accesses, few instructions; and the parser that counts them."""
+
+import pytest
+
+from bench import gpu_model, sass
+
+TOOLS = {"nvcc": gpu_model.find_nvcc(), "nvdisasm": gpu_model.find_nvdisasm()}
+MISSING = [name for name, path in TOOLS.items() if not path]
+compiles = pytest.mark.skipif(bool(MISSING), reason=f"not found: {', '.join(MISSING)}")
+by_rule = pytest.mark.parametrize("rule", gpu_model.RULES)
+
+BUDGET = 80  # instructions per parameter: an H100 issues over 200 while its memory moves 28 bytes
+MASK_RATIO = 1.35
+
+ACCESSES = ["LDG.E.128 R4, desc[UR4][R2.64]"] * 6 + ["STG.E.128 desc[UR4][R2.64], R4"] * 4  # two rows of SGD, f32
+SLOW_PATH = [
+    "BSSY B1, `(.L_x_8)",
+    "@!P0 BRA `(.L_x_4)",
+    "MOV R4, 0x10",
+    "CALL.REL.NOINC `($slow)",
+    "BRA `(.L_x_5)",
+    ".L_x_4:",
+    "MUFU.RSQ R4, R5",
+    "FMUL R4, R4, R5",
+    ".L_x_5:",
+    "BSYNC B1",
+    ".L_x_8:",
+]
+DRAWS = [
+    "@!UP0 BRA `(.L_x_2)",
+    "IMAD.WIDE.U32 R6, R6, -0x2daee0ad, RZ",
+    "LOP3.LUT R6, R7, R8, RZ, 0x3c, !PT",
+    ".L_x_2:",
+]
+ROWS = [".L_x_3:", *ACCESSES, *SLOW_PATH, "@P1 BRA `(.L_x_3)"]
+INNER = 10 + 5 + 1  # accesses; BSSY, the branch taken, MUFU, FMUL, BSYNC; the branch back
+TILE = [".L_x_1:", "IADD3 R2, R2, 0x10, RZ", *DRAWS, *ROWS, "BRA.U UP1, `(.L_x_1)"]
+REST = [".L_x_6:", "LDG.E R4, desc[UR4][R2.64]", "@P0 BRA `(.L_x_6)", "EXIT", "$slow:", "RET.REL.NODEC R4 `(kernel)"]
+IDLE = [".L_x_7:", "BRA `(.L_x_7)"]
+KERNEL = ["MOV R1, c[0x0][0x28]", "@P0 EXIT", *TILE, *REST, *IDLE]
+
+
+def disassembly(lines: list[str]) -> str:
+    """What nvdisasm would print of a kernel with these instructions and labels."""
+    text, address = ['\t.section\t.text.kernel,"ax",@progbits', '\t.sectioninfo\t@"SHI_REGISTERS=8"', "kernel:"], 0
+    for line in lines:
+        if line.endswith(":"):
+            text.append(line)
+        else:
+            text.append(f"        /*{address:04x}*/  {line} ;")
+            address += 16
+    return "\n".join([*text, "\t.section\t.nv.info", "        /*0000*/ \t.byte\t0x04"])
+
+
+def count(lines: list[str]) -> dict[str, float]:
+    """The figures of a hand-made kernel of SGD with momentum, f32: 4 elements an access, 8 rows."""
+    return gpu_model.count(sass.parse(disassembly(lines))["kernel"], "SGD momentum", "f32")
+
+
+def replaced(old: list[str], new: list[str], within: list[str] = KERNEL) -> list[str]:
+    """The kernel with the one run of lines ``old`` replaced."""
+    (start,) = (i for i in range(len(within)) if within[i : i + len(old)] == old)
+    return [*within[:start], *new, *within[start + len(old) :]]
+
+
+def test_counts_of_a_hand_made_kernel():
+    unmasked = (3 + 4 * INNER) / 32  # outside the inner loop: IADD3, the branch around the draws, the branch back
+    assert count(KERNEL) == {
+        "masked": unmasked + 2 / 32,
+        "unmasked": unmasked,
+        "accesses": 10,
+        "wide_accesses": 10,
+        "local_accesses": 0,
+    }
+
+
+def test_instructions_are_read_as_nvdisasm_prints_them():
+    code = sass.parse(disassembly(KERNEL))["kernel"]
+    assert len(code) == sum(not line.endswith(":") for line in KERNEL)
+    assert [code[i].opcode for i in (0, 1, 2, -1)] == ["MOV", "EXIT", "IADD3", "BRA"]
+    assert code[3] == sass.Instruction("BRA", "`(.L_x_2)", True, 6)
+    moved = {"LDG.E": 4, "LDG.E.U16": 2, "ST.E.64": 8, "LD.E.128": 16, "LDG.E.S8": 1, "STG.E.ENL2.256": 32}
+    moved |= {"LDL.64": 0, "LDS": 0, "LDC.64": 0, "MOV": 0}
+    assert {opcode: sass.Instruction(opcode, "", False).access_bytes for opcode in moved} == moved
+
+
+def test_loop_that_ends_as_on_sm_80():
+    # A guarded call to a label leaves the loop, an unguarded branch closes it: one instruction more a pass.
+    end = ["@!P1 CALL.REL.NOINC `(.L_x_9)", "BRA `(.L_x_3)", ".L_x_9:"]
+    assert count(replaced(["@P1 BRA `(.L_x_3)"], end))["masked"] == count(KERNEL)["masked"] + 4 / 32
+
+
+def test_two_loops_instead_of_a_branch_around_the_draws():
+    def renamed(lines):
+        return [line.replace("L_x_", "L_y_") for line in lines]
+
+    without = [line for line in TILE if line not in DRAWS]
+    got = count(replaced(TILE, [*replaced(DRAWS[:1], [], TILE), *renamed(without)]))
+    assert (got["masked"], got["unmasked"]) == ((4 + 4 * INNER) / 32, (2 + 4 * INNER) / 32)
+    assert got["accesses"] == got["wide_accesses"] == 20
+
+
+def test_local_and_narrow_accesses_of_full_chunks_are_seen():
+    halves = ["LDG.E.64 R4, desc[UR4][R2.64]"] * 2
+    got = count(replaced(ACCESSES, ["LDL R4, [R1]", *halves, *ACCESSES[1:]]))
+    assert (got["accesses"], got["wide_accesses"], got["local_accesses"]) == (11, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["@P1 BRA `(.L_x_3)"], []),  # no inner loop
+        (ACCESSES, ACCESSES[1:]),  # not two rows
+        (DRAWS, []),  # nothing to skip
+        (DRAWS[:1], []),  # draws that cannot be skipped
+        (DRAWS[1:2], ["MOV R6, R7"]),  # what is skipped is not Philox
+        (["IADD3 R2, R2, 0x10, RZ"], ["@P2 BRA `(.L_x_9)", "MOV R2, R3", ".L_x_9:"]),  # another branch
+        (["@!P0 BRA `(.L_x_4)"], []),  # always slow
+        (["BSYNC B1"], ["BRX R2"]),
+        (["BSYNC B1"], ["@P0 BRA `(.L_x_99)"]),
+        (["BSYNC B1"], ["?"]),
+    ],
+)
+def test_unknown_structure_is_refused(old, new):
+    with pytest.raises(sass.UnknownStructure):
+        count(replaced(old, new))
+
+
+def test_flags_are_those_of_the_build():
+    flags = gpu_model.nvcc_flags()
+    assert "-fmad=false" in flags and "-std=c++20" in flags
+    assert not any("fast" in flag or "ftz" in flag or "prec-" in flag for flag in flags)
+
+
+def test_traffic_and_model():
+    assert gpu_model.traffic_bytes("Adam", "f32") == 28 and gpu_model.traffic_bytes("AMSGrad", "bf16/f32") == 30
+    gpu = gpu_model.Gpu("", 100, 1.0, 1000)
+    assert (gpu.memory_ps(28), gpu.issue_ps(64)) == (28.0, 5.0)
+
+
+@compiles
+@by_rule
+def test_full_chunks_use_registers_and_wide_accesses(rule):
+    for kernel in gpu_model.kernels(90, rule):
+        assert kernel.spill_bytes == 0 and kernel.local_accesses == 0, kernel
+        assert kernel.stack_bytes == 0, kernel
+        assert kernel.wide_accesses == kernel.accesses, kernel
+        assert kernel.unmasked < kernel.masked, kernel
+
+
+@compiles
+@pytest.mark.parametrize("arch", gpu_model.GPUS)
+def test_instructions_of_adam_stay_in_budget(arch):
+    kernel = gpu_model.kernels(arch, "Adam")[0] if arch == 90 else gpu_model.kernels(arch, "Adam", ("f32",))[0]
+    assert kernel.dtype == "f32" and kernel.spill_bytes == 0
+    assert kernel.masked <= BUDGET, kernel
+    assert kernel.masked <= MASK_RATIO * kernel.unmasked, kernel
+
+
+@compiles
+def test_report_prints_every_kernel():
+    rows = gpu_model.kernels(90, "Adam")
+    text = gpu_model.markdown(90, rows)
+    assert all(f"| Adam, {dtype} | " in text for dtype in gpu_model.DTYPES)
+    assert all(len(row.cells()) == len(gpu_model.HEADER) for row in rows)
+    assert "NOT a measurement" in gpu_model.TITLE
