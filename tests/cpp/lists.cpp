@@ -13,12 +13,12 @@ namespace {
 constexpr int64_t kSizes[] = {0, 1, 3, 63, 64, 65, 0, 511, 512, 513, 1000, 4097, 0};
 constexpr double kSteps[] = {1, 2, 7, 1000, 16777217};  // the last is no float32
 
-void fill(Bytes& bytes, cpu::Dtype dtype, const std::function<double()>& value) {
+void fill(Bytes& bytes, Dtype dtype, const std::function<double()>& value) {
   const int64_t size = size_of(dtype);
   for (size_t at = 0; at < bytes.size(); at += size) store(dtype, value(), bytes.data() + at);
 }
 
-uint8_t* start(Bytes& bytes, int64_t offset, cpu::Dtype dtype) { return bytes.data() + offset * size_of(dtype); }
+uint8_t* start(Bytes& bytes, int64_t offset, Dtype dtype) { return bytes.data() + offset * size_of(dtype); }
 
 cpu::Range range_of(const Variant& variant, TestTensor& tensor) {
   const auto [param, state] = tensor.dtypes;

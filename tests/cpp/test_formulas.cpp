@@ -105,7 +105,7 @@ void naive_step(const Call& call, Formula formula, const TestTensor& tensor, std
 }
 
 void follows_formula(const Call& call, cpu::Isa isa) {
-  constexpr DtypePair doubles = {cpu::Dtype::kDouble, cpu::Dtype::kDouble};
+  constexpr DtypePair doubles = {Dtype::kDouble, Dtype::kDouble};
   constexpr int64_t count = 1100;
   const Formula formula = kFormulas.at(call.variant.name);
   Random random = {79};

@@ -10,7 +10,6 @@
 namespace lrt::test {
 namespace {
 
-using cpu::Dtype;
 using cpu::Isa;
 
 constexpr uint32_t kThresholds[] = {0, 1, 32768, kKeepAll};

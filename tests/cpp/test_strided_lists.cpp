@@ -24,7 +24,7 @@ Bytes spread(const Bytes& contiguous, const Shape& shape, int64_t size) {
   return block;
 }
 
-void make_strided(Bytes& bytes, std::optional<cpu::StridedView>& view, Shape shape, int64_t gap, cpu::Dtype dtype) {
+void make_strided(Bytes& bytes, std::optional<cpu::StridedView>& view, Shape shape, int64_t gap, Dtype dtype) {
   if (gap == 0) return;
   for (int64_t& stride : shape.strides) stride *= gap;
   bytes = spread(bytes, shape, size_of(dtype));

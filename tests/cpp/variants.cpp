@@ -10,7 +10,6 @@
 namespace lrt::test {
 namespace {
 
-using cpu::Dtype;
 using cpu::Isa;
 using cpu::StepKernel;
 

@@ -15,12 +15,12 @@
 namespace lrt::test {
 
 struct DtypePair {
-  cpu::Dtype param, state;
+  Dtype param, state;
 };
 constexpr DtypePair kPairs[] = {
-    {cpu::Dtype::kFloat, cpu::Dtype::kFloat},   {cpu::Dtype::kDouble, cpu::Dtype::kDouble},
-    {cpu::Dtype::kBFloat16, cpu::Dtype::kFloat}, {cpu::Dtype::kBFloat16, cpu::Dtype::kBFloat16},
-    {cpu::Dtype::kHalf, cpu::Dtype::kFloat},    {cpu::Dtype::kHalf, cpu::Dtype::kHalf}};
+    {Dtype::kFloat, Dtype::kFloat},   {Dtype::kDouble, Dtype::kDouble},
+    {Dtype::kBFloat16, Dtype::kFloat}, {Dtype::kBFloat16, Dtype::kBFloat16},
+    {Dtype::kHalf, Dtype::kFloat},    {Dtype::kHalf, Dtype::kHalf}};
 
 // No default of torch.optim among them.
 constexpr SGDHyper kSgd = {0.85, 0.3};
@@ -34,8 +34,8 @@ struct Variant {
   int states;
   unsigned variances;  // bit k: state k is a mean of squares, never negative
   const void* hyper;
-  cpu::StepKernel (*native)(cpu::Isa isa, cpu::Dtype param, cpu::Dtype state);
-  cpu::StepKernel (*scalar)(cpu::Dtype param, cpu::Dtype state);
+  cpu::StepKernel (*native)(cpu::Isa isa, Dtype param, Dtype state);
+  cpu::StepKernel (*scalar)(Dtype param, Dtype state);
 };
 
 const std::vector<Variant>& variants();
@@ -45,8 +45,8 @@ const Variant& variant_named(const std::string& name);
 const std::vector<cpu::Isa>& available_isas();
 void select_isa(cpu::Isa isa);
 
-int64_t size_of(cpu::Dtype dtype);
-const char* dtype_name(cpu::Dtype dtype);
-void store(cpu::Dtype dtype, double value, void* to);
+int64_t size_of(Dtype dtype);
+const char* dtype_name(Dtype dtype);
+void store(Dtype dtype, double value, void* to);
 
 }  // namespace lrt::test
