@@ -1,18 +1,16 @@
 """What the machine code of the CUDA kernels says: ``python -m bench.gpu_model [--archs ...] [--markdown]``.
 
-Compiles step_kernel for each rule, pair of storage types and architecture, and counts what one parameter costs. Needs
-nvcc and nvdisasm (the toolkit's, or the one in triton's wheel), no GPU.
+Reads step_kernel of each rule, pair of storage types and architecture out of the native library, and counts what one
+parameter costs. Needs cuobjdump and nvdisasm (the toolkit's, or those in triton's wheel), no GPU.
 """
 
 import argparse
-import ast
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,19 +19,22 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lrtricks_fused import ops
+
 from . import sass
 
-ROOT = Path(__file__).parent.parent
+TOOLS = ("cuobjdump", "nvdisasm")
 TITLE = "A model from the machine code and public figures; NOT a measurement: no GPU was used"
 HEADER = (
-    "kernel", "registers", "spill B", "stack B", "128-bit", "B", "instr masked", "unmasked", "ps memory", "ps issue",
+    "kernel", "registers", "spills", "stack B", "128-bit", "B", "instr masked", "unmasked", "ps memory", "ps issue",
 )  # fmt: skip
 FOOTNOTE = (
     "B (the least traffic), instructions and picoseconds: per parameter of a full chunk, at normal values; slow paths "
-    "of square roots and divisions are skipped, other branches take their longer side. Spill: stores + loads of the "
-    "whole kernel. Stack: in parentheses the local accesses that full chunks execute. 128-bit: of the accesses of full "
-    "chunks. ps: if bound by memory, and if bound by issue (masked; 128 lanes per SM and clock), both lower bounds: "
-    "pipes of a lower rate (double, integer multiplication, conversion, reciprocal) and waiting are not modelled."
+    "of square roots and divisions are skipped, other branches take their longer side. Spills: loads and stores of "
+    "local memory in the whole kernel. Stack: in parentheses the local accesses that full chunks execute. 128-bit: of "
+    "the accesses of full chunks. ps: if bound by memory, and if bound by issue (masked; 128 lanes per SM and clock), "
+    "both lower bounds: pipes of a lower rate (double, integer multiplication, conversion, reciprocal) and waiting are "
+    "not modelled."
 )
 ROWS = 8  # of a tile: one thread draws once for its lanes of all
 PASSES = 4  # of the inner loop over a tile
@@ -90,7 +91,7 @@ class Kernel:
     dtype: str
     registers: int
     stack_bytes: int
-    spill_bytes: int
+    spills: int  # accesses to local memory in the whole kernel
     local_accesses: int  # local memory, in the instructions that full chunks execute
     accesses: int  # to global memory, in the text of the inner loop
     wide_accesses: int  # those of 128 bits
@@ -104,7 +105,7 @@ class Kernel:
         return (
             f"{self.rule}, {self.dtype}",
             str(self.registers),
-            str(self.spill_bytes),
+            str(self.spills),
             f"{self.stack_bytes}{local}",
             f"{self.wide_accesses}/{self.accesses}",
             str(size),
@@ -121,26 +122,26 @@ def traffic_bytes(rule: str, dtype: str) -> int:
     return 3 * BYTES[param] + 2 * BYTES[state] * RULES[rule][1]
 
 
-def find_nvcc() -> str | None:
-    """Nvcc of CUDA_HOME or of PATH, as in setup.py."""
-    return shutil.which("nvcc", path=os.pathsep.join([f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ["PATH"]]))
-
-
-def find_nvdisasm() -> str | None:
-    """The toolkit's disassembler, or the one that triton's wheel ships."""
+def find_tool(name: str) -> str | None:
+    """The toolkit's cuobjdump or nvdisasm, or the one that triton's wheel ships."""
     triton = importlib.util.find_spec("triton")
     places = [f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ["PATH"]]
     if triton and triton.origin:
         places.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
-    return shutil.which("nvdisasm", path=os.pathsep.join(places))
+    return shutil.which(name, path=os.pathsep.join(places))
 
 
-def nvcc_flags() -> list[str]:
-    """Those of a release build, read from setup.py's cuda_flags: importing setup.py would run it."""
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "cuda_flags")
-    literals = next(node for node in ast.walk(function) if isinstance(node, ast.List))
-    return ["-O3", *(node.value for node in literals.elts if isinstance(node, ast.Constant))]
+def why_not() -> str | None:
+    """The reason why there is nothing to read here; None if there is."""
+    if missing := [name for name in TOOLS if not find_tool(name)]:
+        return f"{', '.join(missing)} not found: the CUDA toolkit and triton's wheel have them"
+    return None if ops.cuda_archs() else "the native library is built without CUDA"
+
+
+def archs() -> list[int]:
+    """Those of GPUS that the native library has machine code for."""
+    built = [name.removesuffix("+PTX") for name in ops.cuda_archs()]
+    return [arch for arch in GPUS if f"{arch // 10}.{arch % 10}" in built]
 
 
 def _arguments(rule: str, dtype: str) -> str:
@@ -148,37 +149,44 @@ def _arguments(rule: str, dtype: str) -> str:
     return f"lrt::{RULES[rule][0].format('double' if param == 'double' else 'float')}, {param}, {state}"
 
 
-def source_text(rule: str, dtypes: Iterable[str]) -> str:
-    """A source that instantiates the rule's kernels, and only if the kernel is built as this file believes."""
-    template, states = RULES[rule]
-    lines = [
-        '#include "cuda/step_kernel.cuh"',
-        f"static_assert(lrt::kTile == {ROWS} * lrt::kLanes && lrt::cuda::kAccess == 16);",
-        f"static_assert(lrt::{template.format('float')}::kStates == {states});",
-    ]
-    lines += [
-        f"template __global__ void lrt::cuda::step_kernel<{_arguments(rule, dtype)}>(lrt::cuda::Step);"
-        for dtype in dtypes
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _run(*command: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(*command: str, cwd: str | None = None) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return done
 
 
-def _resources(ptxas: str) -> dict[str, tuple[int, int, int]]:
-    """Registers, stack bytes and spill bytes of each function, from what ``ptxas -v`` prints."""
-    pattern = (
-        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-        r"\s+ptxas info\s+: Used (\d+) registers"
-    )
+@dataclass(frozen=True)
+class Text:
+    """A function's instructions and what ptxas gave it."""
+
+    code: list[sass.Instruction]
+    registers: int
+    stack_bytes: int
+
+
+def _resources(listing: str) -> dict[str, tuple[int, int]]:
+    """Registers and stack bytes of each function, from what ``cuobjdump -res-usage`` prints."""
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", listing)
+    return {name: (int(registers), int(stack)) for name, registers, stack in found}
+
+
+@cache
+def library(arch: int) -> dict[str, Text]:
+    """Every kernel of the native library for one architecture, by its demangled name."""
+    if reason := why_not():
+        raise RuntimeError(reason)
+    cuobjdump, nvdisasm = map(find_tool, TOOLS)
+    functions, resources = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        _run(cuobjdump, "-xelf", f"sm_{arch}", str(Path(ops.__file__).with_name("_native.so")), cwd=folder)
+        for cubin in map(str, Path(folder).iterdir()):
+            functions |= sass.parse(_run(nvdisasm, "-c", cubin).stdout)
+            resources |= _resources(_run(cuobjdump, "-res-usage", cubin).stdout)
+    demangled = _run("c++filt", *functions).stdout.splitlines()
     return {
-        name: (int(registers), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers in re.findall(pattern, ptxas)
+        name: Text(code, *resources[mangled])
+        for name, (mangled, code) in zip(demangled, functions.items(), strict=True)
     }
 
 
@@ -210,33 +218,23 @@ def count(code: list[sass.Instruction], rule: str, dtype: str) -> dict[str, floa
         "unmasked": max(costs[False]),
         "accesses": len(sizes),
         "wide_accesses": sizes.count(16),
-        "local_accesses": sum(code[i].opcode.split(".")[0] in ("LDL", "STL") for i in executed),
+        "local_accesses": sum(code[i].is_local for i in executed),
     }
 
 
-@cache
 def kernels(arch: int, rule: str, dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[Kernel]:
-    """The rule's kernels, compiled and read, in the order of ``dtypes``."""
-    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
-    if not nvcc or not nvdisasm:
-        raise RuntimeError(f"{'nvdisasm' if nvcc else 'nvcc'} is not found: it comes with "
-                           f"{'triton==3.9.0' if nvcc else 'the CUDA toolkit'}")  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = f"{folder}/kernels.cu", f"{folder}/kernels.cubin"
-        Path(source).write_text(source_text(rule, dtypes))
-        flags = [*nvcc_flags(), f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-Xptxas", "-v"]
-        resources = _resources(_run(nvcc, *flags, "-cubin", "-o", cubin, source).stderr)
-        functions = sass.parse(_run(nvdisasm, "-c", cubin).stdout)
-    demangled = _run("c++filt", *functions).stdout.splitlines()
-    by_text = dict(zip(demangled, functions, strict=True))
+    """The rule's kernels in the native library, read, in the order of ``dtypes``."""
     found = []
     for dtype in dtypes:
-        name = by_text[f"void lrt::cuda::step_kernel<{_arguments(rule, dtype)}>(lrt::cuda::Step)"]
+        text = library(arch).get(f"void lrt::cuda::step_kernel<{_arguments(rule, dtype)}>(lrt::cuda::Step)")
+        if text is None:
+            raise RuntimeError(f"the native library has no kernel of {rule}, {dtype} for sm_{arch}")
+        spills = sum(instruction.is_local for instruction in text.code)
         try:
-            counted = count(functions[name], rule, dtype)
+            counted = count(text.code, rule, dtype)
         except sass.UnknownStructure as error:
             raise sass.UnknownStructure(f"{rule}, {dtype}, sm_{arch}: {error}") from None
-        found.append(Kernel(arch, rule, dtype, *resources[name], **counted))
+        found.append(Kernel(arch, rule, dtype, text.registers, text.stack_bytes, spills, **counted))
     return found
 
 
@@ -260,14 +258,14 @@ def print_terminal(console: Console, arch: int, rows: list[Kernel]) -> None:
         column.justify = "right"
     table.columns[0].no_wrap = True
     for row in rows:
-        table.add_row(*row.cells(), style="yellow" if row.spill_bytes or row.local_accesses else "")
+        table.add_row(*row.cells(), style="yellow" if row.spills else "")
     console.print(table)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Command line of the report."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_model", description=TITLE)
-    parser.add_argument("--archs", nargs="+", type=int, choices=GPUS, default=list(GPUS), help="80 90 100")
+    parser.add_argument("--archs", nargs="+", type=int, choices=GPUS, default=archs(), help="80 90 100")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE", help=", ".join(RULES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="DTYPE",
                         help=f"of parameters/states: {', '.join(DTYPES)}")  # fmt: skip

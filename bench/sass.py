@@ -39,6 +39,12 @@ class Instruction:
         return int(width[1]) // 8 if width else 4
 
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it accesses local memory: spilled registers, or an array that has no register."""
+        return self.opcode.split(".")[0] in ("LDL", "STL")
+
+
 @dataclass(frozen=True)
 class Loop:
     """Instructions ``head`` to ``end``, whose last one jumps back."""

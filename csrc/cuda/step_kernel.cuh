@@ -128,8 +128,13 @@ LRT_DEVICE void step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, 
   }
 }
 
+// Blocks per multiprocessor that the compiler shall make room for (0: its own choice, which spills a few registers of
+// sm_100's kernels of 16-bit states, and of three states of doubles).
+template <class State, int kStates>
+constexpr int kMinBlocks = sizeof(State) == 2 || (sizeof(State) == 8 && kStates == 3) ? 4 : 0;
+
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads) step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<State, Rule::kStates>)) step_kernel(Step call) {
   constexpr int kCount = kAccess / sizeof(Param);  // elements a thread loads at once
   constexpr int kThreadsPerTile = kLanes / kCount;
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
