@@ -1,7 +1,11 @@
 """Which implementation of a step runs on a device, and why not another."""
 
 import functools
+import importlib
+import importlib.metadata
+import importlib.util
 import logging
+import os
 from collections.abc import Callable
 
 import torch
@@ -11,6 +15,7 @@ from .call import StepCall
 
 logger = logging.getLogger(__name__)
 
+OLDEST_TRITON = (3, 6)
 BACKENDS = ("auto", "native", "triton", "reference")
 
 
@@ -19,7 +24,7 @@ def why_not(backend: str, device: torch.device) -> str | None:
     if backend == "reference":
         return None
     if backend == "triton":
-        return "this version has no Triton kernels"
+        return why_not_triton(device)
     if ops.load_error is not None:
         return ops.load_error
     if device.type == "cuda":
@@ -49,7 +54,43 @@ def why_not_cuda(built: list[str], device: torch.device) -> str | None:
     )
 
 
-_STEP: dict[str, Callable[[StepCall], None]] = {"native": ops.native_step, "reference": reference.step}
+def triton_version() -> str | None:
+    """The version of the triton that would be imported; None where there is none."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    for distribution in ("triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton", "triton-windows"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return importlib.import_module("triton").__version__
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """The reason why the Triton kernels cannot run on ``device``; None if they can."""
+    version = triton_version()
+    if version is None:
+        return "triton is not installed (pip install triton)"
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return f"triton {version} is too old: {'.'.join(map(str, OLDEST_TRITON))} or later is needed"
+    if device.type not in ("cpu", "cuda"):
+        return f"the Triton kernels are not made for {device.type} tensors"
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+    if device.type == "cpu" and not interpreted:
+        return "Triton runs on a GPU; on the CPU only interpreted: set TRITON_INTERPRET=1 before Python starts"
+    return None
+
+
+@torch._disable_dynamo  # a compiled step runs this part as it is
+def _triton_step(call: StepCall) -> None:
+    from .triton_kernels.launch import triton_step  # imported late: triton is optional, and slow to import
+
+    triton_step(call)
+
+
+_STEP: dict[str, Callable[[StepCall], None]] = {
+    "native": ops.native_step, "triton": _triton_step, "reference": reference.step
+}  # fmt: skip
 
 
 def check_backend(backend: str) -> None:

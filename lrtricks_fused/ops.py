@@ -1,12 +1,12 @@
 """Loads the native library, which registers ``torch.ops.lrtricks_fused.<rule>_``, and calls its ops."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .call import StepCall
+from .device import scalar, step_on_device
 from .table import AddressTable, address_table
 
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief")
@@ -35,35 +35,8 @@ def cuda_archs() -> list[str]:
     return [] if load_error else torch.ops.lrtricks_fused.cuda_archs().split()
 
 
-def _scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """A scalar as the kernels read it: float32 or float64, on their device or on the CPU."""
-    if tensor is None:
-        return None
-    if tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.double()
-    # From one GPU to another in stream order; to the CPU, where it is read at once, only after waiting.
-    return tensor if tensor.is_cpu else tensor.to(device, non_blocking=device.type != "cpu")
-
-
 def _split(value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
-    return (0.0, _scalar(value, device)) if isinstance(value, Tensor) else (value, None)
-
-
-def _contiguous(call: StepCall) -> StepCall:
-    """The same call on contiguous copies of its strided operands, as plain tensors."""
-
-    def copies(tensors: list[Tensor]) -> list[Tensor]:
-        return [tensor.detach().contiguous() for tensor in tensors]
-
-    states = {name: copies(column) for name, column in call.states.items()}
-    return replace(call, params=copies(call.params), grads=copies(call.grads), states=states, tables={})
-
-
-def _copy_back(copies: StepCall, call: StepCall) -> None:
-    for mine, theirs in ((copies.params, call.params), *zip(copies.states.values(), call.states.values(), strict=True)):
-        for copy, tensor in zip(mine, theirs, strict=True):
-            if copy.data_ptr() != tensor.data_ptr():
-                tensor.copy_(copy)
+    return (0.0, scalar(value, device)) if isinstance(value, Tensor) else (value, None)
 
 
 def native_step(call: StepCall) -> None:
@@ -74,23 +47,9 @@ def native_step(call: StepCall) -> None:
     if call.params[0].is_cpu:
         _run(call, address_table(call))
     else:
-        _step_on_device(call)
+        step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
     # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
     torch.autograd.graph.increment_version(call.params)
-
-
-@torch._disable_dynamo  # a compiled step runs this part as it is: addresses mean nothing to a tracer
-def _step_on_device(call: StepCall) -> None:
-    table = address_table(call)
-    if table is not None:
-        return _run(call, table)
-    copies = _contiguous(call)
-    table = address_table(copies)
-    if table is None:
-        device = call.params[0].device
-        raise RuntimeError(f"Invalid state: the states of these parameters must be on {device}, and of one dtype")
-    _run(copies, table)
-    _copy_back(copies, call)
 
 
 def _run(call: StepCall, table: AddressTable | None) -> None:
@@ -117,6 +76,6 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
         lr_tensor=lr_tensor,
         keep_prob_tensor=keep_prob_tensor,
         grad_weight_tensor=grad_weight_tensor,
-        grad_scale=_scalar(call.grad_scale, device),
-        found_inf=_scalar(call.found_inf, device),
+        grad_scale=scalar(call.grad_scale, device),
+        found_inf=scalar(call.found_inf, device),
     )

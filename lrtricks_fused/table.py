@@ -6,7 +6,7 @@ has, then zeros) and the step count, the number of elements, the parameter's ind
 the first of its chunks. On a GPU the table, the chunks and the scratch of the step live on the device.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from operator import is_
 from typing import Any
 
@@ -23,6 +23,7 @@ CHUNK = 8192  # elements that one block steps; csrc/cuda/step.h
 PREPARED_BYTES = 64  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
 
 _CAPTURED = "captured"
+Upload = Callable[[Tensor, Tensor], None]  # copies int64 words from the CPU to the device of its first argument
 Layouts = tuple[list[torch.dtype], list[torch.Size], list[bool]]
 
 
@@ -65,7 +66,8 @@ class AddressTable:
     enough.
     """
 
-    def __init__(self, call: StepCall) -> None:
+    def __init__(self, call: StepCall, upload: Upload | None) -> None:
+        self._upload = upload
         self._held = self._lists(call)
         self._addresses = list(map(_addresses, self._held))
         self._layouts = _layouts(call.params)
@@ -98,24 +100,20 @@ class AddressTable:
         self.rows = self._host_rows = rows
         state_mask = sum(1 << k for k, column in enumerate(call.states.values()) if column)
         self.codes = (state_mask, param_code, state_code)
-        device = call.params[0].device
-        if device.type != "cpu":
-            self.place(device)
+        if self._upload is not None:
+            self.place(call.params[0].device, chunks)
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: torch.device, chunks: Tensor) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
         self.rows = torch.empty_like(self._host_rows, device=device)
         self._upload(self.rows, self._host_rows)
-        tensors = torch.repeat_interleave((self._host_rows[:, NUMEL] + CHUNK - 1) // CHUNK).int()
+        tensors = torch.repeat_interleave(chunks).int()
         pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32)  # whole words; an odd one out is never read
         pairs.view(-1)[: len(tensors)] = tensors
         words = torch.empty(len(pairs), dtype=torch.int64, device=device)
         self._upload(words, pairs.view(torch.int64).flatten())
         self.chunk_tensors = words.view(torch.int32)[: len(tensors)]
         self.prepared = torch.empty(PREPARED_BYTES * (1 + len(self.rows)), dtype=torch.uint8, device=device)
-
-    def _upload(self, target: Tensor, words: Tensor) -> None:
-        torch.ops.lrtricks_fused.upload_(target, words)
 
     def update(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""
@@ -142,13 +140,16 @@ class AddressTable:
         return True
 
 
-def address_table(call: StepCall) -> AddressTable | None:
-    """The table of ``call``, or None where only the tensors themselves say enough (strided ones, subclasses)."""
+def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable | None:
+    """The table of ``call``, or None where only the tensors themselves say enough (strided ones, subclasses).
+
+    With ``upload`` it lies on the parameters' device, with what a step needs there; else on the CPU, alone.
+    """
     if call.tables is None or torch.compiler.is_compiling() or not {*map(type, call.params)} <= {Tensor, Parameter}:
         return None
     table: Any = call.tables.pop(call.table_key, None)
     if table is None or not table.update(call):
-        table = AddressTable(call)
+        table = AddressTable(call, upload)
     if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         # The graph will be replayed with this very table: no later step may find it and enter other gradients.
         call.tables.setdefault(_CAPTURED, []).append(table)

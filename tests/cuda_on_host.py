@@ -39,13 +39,16 @@ def module() -> ModuleType:
 class HostTable(AddressTable):
     """The table of a device whose memory is the host's."""
 
-    def place(self, device: torch.device) -> None:
-        super().place(device)
+    def __init__(self, call: StepCall) -> None:
+        super().__init__(call, upload)
+        assert self.rows is not None, "these tensors have no table"
         self.prepared.fill_(POISON)
 
-    def _upload(self, target: Tensor, words: Tensor) -> None:
-        target.fill_(0x7BADBADBADBADBAD)
-        module().upload(target.data_ptr(), words.data_ptr(), words.numel())
+
+def upload(target: Tensor, words: Tensor) -> None:
+    """Words by the kernel that writes them, into poisoned memory."""
+    target.fill_(0x7BADBADBADBADBAD)
+    module().upload(target.data_ptr(), words.data_ptr(), words.numel())
 
 
 def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, int, bool]:
@@ -60,8 +63,6 @@ def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, i
 def step(call: StepCall) -> None:
     """One step of ``call`` by the kernels; its operands must be contiguous."""
     table = HostTable(call)
-    assert table.rows is not None, "these tensors have no table"
-    table.place(torch.device("cpu"))
     hyper = dict(call.hyper)
     nesterov = hyper.pop("nesterov", False)
     state_mask, param_dtype, state_dtype = table.codes

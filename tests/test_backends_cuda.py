@@ -11,7 +11,7 @@ from inventory import CASES, DTYPES
 from tensors import MORE_LAYOUTS, make_params, set_grads
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends, ops, table
+from lrtricks_fused import backends, device, ops, table
 
 BUILT = ["8.0", "9.0", "12.0+PTX"]
 
@@ -71,9 +71,9 @@ def test_capturable_is_honoured_on_the_cpu():
 @pytest.mark.parametrize("case", CASES[::9], ids=lambda c: c.name)
 def test_strided_operands_go_through_copies(case, dtype, monkeypatch):
     def through_copies(call):
-        copies = ops._contiguous(call)
+        copies = device._contiguous(call)
         step_on_host(copies)
-        ops._copy_back(copies, call)
+        device._copy_back(copies, call)
 
     results = []
     for backend in ("native", "reference"):

@@ -1,0 +1,139 @@
+"""Hands a step to the Triton kernels: the table, the scalars, the grid. No arithmetic."""
+
+import struct
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lrtricks_fused.call import StepCall
+from lrtricks_fused.device import scalar, step_on_device
+from lrtricks_fused.table import CHUNK, AddressTable
+
+from . import rules
+from .step import prepare_kernel, step_kernel
+from .upload import upload
+
+WARPS = 4
+ACCESS = 16  # bytes a thread moves at once
+PREPARE_BLOCK = 128
+LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
+REGISTERS = 96  # left alone ptxas aims at 72 or 80 for some kernels, and spills
+INTERPRETED = triton.knobs.runtime.interpret
+DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The two functions of a rule, its hyper-parameters and flags by their names in a StepCall, and its constants."""
+
+    constants: triton.runtime.JITFunction
+    direction: triton.runtime.JITFunction
+    hyper: tuple[str, ...]
+    flags: tuple[str, ...]  # a hyper-parameter, or a state that a variant has
+    values: int
+
+
+RULES = {
+    "sgd": Rule(rules.sgd_constants, rules.sgd, ("momentum", "dampening"), ("momentum_buffer", "nesterov"), 2),
+    "adam": Rule(rules.adam_constants, rules.adam, ("beta1", "beta2", "eps"), ("max_exp_avg_sq",), 7),
+    "rmsprop": Rule(
+        rules.rmsprop_constants, rules.rmsprop, ("alpha", "eps", "momentum"), ("grad_avg", "momentum_buffer"), 4
+    ),
+    "radam": Rule(rules.radam_constants, rules.radam, ("beta1", "beta2", "eps"), (), 7),
+    "adabelief": Rule(rules.adabelief_constants, rules.adabelief, ("beta1", "beta2", "eps"), (), 7),
+}
+
+
+def options(backend: str) -> dict[str, object]:
+    """Of the compiler, for "cuda" or "hip"; no contraction of products and sums."""
+    exact = dict(num_warps=WARPS, num_stages=1, enable_fp_fusion=False)
+    return {**exact, "maxnreg": REGISTERS} if backend == "cuda" else exact
+
+
+def block_sizes(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int) -> tuple[int, int]:
+    """Lanes a pass draws for: in full chunks as many as the threads move in one access each, in others one a thread.
+
+    The wider dtype of the two decides: with more lanes its stores would go through shared memory to stay coalesced.
+    Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
+    """
+    threads = WARPS * warp_size
+    if INTERPRETED:
+        return LARGEST_BLOCK, LARGEST_BLOCK
+    return min(threads * ACCESS // max(dtype.itemsize, state_dtype.itemsize), LARGEST_BLOCK), threads
+
+
+def compute_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Double for double, else float."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def prepare_constexprs(rule: Rule, dtype: torch.dtype) -> dict[str, object]:
+    """What an instance of prepare_kernel is compiled for."""
+    return dict(CONSTANTS=rule.constants, REAL=compute_dtype(dtype), BLOCK=PREPARE_BLOCK)
+
+
+def step_constexprs(
+    rule: Rule, flags: tuple[bool, bool], states: int, dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int
+) -> dict[str, object]:
+    """What an instance of step_kernel is compiled for."""
+    block, tail_block = block_sizes(dtype, state_dtype, warp_size)
+    return dict(
+        DIRECTION=rule.direction, FLAG0=flags[0], FLAG1=flags[1], STATES=states, VALUES=rule.values,
+        PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
+        BLOCK=block, TAIL_BLOCK=tail_block,
+    )  # fmt: skip
+
+
+def flags_of(rule: Rule, call: StepCall) -> tuple[bool, bool]:
+    """Which variant of the rule a call takes."""
+    have = [bool(call.hyper.get(name) or call.states.get(name)) for name in rule.flags]
+    return tuple([*have, False, False][:2])
+
+
+def bits(value: float) -> int:
+    """The bits of a double as a signed integer."""
+    return struct.unpack("<q", struct.pack("<d", value))[0]
+
+
+def _number(value: float | Tensor, device: torch.device) -> tuple[int, int, bool]:
+    """Bits, address and whether what lies there is a double; a tensor on the CPU is read here."""
+    if isinstance(value, Tensor):
+        value = scalar(value, device)
+        if not value.is_cpu or device.type == "cpu":
+            return 0, value.data_ptr(), value.dtype == torch.float64
+    return bits(float(value)), 0, False
+
+
+def _run(call: StepCall, table: AddressTable) -> None:
+    rule, device = RULES[call.rule], call.params[0].device
+    scale = 1.0 if call.grad_scale is None else call.grad_scale
+    found_inf = 0.0 if call.found_inf is None else call.found_inf
+    given = [_number(v, device) for v in (call.lr, call.keep_prob, call.grad_weight, scale, found_inf)]
+    doubles = sum(1 << k for k, (_, _, is_double) in enumerate(given) if is_double)
+    hyper = [bits(float(call.hyper[name])) for name in rule.hyper]
+    tensors, prepared = len(table.rows), table.prepared.view(torch.int64)
+    states = [column for column in call.states.values() if column]
+    dtype = call.params[0].dtype
+    state_dtype = states[0][0].dtype if states else dtype
+    warp_size = 64 if torch.version.hip else 32
+    compiled = options("hip" if torch.version.hip else "cuda")
+    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+        prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
+            table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
+            doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize),
+            *hyper, *[0] * (3 - len(hyper)), **prepare_constexprs(rule, dtype), **compiled,
+        )  # fmt: skip
+        if len(table.chunk_tensors):
+            step_kernel[(len(table.chunk_tensors),)](
+                table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
+                **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size), **compiled,
+            )  # fmt: skip
+
+
+def triton_step(call: StepCall) -> None:
+    """One fused step by the Triton kernels."""
+    step_on_device(call, _run, upload)
+    torch.autograd.graph.increment_version(call.params)

@@ -1,0 +1,39 @@
+"""The random bits and the keep decision: twin of ``csrc/core/philox.h`` and ``csrc/core/keep.h``."""
+
+import triton
+import triton.language as tl
+
+M0 = tl.constexpr(0xD2511F53)
+M1 = tl.constexpr(0xCD9E8D57)
+W0 = tl.constexpr(0x9E3779B9)
+W1 = tl.constexpr(0xBB67AE85)
+ROUNDS = tl.constexpr(7)  # the fewest that pass BigCrush
+
+LANES = tl.constexpr(64)  # consecutive elements that use consecutive counters
+ROWS = tl.constexpr(8)  # of a tile, all served by its 64 calls
+TILE = tl.constexpr(512)
+KEEP_ALL = tl.constexpr(65536)
+TWO_52 = tl.constexpr(4503599627370496.0)
+
+
+@triton.jit
+def philox4x32(c0, c1, c2, c3, key0, key1, ROUNDS: tl.constexpr):
+    """Philox4x32 (Salmon et al., SC 2011) of uint32 counters; four words."""
+    for _ in tl.static_range(ROUNDS):
+        hi0, lo0 = tl.umulhi(c0, M0), c0 * M0
+        hi1, lo1 = tl.umulhi(c2, M1), c2 * M1
+        c0 = hi1 ^ (c1 ^ key0)
+        c2 = hi0 ^ (c3 ^ key1)
+        c1 = lo1
+        c3 = lo0
+        key0 = key0 + W0
+        key1 = key1 + W1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def keep_threshold(keep_prob):
+    """keep iff bits < threshold; 0 keeps none, 65536 keeps all, everything between keeps some."""
+    rounded = (keep_prob * 65536.0 + TWO_52) - TWO_52  # rint
+    some = tl.minimum(tl.maximum(rounded, 1.0), 65535.0).to(tl.int32)
+    return tl.where(keep_prob >= 1.0, KEEP_ALL, tl.where(keep_prob > 0.0, some, 0))

@@ -1,0 +1,145 @@
+"""The update rules: twins of ``csrc/rules/*.h``, the same names in the same order of statements.
+
+Of each rule, ``<rule>_constants(hyper0, hyper1, hyper2, step)`` gives what a step needs once per tensor, in double,
+and a direction ``(grad, states, constants) -> (direction, states)`` what it needs per element, in the compute type.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sqrt_rn(x):
+    """Correctly rounded square root."""
+    if x.dtype == tl.float64:
+        root = tl.sqrt(x)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
+
+
+@triton.jit
+def div_rn(x, y):
+    """Correctly rounded division, which ``/`` is for double only."""
+    if x.dtype == tl.float64:
+        quotient = x / y
+    else:
+        quotient = tl.div_rn(x, y)
+    return quotient
+
+
+@triton.jit
+def int_pow(base, exponent):
+    """base ** exponent by squaring, with the products of the other backends."""
+    n = exponent.to(tl.int64)
+    result = n.to(tl.float64) * 0.0 + 1.0
+    factor = result * base
+    while tl.max(n, 0) > 0:
+        result = tl.where(n % 2 == 1, result * factor, result)
+        factor = factor * factor
+        n = n // 2
+    return result
+
+
+@triton.jit
+def running_maximum(maximum, value):
+    """The larger one; a NaN that is new is kept."""
+    return tl.where(maximum > value, maximum, value)
+
+
+@triton.jit
+def sgd_constants(momentum, dampening, _, step):
+    return momentum, tl.where(step == 1.0, 1.0, 1.0 - dampening)
+
+
+@triton.jit
+def sgd(grad, states, constants, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr):
+    momentum, one_minus_dampening = constants
+    if MOMENTUM:
+        momentum_buffer = momentum * states[0] + one_minus_dampening * grad
+        states = (momentum_buffer,)
+        direction = grad + momentum * momentum_buffer if NESTEROV else momentum_buffer
+    else:
+        direction = grad
+    return direction, states
+
+
+@triton.jit
+def adam_constants(beta1, beta2, eps, step):
+    inv_bias_correction1 = 1.0 / (1.0 - int_pow(beta1, step))
+    inv_sqrt_bias_correction2 = 1.0 / sqrt_rn(1.0 - int_pow(beta2, step))
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, inv_bias_correction1, inv_sqrt_bias_correction2
+
+
+@triton.jit
+def adam(grad, states, constants, AMSGRAD: tl.constexpr, _: tl.constexpr):
+    beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, inv_sqrt_bias_correction2 = constants
+    exp_avg = beta1 * states[0] + one_minus_beta1 * grad
+    exp_avg_sq = beta2 * states[1] + one_minus_beta2 * (grad * grad)
+    if AMSGRAD:
+        second_moment = running_maximum(states[2], exp_avg_sq)  # max_exp_avg_sq
+        states = (exp_avg, exp_avg_sq, second_moment)
+    else:
+        second_moment = exp_avg_sq
+        states = (exp_avg, exp_avg_sq)
+    denom = sqrt_rn(second_moment) * inv_sqrt_bias_correction2 + eps
+    return div_rn(exp_avg * inv_bias_correction1, denom), states
+
+
+@triton.jit
+def rmsprop_constants(alpha, eps, momentum, step):
+    return alpha, 1.0 - alpha, eps, momentum
+
+
+@triton.jit
+def rmsprop(grad, states, constants, CENTERED: tl.constexpr, MOMENTUM: tl.constexpr):
+    alpha, one_minus_alpha, eps, momentum = constants
+    square_avg = alpha * states[0] + one_minus_alpha * (grad * grad)
+    variance = square_avg
+    advanced = (square_avg,)
+    if CENTERED:
+        grad_avg = alpha * states[1] + one_minus_alpha * grad
+        variance = square_avg - grad_avg * grad_avg
+        advanced = (square_avg, grad_avg)
+    update = div_rn(grad, sqrt_rn(variance) + eps)
+    if MOMENTUM:
+        update = momentum * states[len(states) - 1] + update  # momentum_buffer
+        advanced = advanced + (update,)
+    return update, advanced
+
+
+@triton.jit
+def radam_constants(beta1, beta2, eps, step):
+    inv_bias_correction1 = 1.0 / (1.0 - int_pow(beta1, step))
+    beta2_t = int_pow(beta2, step)
+    bias_correction2 = 1.0 - beta2_t
+    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho = rho_inf - 2.0 * step * beta2_t / bias_correction2
+    square = (rho - 4.0) * (rho - 2.0) * rho_inf * bias_correction2 / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
+    rectification = tl.where(rho > 5.0, sqrt_rn(square), 0.0)  # 0: not rectified yet
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, inv_bias_correction1, rectification
+
+
+@triton.jit
+def radam(grad, states, constants, _: tl.constexpr, __: tl.constexpr):
+    beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, rectification = constants
+    exp_avg = beta1 * states[0] + one_minus_beta1 * grad
+    exp_avg_sq = beta2 * states[1] + one_minus_beta2 * (grad * grad)
+    update = exp_avg * inv_bias_correction1
+    rectified = div_rn(update * rectification, sqrt_rn(exp_avg_sq) + eps)
+    return tl.where(rectification != 0, rectified, update), (exp_avg, exp_avg_sq)
+
+
+@triton.jit
+def adabelief_constants(beta1, beta2, eps, step):
+    return adam_constants(beta1, beta2, eps, step)
+
+
+@triton.jit
+def adabelief(grad, states, constants, _: tl.constexpr, __: tl.constexpr):
+    beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, inv_sqrt_bias_correction2 = constants
+    exp_avg = beta1 * states[0] + one_minus_beta1 * grad
+    surprise = grad - exp_avg
+    exp_avg_var = beta2 * states[1] + one_minus_beta2 * (surprise * surprise) + eps
+    denom = sqrt_rn(exp_avg_var) * inv_sqrt_bias_correction2 + eps
+    return div_rn(exp_avg * inv_bias_correction1, denom), (exp_avg, exp_avg_var)

@@ -1,0 +1,282 @@
+"""One step of a list of tensors: load -> rule -> keep -> store. Knows no optimizer; twin of ``cuda/step_kernel.cuh``.
+
+Two kernels, as there: ``prepare_kernel`` advances the step counts and rounds the constants, ``step_kernel`` steps one
+chunk a program. Both read the table of ``lrtricks_fused.table``, so that one launch serves a whole list. What changes
+from step to step arrives as a 64-bit integer that is not specialized on (a double by its bits, a device scalar by its
+address): nothing recompiles when a schedule moves.
+"""
+
+import triton
+import triton.language as tl
+
+from lrtricks_fused import table
+
+from .philox import KEEP_ALL, LANES, ROUNDS, ROWS, TILE, keep_threshold, philox4x32
+
+PARAM = tl.constexpr(table.PARAM)
+GRAD = tl.constexpr(table.GRAD)
+STATE = tl.constexpr(table.STATE)
+STEP = tl.constexpr(table.STEP)
+NUMEL = tl.constexpr(table.NUMEL)
+INDEX = tl.constexpr(table.INDEX)
+FIRST_CHUNK = tl.constexpr(table.FIRST_CHUNK)
+COLUMNS = tl.constexpr(table.COLUMNS)
+CHUNK = tl.constexpr(table.CHUNK)
+
+# The scratch, in words of 64 bits: eight for the call, then eight per tensor. Values of the compute type come first;
+# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count.
+WORDS = tl.constexpr(table.PREPARED_BYTES // 8)
+DRAWS = tl.constexpr(1)
+SKIP = tl.constexpr(2)
+
+
+@triton.jit
+def double(bits):
+    """A double from its bits."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def number(bits, address, is_double):
+    """A double given by its bits, or what is at an address of the device: a double or a float."""
+    value = double(bits)
+    if address != 0:
+        if is_double != 0:
+            value = tl.load(address.to(tl.int64).to(tl.pointer_type(tl.float64)))
+        else:
+            value = tl.load(address.to(tl.int64).to(tl.pointer_type(tl.float32))).to(tl.float64)
+    return value
+
+
+@triton.jit
+def reals(words, REAL: tl.constexpr):
+    """Pointer to 64-bit words as pointer to values of the compute type."""
+    return words.to(tl.pointer_type(REAL), bitcast=True)
+
+
+@triton.jit
+def last_word(words):
+    """The two 32-bit halves of the last word of eight."""
+    return (words + (WORDS - 1)).to(tl.pointer_type(tl.int32), bitcast=True)
+
+
+# Names of the arguments that change from step to step.
+NUMBERS = (
+    "tensors", "lr", "lr_address", "keep_prob", "keep_prob_address", "grad_weight", "grad_weight_address", "grad_scale",
+    "grad_scale_address", "found_inf", "found_inf_address", "doubles", "weight_decay", "decoupled", "maximize",
+    "hyper0", "hyper1", "hyper2",
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def prepare_kernel(
+    rows,
+    prepared,
+    tensors: tl.int64,
+    lr: tl.int64,
+    lr_address: tl.int64,
+    keep_prob: tl.int64,
+    keep_prob_address: tl.int64,
+    grad_weight: tl.int64,
+    grad_weight_address: tl.int64,
+    grad_scale: tl.int64,
+    grad_scale_address: tl.int64,
+    found_inf: tl.int64,
+    found_inf_address: tl.int64,
+    doubles: tl.int64,
+    weight_decay: tl.int64,
+    decoupled: tl.int64,
+    maximize: tl.int64,
+    hyper0: tl.int64,
+    hyper1: tl.int64,
+    hyper2: tl.int64,
+    CONSTANTS: tl.constexpr,
+    REAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Advances the step counts of BLOCK tensors and rounds their constants; the first program, those of the call."""
+    skip = number(found_inf, found_inf_address, doubles & 16) != 0
+    if tl.program_id(0) == 0:
+        factor = number(grad_weight, grad_weight_address, doubles & 4) * (
+            1.0 / number(grad_scale, grad_scale_address, doubles & 8)
+        )
+        factor = tl.where(maximize != 0, -factor, factor)
+        decay = double(weight_decay)
+        threshold = keep_threshold(number(keep_prob, keep_prob_address, doubles & 2))
+        draws = (threshold != 0) & (threshold != KEEP_ALL)
+        shared = reals(prepared, REAL)
+        tl.store(shared, number(lr, lr_address, doubles & 1).to(REAL))
+        tl.store(shared + 1, tl.where(decoupled != 0, 0.0, decay).to(REAL))
+        tl.store(shared + 2, tl.where(decoupled != 0, decay, 0.0).to(REAL))
+        tl.store(shared + 3, factor.to(REAL))
+        # Without draws every draw is 0, and 0 < 1 keeps all.
+        tl.store(last_word(prepared), tl.where(draws, threshold, tl.where(threshold == 0, 0, 1)))
+        tl.store(last_word(prepared) + 1, tl.where(draws, DRAWS, 0) | tl.where(skip, SKIP, 0))
+    if not skip:
+        tensor = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        mask = tensor < tensors
+        count = tl.load(rows + tensor * COLUMNS + STEP, mask, 0).to(tl.pointer_type(tl.float64))
+        step = tl.load(count, mask, 0.0) + 1.0
+        tl.store(count, step, mask)
+        own = prepared + (1 + tensor) * WORDS
+        constants = CONSTANTS(double(hyper0), double(hyper1), double(hyper2), step)
+        for k in tl.static_range(len(constants)):
+            value = tl.broadcast_to(constants[k], [BLOCK]).to(REAL)
+            tl.store(reals(own, REAL) + k, value, mask)
+        tl.store(last_word(own), step.to(tl.int64).to(tl.int32), mask)
+
+
+@triton.jit
+def to_real(stored, STORAGE: tl.constexpr):
+    """A stored value in the compute type, exactly. bfloat16 comes as its bits."""
+    if STORAGE == tl.bfloat16:
+        real = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif STORAGE == tl.float16:
+        real = stored.to(tl.float32)
+    else:
+        real = stored
+    return real
+
+
+@triton.jit
+def from_real(real, STORAGE: tl.constexpr):
+    """The nearest value that can be stored, ties to even. Integers for bfloat16: the interpreter's cast truncates."""
+    if STORAGE == tl.bfloat16:
+        bits = real.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        stored = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)
+    elif STORAGE == tl.float16:
+        stored = real.to(tl.float16)
+    else:
+        stored = real
+    return stored
+
+
+@triton.jit
+def pointer_to(address, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address of a tensor's first element as a pointer; bfloat16 is moved as its bits."""
+    pointer = address.to(tl.pointer_type(tl.uint16 if STORAGE == tl.bfloat16 else STORAGE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)  # said of the integer it would be lost
+    return pointer
+
+
+@triton.jit
+def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr):
+    """The parameter an update would give, and the states, which advance, kept or not."""
+    lr, coupled_decay, decoupled_decay, grad_factor = scalars
+    grad = grad * grad_factor
+    grad = tl.where(coupled_decay != 0, grad + coupled_decay * param, grad)
+    direction, states = DIRECTION(grad, states, constants, FLAG0, FLAG1)
+    direction = tl.where(decoupled_decay != 0, direction + decoupled_decay * param, direction)
+    return param - lr * direction, states
+
+
+@triton.jit
+def step_rows(
+    word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit,
+    DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """The two rows that one word of every lane's draw decides."""
+    for half in tl.static_range(2):
+        offset = lane + (2 * word + half) * LANES
+        mask = None if FULL else offset < left
+        stored = tl.load(param_row + offset, mask)
+        grad = to_real(tl.load(grad_row + offset, mask), PARAM_DTYPE)
+        states = ()
+        for k in tl.static_range(STATES):
+            states = states + (to_real(tl.load(state_rows[k] + offset, mask), STATE_DTYPE),)
+        updated, states = update(
+            to_real(stored, PARAM_DTYPE), grad, states, constants, scalars, DIRECTION, FLAG0, FLAG1
+        )
+        keep = ((drawn >> (16 * half)) & 0xFFFF) < limit
+        tl.store(param_row + offset, tl.where(keep, from_real(updated, PARAM_DTYPE), stored), mask)
+        for k in tl.static_range(STATES):
+            tl.store(state_rows[k] + offset, from_real(states[k], STATE_DTYPE), mask)
+
+
+@triton.jit
+def step_chunk(
+    row, begin, left, constants, scalars, limit, draws, seed, step,
+    DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """The elements from ``begin`` of one tensor. FULL: a whole chunk, aligned, in accesses of 16 bytes without a mask.
+
+    A pass draws for BLOCK lanes, that is, for the eight rows of BLOCK / 64 tiles.
+    """
+    param_row = pointer_to(tl.load(row + PARAM), PARAM_DTYPE, FULL) + begin
+    grad_row = pointer_to(tl.load(row + GRAD), PARAM_DTYPE, FULL) + begin
+    state_rows = ()
+    for k in tl.static_range(STATES):
+        state_rows = state_rows + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
+    index = tl.load(row + INDEX).to(tl.uint32)
+    first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
+    key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    passes: tl.constexpr = CHUNK // (ROWS * BLOCK)
+    for block in range(passes if FULL else tl.cdiv(left, ROWS * BLOCK)):
+        call = block * BLOCK + tl.arange(0, BLOCK)
+        w0 = tl.zeros([BLOCK], tl.uint32)
+        w1, w2, w3 = w0, w0, w0
+        if draws:
+            c0 = first.to(tl.uint32) + call.to(tl.uint32)
+            high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
+            w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
+        lane = call // LANES * TILE + call % LANES
+        if FULL:  # unrolled: a loop would make the compiler move the draws to the loads' layout through shared memory
+            words = (w0, w1, w2, w3)
+            for word in tl.static_range(ROWS // 2):
+                step_rows(word, words[word], lane, left, param_row, grad_row, state_rows, constants, scalars, limit,
+                          DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, True)  # fmt: skip
+        else:
+            for word in range(ROWS // 2):
+                drawn = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
+                step_rows(word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit,
+                          DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, False)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["seed"])
+def step_kernel(
+    rows,
+    chunk_tensors,
+    prepared,
+    seed: tl.int64,
+    DIRECTION: tl.constexpr,
+    FLAG0: tl.constexpr,
+    FLAG1: tl.constexpr,
+    STATES: tl.constexpr,
+    VALUES: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    REAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAIL_BLOCK: tl.constexpr,
+):
+    """Steps one chunk of one tensor. VALUES: how many constants of a tensor the rule has."""
+    flags = tl.load(last_word(prepared) + 1)
+    if flags & SKIP != 0:
+        return
+    chunk = tl.program_id(0).to(tl.int64)
+    tensor = tl.load(chunk_tensors + chunk).to(tl.int64)
+    row = rows + tensor * COLUMNS
+    own = prepared + (1 + tensor) * WORDS
+    shared = reals(prepared, REAL)
+    scalars = (tl.load(shared), tl.load(shared + 1), tl.load(shared + 2), tl.load(shared + 3))
+    constants = ()
+    for k in tl.static_range(VALUES):
+        constants = constants + (tl.load(reals(own, REAL) + k),)
+    limit = tl.load(last_word(prepared)).to(tl.uint32)
+    step = tl.load(last_word(own)).to(tl.uint32)
+    begin = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
+    left = tl.load(row + NUMEL) - begin
+    addresses = tl.load(row + PARAM) | tl.load(row + GRAD)
+    for k in tl.static_range(STATES):
+        addresses = addresses | tl.load(row + (STATE + k))
+    draws = flags & DRAWS != 0
+    if (left >= CHUNK) & (addresses % 16 == 0):
+        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, DIRECTION, FLAG0, FLAG1, STATES,
+                   PARAM_DTYPE, STATE_DTYPE, BLOCK, True)  # fmt: skip
+    else:
+        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, DIRECTION, FLAG0, FLAG1, STATES,
+                   PARAM_DTYPE, STATE_DTYPE, TAIL_BLOCK, False)  # fmt: skip
