@@ -133,7 +133,10 @@ class NinjaBuild(build_ext):
 
 
 setup(
-    packages=["lrtricks_fused", "lrtricks_fused.optim", "lrtricks_fused.triton_kernels", "lrtricks_fused.verify"],
+    packages=[
+        "lrtricks_fused", "lrtricks_fused.optim", "lrtricks_fused.schedules", "lrtricks_fused.triton_kernels",
+        "lrtricks_fused.verify",
+    ],
     # On disk beside the package, installed inside it: a top-level `triton_kernels` belongs to triton-lang.
     package_dir={"lrtricks_fused.triton_kernels": "triton_kernels"},
     ext_modules=[Extension("lrtricks_fused._native", sources=[])],

@@ -3,6 +3,7 @@
 Philox4x32-7 (Salmon et al., SC 2011) with key = seed and counter = (n, n_high | stream << 24, step, param).
 Element i of a parameter, in row-major order, draws 16 bits: tile = i // 512, row = i // 64 % 8, lane = i % 64,
 n = tile * 64 + lane, bits = word[row // 2] >> 16 * (row % 2) & 0xffff. It is kept iff bits < threshold.
+Streams: 0 for the elements, 3 for numbers of which a step needs one (:func:`uniform`).
 """
 
 import torch
@@ -11,17 +12,19 @@ from torch import Tensor
 LANES = 64
 TILE = 512
 ROUNDS = 7
+SCALARS = 3
 _MASK32 = 0xFFFFFFFF
+Word = int | Tensor
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int, rounds: int = ROUNDS) -> tuple[Tensor, ...]:
-    """Philox4x32 of int64 tensors that hold 32-bit words; returns four such tensors."""
+def philox4x32(counter: tuple[Word, Word, Word, Word], seed: int, rounds: int = ROUNDS) -> tuple[Word, ...]:
+    """Philox4x32 of ints or int64 tensors that hold 32-bit words; returns four such."""
     c0, c1, c2, c3 = counter
     key0, key1 = seed & _MASK32, seed >> 32 & _MASK32
     for _ in range(rounds):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # modulo 2**64, all that is needed
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # of tensors modulo 2**64, all that is needed
         c0, c2 = product1 >> 32 & _MASK32 ^ c1 ^ key0, product0 >> 32 & _MASK32 ^ c3 ^ key1
         c1, c3 = product1 & _MASK32, product0 & _MASK32
         key0, key1 = key0 + _WEYL[0] & _MASK32, key1 + _WEYL[1] & _MASK32
@@ -64,3 +67,15 @@ def keep_mask(
     if threshold in (0, 65536):
         return torch.full(shape, threshold != 0, device=device)
     return (keep_bits(shape.numel(), seed, step, param, device) < threshold).view(shape)
+
+
+def uniform(seed: int, step: int, param: int = 0, word: int = 0) -> float:
+    """A number in [0, 1) per step: word / 2**32 of the Philox words at counter (0, 3 << 24, step, param).
+
+    Args:
+        seed: 64-bit seed.
+        step: 1 at the first one; its low 32 bits count.
+        param: below 2**32; numbers of different ``param`` are independent.
+        word: 0 to 3; so are those of different words.
+    """
+    return philox4x32((0, SCALARS << 24, step & _MASK32, param), seed)[word] / 2**32

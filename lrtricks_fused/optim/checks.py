@@ -36,7 +36,8 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("lr", group["lr"], 0.0, math.inf)
     check_range("weight_decay", group["weight_decay"], 0.0, math.inf)
     check_range("keep_prob", group["keep_prob"], 0.0, 1.0)
-    check_range("grad_weight", group["grad_weight"], 0.0, math.inf)
+    lowest = -math.inf if group.get("allow_negative_grad_weight", False) else 0.0  # set by GradientWeight
+    check_range("grad_weight", group["grad_weight"], lowest, math.inf)
     seed = group["seed"]
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
