@@ -1,0 +1,227 @@
+"""LOSSGRAD: a step size that tunes itself by one more evaluation of the loss, on the device."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .optim.base import MaskedOptimizer
+from .optim.checks import check_range
+
+Closure = Callable[[], Tensor]
+REDUCTIONS = "a closure of LossGrad computes the loss and returns it; it must not call backward()"
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Running statistics of ``model``'s normalization layers are put back at the end, bit for bit.
+
+    In training mode a forward pass inside normalizes by its own batch, as outside.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in zip(buffers, saved, strict=True):
+                buffer.copy_(values)
+
+
+@contextmanager
+def _replayed(states: list[tuple[torch.Generator, Tensor]]) -> Iterator[None]:
+    """Generators start from ``states`` inside, and go on as before outside."""
+    present = [generator.get_state() for generator, _ in states]
+    for generator, state in states:
+        generator.set_state(state)
+    try:
+        yield
+    finally:
+        for (generator, _), state in zip(states, present, strict=True):
+            generator.set_state(state)
+
+
+class LossGrad:
+    r"""Tunes the learning rate of one of our optimizers after every step (LOSSGRAD).
+
+    .. math::
+        r = \frac{f(w') - (f(w) - \langle \nabla f(w), w - w' \rangle)}{\langle \nabla f(w), w - w' \rangle}, \qquad
+        h \leftarrow \begin{cases} c\,h & r \le 1/2 \\ h / c & r > 1/2 \end{cases}
+
+    where w' are the parameters after the step with the present h: the displacement is the real one, with momentum,
+    adaptive scaling, weight decay, mask and gradient weight in it, and the inner product is accumulated inside the
+    fused step. On a quadratic function r <= 1/2 says that h is at most the exact line search's. The step is never
+    undone, and the new h serves the next one. Where the step goes uphill to first order (the inner product is negative)
+    the paper's rule is taken for the reversed direction: h grows iff 2 (f(w') - f(w)) + <grad, w - w'> <= 0, which for
+    a positive product is r <= 1/2.
+
+    A trial loss that is not finite gives h / c, an inner product of 0 leaves h as it is.
+
+    Everything stays on the device: nothing waits for it, and a step can be captured in a CUDA graph. The learning
+    rate of each group becomes a 0-dim float64 tensor on the device of its parameters and is changed in place, for all
+    groups by the same factor.
+
+    Source: Wojcik, Maziarka, Tabor, LOSSGRAD: automatic learning rate in gradient descent, arXiv 1902.07656.
+
+    Args:
+        optimizer: any optimizer of this package. Its learning rate is the initial h.
+        c: factor > 1 by which h grows or shrinks.
+        model: where given, running statistics of its normalization layers are not updated by the trial evaluation.
+        replay_rng: evaluate the trial with the random numbers of the first evaluation (dropout then compares equals).
+        reject_nonfinite: where the trial loss is not finite, put the parameters back, bit for bit (not the optimizer's
+            states). Holds a copy of the parameters.
+        all_reduce: called with a tensor of the two losses, to average it in place over replicas, whose h would drift
+            apart otherwise; for example ``lambda losses: dist.all_reduce(losses, dist.ReduceOp.AVG)``.
+
+    Raises:
+        TypeError: the optimizer is not one of ours.
+        ValueError: c <= 1 or not finite.
+    """
+
+    def __init__(
+        self,
+        optimizer: MaskedOptimizer,
+        c: float = 1.05,
+        *,
+        model: nn.Module | None = None,
+        replay_rng: bool = False,
+        reject_nonfinite: bool = False,
+        all_reduce: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        if not isinstance(optimizer, MaskedOptimizer):
+            raise TypeError(f"Invalid optimizer of type {type(optimizer).__name__}: must be one of lrtricks_fused")
+        check_c(c)
+        self.optimizer = optimizer
+        self.c = c
+        self.model = model
+        self.replay_rng = replay_rng
+        self.reject_nonfinite = reject_nonfinite
+        self.all_reduce = all_reduce
+        self.ratio: Tensor = torch.full((), torch.nan, dtype=torch.float64)
+        self._slopes: dict[torch.device, Tensor] = {}
+        self._backup: dict[Tensor, Tensor] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the optimizer."""
+        return self.optimizer.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The optimizer's."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The optimizer's."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's, which holds h, with c and the last r."""
+        return {"optimizer": self.optimizer.state_dict(), "c": self.c, "ratio": self.ratio}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume; the dictionary is not changed."""
+        check_c(state_dict["c"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.c = state_dict["c"]
+        self.ratio = state_dict["ratio"].clone()
+
+    def _params(self) -> Iterable[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+    def _generators(self) -> list[torch.Generator]:
+        found = [torch.default_generator]
+        for device in {param.device for param in self._params() if param.device.type != "cpu"}:
+            found.append(torch.get_device_module(device).default_generators[device.index])
+        return found
+
+    def _place_lr(self) -> None:
+        """The learning rates as tensors beside the parameters."""
+        for group in self.param_groups:
+            if not isinstance(group["lr"], Tensor) and group["params"]:
+                device = group["params"][0].device
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
+
+    def step(self, closure: Closure) -> Tensor:
+        """One step, and the next step size.
+
+        Clears the gradients, evaluates the closure, calls backward() on the loss, steps, and evaluates the closure once
+        more under ``no_grad``.
+
+        Args:
+            closure: computes the loss of one batch and returns it, forward only; called twice.
+
+        Returns:
+            The loss before the step, detached.
+
+        Raises:
+            RuntimeError: the closure called backward().
+        """
+        self._place_lr()
+        states = [(generator, generator.get_state()) for generator in self._generators()] if self.replay_rng else []
+        loss = self._evaluate(closure)
+        if self.reject_nonfinite:
+            self._back_up()
+        for slope in self._slopes.values():
+            slope.zero_()
+        self.optimizer._slopes = self._slopes
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer._slopes = None
+        with torch.no_grad(), ExitStack() as contexts:
+            contexts.enter_context(_replayed(states))
+            if self.model is not None:
+                contexts.enter_context(frozen_statistics(self.model))
+            trial = closure().detach()
+        self._adapt(loss, trial)
+        return loss
+
+    def _evaluate(self, closure: Closure) -> Tensor:
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = closure()
+        if any(param.grad is not None for param in self._params()):
+            raise RuntimeError(f"Invalid closure: {REDUCTIONS}")
+        loss.backward()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _adapt(self, loss: Tensor, trial: Tensor) -> None:
+        """H for the next step, from the losses before and after this one."""
+        losses = torch.stack((loss, trial)).double()
+        if self.all_reduce is not None:
+            self.all_reduce(losses)
+        slope = sum(slope.to(losses.device, non_blocking=True) for slope in self._slopes.values())
+        slope = torch.zeros_like(losses[0]) + slope  # also where no parameter had a gradient
+        rise = losses[1] - losses[0]
+        self.ratio = (rise + slope) / slope
+        grows = 2 * rise + slope <= 0  # false for NaN
+        finite = losses[1].isfinite()
+        factor = torch.where(grows & finite, self.c, 1 / self.c)
+        factor = torch.where((slope == 0) & finite, 1.0, factor)
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].mul_(factor.to(group["lr"].device, non_blocking=True))
+        if self.reject_nonfinite:
+            for param, old in self._backup.items():
+                param.copy_(torch.where(finite.to(param.device, non_blocking=True), param, old))
+
+    @torch.no_grad()
+    def _back_up(self) -> None:
+        for param in self._params():
+            if param.grad is None:
+                self._backup.pop(param, None)
+            elif param in self._backup:
+                self._backup[param].copy_(param)
+            else:
+                self._backup[param] = param.detach().clone()
+
+
+def check_c(c: float) -> None:
+    """Raises ValueError unless c is a finite number > 1."""
+    check_range("c", c, 1.0, float("inf"), "[)")
+    if c == 1.0:
+        raise ValueError(f"Invalid c={c}: must be greater than 1")
