@@ -68,6 +68,27 @@ def ours(rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None) ->
     return Candidate(f"ours{' ' + isa if isa else ''}{of_dtype}", build, isa)
 
 
+def lossgrad(rule: str) -> Candidate:
+    """Ours inside LossGrad: a step with its slope and the new step size, without the evaluations of the loss."""
+    spec = RULES[rule]
+
+    def build(params: list[Tensor]) -> Step:
+        optimizer = getattr(lrtricks_fused, spec.class_name)
+        tuned = lrtricks_fused.LossGrad(
+            optimizer(params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", **spec.options)
+        )
+        tuned._place_lr()
+        losses = torch.ones(()), torch.zeros(())
+
+        def step() -> None:
+            tuned._step()
+            tuned._adapt(*losses)
+
+        return step
+
+    return Candidate("ours in LossGrad", build)
+
+
 def recipe_update(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step_size: float | Tensor, keep_prob: float
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import workloads
-from .candidates import RULES, Candidate, ours, recipe, torch_optim
+from .candidates import RULES, Candidate, lossgrad, ours, recipe, torch_optim
 from .timing import forced_isa
 from .workloads import Workload
 
@@ -82,6 +82,11 @@ def _against(workload: Workload, rule: str, implementation: str, work: str, limi
     return Experiment(workload, rule, (baseline, ours(rule)), (bar,))
 
 
+def _lossgrad(rule: str, work: str) -> Experiment:
+    bar = Bar(f"{work}, LOSSGRAD beyond its second forward pass / ours", "ours in LossGrad", "ours", 1.10)
+    return Experiment(workloads.BIG, rule, (ours(rule), lossgrad(rule)), (bar,))
+
+
 def all_experiments(compiled: bool = False) -> list[Experiment]:
     """Every timed row, in the order of the report; ``compiled`` adds torch.compile of the recipe."""
     return [
@@ -93,6 +98,8 @@ def all_experiments(compiled: bool = False) -> list[Experiment]:
         _against(workloads.BIG, "RMSprop", "foreach", "16M fp32, RMSprop keep 0.5", 0.35),
         _against(workloads.BIG, "RAdam", "foreach", "16M fp32, RAdam keep 0.5", 0.35),
         _against(workloads.RESNET50, "Adam", "fused", "ResNet-50, 161 tensors, Adam keep 0.5, opt.step()", 1.00),
+        _lossgrad("Adam", "16M fp32, Adam keep 0.5"),
+        _lossgrad("SGD+momentum", "16M fp32, SGD+momentum keep 0.5"),
         _against(workloads.MANY, "Adam", "fused", "1,000 tensors of 1,000, Adam keep 0.5, opt.step()", 0.50),
     ]
 

@@ -36,7 +36,8 @@ std::string list_operands(const RuleSchema& rule) {
   std::string operands = "Tensor(a!)[] params, Tensor[] grads, ";
   char alias = 'b';
   for (const char* state : rule.states) operands += std::string("Tensor(") + alias++ + "!)[] " + state + ", ";
-  return operands + "Tensor(" + alias + "!)[] steps, int[] param_indices";
+  operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, ";
+  return operands + "Tensor(" + alias + "!)? slope";
 }
 
 std::string schema_of(const RuleSchema& rule, const char* suffix, const std::string& operands) {
@@ -65,6 +66,8 @@ class Arguments {
       call.state_dtype = take<int64_t>();
       call.chunk_tensors = take<std::optional<Tensor>>();
       call.prepared = take<std::optional<Tensor>>();
+      call.slope_scratch = take<std::optional<Tensor>>();
+      call.slope = take<std::optional<Tensor>>();
       return call;
     }
     call.params = take<std::vector<Tensor>>();
@@ -72,6 +75,7 @@ class Arguments {
     for (size_t k = 0; k < states; ++k) call.states.push_back(take<std::vector<Tensor>>());
     call.steps = take<std::vector<Tensor>>();
     call.param_indices = take<std::vector<int64_t>>();
+    call.slope = take<std::optional<Tensor>>();
     return call;
   }
 
@@ -114,7 +118,8 @@ void three_numbers(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 constexpr const char* kTableOperands =
-    "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared";
+    "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared,"
+    " Tensor? slope_scratch, Tensor(a!)? slope";
 
 template <bool kTable, class Library>
 void implement_on_cpu(Library& m) {

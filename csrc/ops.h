@@ -24,7 +24,7 @@ struct Number {
 struct ListCall {
   std::optional<Tensor> table;
   int64_t state_mask = 0;  // bit k: the variant has its k-th state
-  std::optional<Tensor> chunk_tensors, prepared;
+  std::optional<Tensor> chunk_tensors, prepared, slope_scratch;
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;
@@ -35,6 +35,7 @@ struct ListCall {
   bool decoupled_weight_decay, maximize;
   uint64_t seed;
   std::optional<Tensor> grad_scale, found_inf;
+  std::optional<Tensor> slope;  // one float64 that gains the step's slope (core/slope.h)
 
   // Whether this variant of the rule has its k-th state.
   bool has_state(size_t k) const { return table ? state_mask >> k & 1 : !states[k].empty(); }

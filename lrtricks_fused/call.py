@@ -14,6 +14,7 @@ class StepCall:
     ``states`` maps the rule's state names, in the order of the op's schema, to lists; a state that the
     variant does not have (for example ``max_exp_avg_sq`` without AMSGrad) has an empty list.
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
+    ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
     """
 
     rule: str
@@ -32,5 +33,6 @@ class StepCall:
     seed: int
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    slope: Tensor | None = None
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None

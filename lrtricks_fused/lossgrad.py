@@ -11,7 +11,7 @@ from .optim.base import MaskedOptimizer
 from .optim.checks import check_range
 
 Closure = Callable[[], Tensor]
-REDUCTIONS = "a closure of LossGrad computes the loss and returns it; it must not call backward()"
+CONVENTION = "a closure of LossGrad computes the loss and returns it; it must not call backward()"
 
 
 @contextmanager
@@ -164,13 +164,7 @@ class LossGrad:
         loss = self._evaluate(closure)
         if self.reject_nonfinite:
             self._back_up()
-        for slope in self._slopes.values():
-            slope.zero_()
-        self.optimizer._slopes = self._slopes
-        try:
-            self.optimizer.step()
-        finally:
-            self.optimizer._slopes = None
+        self._step()
         with torch.no_grad(), ExitStack() as contexts:
             contexts.enter_context(_replayed(states))
             if self.model is not None:
@@ -184,9 +178,19 @@ class LossGrad:
         with torch.enable_grad():
             loss = closure()
         if any(param.grad is not None for param in self._params()):
-            raise RuntimeError(f"Invalid closure: {REDUCTIONS}")
+            raise RuntimeError(f"Invalid closure: {CONVENTION}")
         loss.backward()
         return loss.detach()
+
+    def _step(self) -> None:
+        """The optimizer's step, with its slope."""
+        for slope in self._slopes.values():
+            slope.zero_()
+        self.optimizer._slopes = self._slopes
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer._slopes = None
 
     @torch.no_grad()
     def _adapt(self, loss: Tensor, trial: Tensor) -> None:
@@ -200,8 +204,9 @@ class LossGrad:
         self.ratio = (rise + slope) / slope
         grows = 2 * rise + slope <= 0  # false for NaN
         finite = losses[1].isfinite()
-        factor = torch.where(grows & finite, self.c, 1 / self.c)
-        factor = torch.where((slope == 0) & finite, 1.0, factor)
+        up, down = torch.full_like(slope, self.c), torch.full_like(slope, 1 / self.c)  # float64
+        factor = torch.where(grows & finite, up, down)
+        factor = torch.where((slope == 0) & finite, torch.ones_like(slope), factor)
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].mul_(factor.to(group["lr"].device, non_blocking=True))

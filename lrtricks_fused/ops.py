@@ -59,10 +59,11 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
     grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
     if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
-        operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices)
+        operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices, call.slope)
     else:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_table_")
-        operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared)
+        scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
+        operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared, scratch, call.slope)
     step(
         *operands,
         **call.hyper,

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
-from .keep import keep_mask
+from .keep import LANES, TILE, keep_mask
+
+CHUNK_TILES = 16
+SLOPE_COLUMNS = 256
 
 State = dict[str, Tensor]
 Hyper = dict[str, float | bool]
@@ -110,6 +113,37 @@ def adabelief(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const)
     return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
 
 
+def in_order(values: Tensor, dim: int) -> Tensor:
+    """The sum over ``dim`` from first to last: torch.sum has an order of its own."""
+    total = torch.zeros_like(values.select(dim, 0))
+    for value in values.unbind(dim):
+        total = total + value
+    return total
+
+
+def slope_of_chunks(grad: Tensor, old_param: Tensor, new_param: Tensor, lanes: int) -> Tensor:
+    """<grad, old_param - new_param> of each chunk of 16 tiles, as float64, in the order of ``csrc/core/slope.h``.
+
+    ``lanes``: how many neighbouring lanes make a unit.
+    """
+    terms = (grad * (old_param - new_param)).flatten()
+    chunks = -(-terms.numel() // (CHUNK_TILES * TILE))
+    terms = torch.nn.functional.pad(terms, (0, chunks * CHUNK_TILES * TILE - terms.numel()))
+    of_lanes = in_order(terms.view(chunks, CHUNK_TILES, TILE // LANES, LANES), 2)
+    units = in_order(of_lanes.view(chunks, CHUNK_TILES, LANES // lanes, lanes), 3).double()
+    return in_order(in_order(units, 2), 1)
+
+
+def slope_total(chunks: list[Tensor]) -> Tensor:
+    """The sum over the chunks of all tensors: columns of every 256th chunk first."""
+    flat = torch.cat(chunks)
+    rows = -(-flat.numel() // SLOPE_COLUMNS)
+    padded = torch.nn.functional.pad(flat, (0, rows * SLOPE_COLUMNS - flat.numel()))
+    if rows == 0:
+        return padded.sum()
+    return in_order(in_order(padded.view(rows, SLOPE_COLUMNS), 0), 0)
+
+
 RULES = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, "radam": radam, "adabelief": adabelief}
 
 
@@ -120,19 +154,23 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
     scale = 1.0 if call.grad_scale is None else float(call.grad_scale)
     grad_factor = float(call.grad_weight) * (1.0 / scale)
     grad_factor = -grad_factor if call.maximize else grad_factor
+    chunks = []
     for i in range(len(call.params)):
         call.steps[i] += 1
-        _step_one(call, i, grad_factor, compute_dtype)
+        chunks.append(_step_one(call, i, grad_factor, compute_dtype))
+    if call.slope is not None:
+        call.slope += slope_total(chunks) * (1.0 / scale)
 
 
-def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> None:
+def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> Tensor:
+    """One parameter's step; its slope, by chunks."""
     param, step = call.params[i], int(call.steps[i])
     dtype = compute_dtype or (torch.float64 if param.dtype == torch.float64 else torch.float32)
 
     def const(value: float) -> Tensor:
         return torch.tensor(value, dtype=dtype, device=param.device)
 
-    old_param = param.to(dtype)
+    old_param = param.to(dtype, copy=True)
     grad = call.grads[i].to(dtype) * const(grad_factor)
     if call.weight_decay != 0 and not call.decoupled_weight_decay:
         grad = grad + const(call.weight_decay) * old_param
@@ -145,3 +183,7 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     new_param = old_param - const(float(call.lr)) * direction
     keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, call.param_indices[i], param.device)
     param.copy_(torch.where(keep, new_param.to(param.dtype), param))
+    if call.slope is None:
+        return param.new_zeros(0, dtype=torch.float64)
+    lanes = 16 // param.dtype.itemsize
+    return slope_of_chunks(call.grads[i].to(dtype), old_param, param.to(dtype), lanes)

@@ -19,7 +19,9 @@ from .call import StepCall
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK, COLUMNS = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
 MAX_STATES = STEP - STATE
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-CHUNK = 8192  # elements that one block steps; csrc/cuda/step.h
+CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
+ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
+SLOPE_COLUMNS = 256  # csrc/core/slope.h
 PREPARED_BYTES = 64  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
 
 _CAPTURED = "captured"
@@ -73,7 +75,7 @@ class AddressTable:
         self._layouts = _layouts(call.params)
         self._grad_addresses = _addresses(call.grads)
         self._indices = call.param_indices
-        self.rows = self.chunk_tensors = self.prepared = None
+        self.rows = self.chunk_tensors = self.prepared = self._slope_scratch = None
         if _fits(call, self._layouts):
             self._fill(call)
 
@@ -114,6 +116,16 @@ class AddressTable:
         self._upload(words, pairs.view(torch.int64).flatten())
         self.chunk_tensors = words.view(torch.int32)[: len(tensors)]
         self.prepared = torch.empty(PREPARED_BYTES * (1 + len(self.rows)), dtype=torch.uint8, device=device)
+
+    def slope_scratch(self) -> Tensor:
+        """Device memory for the partial sums of a slope (csrc/core/slope.h), made when first asked for."""
+        if self._slope_scratch is None:
+            param_size = next(dtype for dtype, code in DTYPE_CODES.items() if code == self.codes[1]).itemsize
+            chunks = len(self.chunk_tensors)
+            units = chunks * CHUNK // 8 * param_size // ACCESS
+            size = units * max(param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
+            self._slope_scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
+        return self._slope_scratch
 
     def update(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from lrtricks_fused.call import StepCall
 from lrtricks_fused.device import scalar, step_on_device
-from lrtricks_fused.table import CHUNK, AddressTable
+from lrtricks_fused.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
+from .slope import add_columns, sum_chunks, sum_columns
 from .step import prepare_kernel, step_kernel
 from .upload import upload
 
 WARPS = 4
-ACCESS = 16  # bytes a thread moves at once
 PREPARE_BLOCK = 128
+SUM_BLOCK = 128
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 96  # left alone ptxas aims at 72 or 80 for some kernels, and spills
 INTERPRETED = triton.knobs.runtime.interpret
@@ -76,14 +77,15 @@ def prepare_constexprs(rule: Rule, dtype: torch.dtype) -> dict[str, object]:
 
 
 def step_constexprs(
-    rule: Rule, flags: tuple[bool, bool], states: int, dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int
+    rule: Rule, flags: tuple[bool, bool], states: int, dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int,
+    slope: bool = False,
 ) -> dict[str, object]:
     """What an instance of step_kernel is compiled for."""
     block, tail_block = block_sizes(dtype, state_dtype, warp_size)
     return dict(
         DIRECTION=rule.direction, FLAG0=flags[0], FLAG1=flags[1], STATES=states, VALUES=rule.values,
         PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
-        BLOCK=block, TAIL_BLOCK=tail_block,
+        UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip
 
 
@@ -98,12 +100,17 @@ def bits(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-def _number(value: float | Tensor, device: torch.device) -> tuple[int, int, bool]:
-    """Bits, address and whether what lies there is a double; a tensor on the CPU is read here."""
+def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
+    """A tensor that the kernels can read, or a number; of a GPU's step, a tensor on the CPU is read here."""
     if isinstance(value, Tensor):
         value = scalar(value, device)
-        if not value.is_cpu or device.type == "cpu":
-            return 0, value.data_ptr(), value.dtype == torch.float64
+    return float(value) if isinstance(value, Tensor) and value.is_cpu and device.type != "cpu" else value
+
+
+def _number(value: float | Tensor) -> tuple[int, int, bool]:
+    """Bits, address and whether what lies there is a double."""
+    if isinstance(value, Tensor):
+        return 0, value.data_ptr(), value.dtype == torch.float64
     return bits(float(value)), 0, False
 
 
@@ -111,26 +118,45 @@ def _run(call: StepCall, table: AddressTable) -> None:
     rule, device = RULES[call.rule], call.params[0].device
     scale = 1.0 if call.grad_scale is None else call.grad_scale
     found_inf = 0.0 if call.found_inf is None else call.found_inf
-    given = [_number(v, device) for v in (call.lr, call.keep_prob, call.grad_weight, scale, found_inf)]
+    numbers = [_readable(v, device) for v in (call.lr, call.keep_prob, call.grad_weight, scale, found_inf)]
+    given = list(map(_number, numbers))  # addresses, of tensors that must live until the launches
     doubles = sum(1 << k for k, (_, _, is_double) in enumerate(given) if is_double)
     hyper = [bits(float(call.hyper[name])) for name in rule.hyper]
     tensors, prepared = len(table.rows), table.prepared.view(torch.int64)
     states = [column for column in call.states.values() if column]
     dtype = call.params[0].dtype
     state_dtype = states[0][0].dtype if states else dtype
+    scratch = table.slope_scratch() if call.slope is not None else None
     warp_size = 64 if torch.version.hip else 32
     compiled = options("hip" if torch.version.hip else "cuda")
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
         prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
             table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
             doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize),
-            *hyper, *[0] * (3 - len(hyper)), **prepare_constexprs(rule, dtype), **compiled,
+            0 if scratch is None else scratch.data_ptr(), *hyper, *[0] * (3 - len(hyper)),
+            **prepare_constexprs(rule, dtype), **compiled,
         )  # fmt: skip
         if len(table.chunk_tensors):
             step_kernel[(len(table.chunk_tensors),)](
                 table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
-                **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size), **compiled,
+                **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size,
+                                  scratch is not None), **compiled,
             )  # fmt: skip
+            if scratch is not None:
+                _add_slope(call, table, prepared, scratch)
+
+
+def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
+    chunks, dtype = len(table.chunk_tensors), call.params[0].dtype
+    sums = scratch[-8 * (chunks + SLOPE_COLUMNS) :].view(torch.float64)
+    units = scratch.view(torch.int64)
+    unit = ACCESS // dtype.itemsize
+    sum_chunks[(triton.cdiv(chunks, SUM_BLOCK),)](
+        table.rows, table.chunk_tensors, units, sums, chunks, REAL=compute_dtype(dtype), UNIT=unit, BLOCK=SUM_BLOCK,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    sum_columns[(1,)](sums, chunks, enable_fp_fusion=False)
+    add_columns[(1,)](sums, chunks, call.slope, prepared, enable_fp_fusion=False, num_warps=1)
 
 
 def triton_step(call: StepCall) -> None:

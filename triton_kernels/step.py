@@ -12,6 +12,7 @@ import triton.language as tl
 from lrtricks_fused import table
 
 from .philox import KEEP_ALL, LANES, ROUNDS, ROWS, TILE, keep_threshold, philox4x32
+from .slope import SKIP, WORDS, slope_units
 
 PARAM = tl.constexpr(table.PARAM)
 GRAD = tl.constexpr(table.GRAD)
@@ -24,10 +25,9 @@ COLUMNS = tl.constexpr(table.COLUMNS)
 CHUNK = tl.constexpr(table.CHUNK)
 
 # The scratch, in words of 64 bits: eight for the call, then eight per tensor. Values of the compute type come first;
-# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count.
-WORDS = tl.constexpr(table.PREPARED_BYTES // 8)
+# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count. The two words
+# before hold of the call the address of the slope's units and 1 / grad_scale, as a double.
 DRAWS = tl.constexpr(1)
-SKIP = tl.constexpr(2)
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def last_word(words):
 NUMBERS = (
     "tensors", "lr", "lr_address", "keep_prob", "keep_prob_address", "grad_weight", "grad_weight_address", "grad_scale",
     "grad_scale_address", "found_inf", "found_inf_address", "doubles", "weight_decay", "decoupled", "maximize",
-    "hyper0", "hyper1", "hyper2",
+    "slope_scratch", "hyper0", "hyper1", "hyper2",
 )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def prepare_kernel(
     weight_decay: tl.int64,
     decoupled: tl.int64,
     maximize: tl.int64,
+    slope_scratch: tl.int64,
     hyper0: tl.int64,
     hyper1: tl.int64,
     hyper2: tl.int64,
@@ -97,9 +98,8 @@ def prepare_kernel(
     """Advances the step counts of BLOCK tensors and rounds their constants; the first program, those of the call."""
     skip = number(found_inf, found_inf_address, doubles & 16) != 0
     if tl.program_id(0) == 0:
-        factor = number(grad_weight, grad_weight_address, doubles & 4) * (
-            1.0 / number(grad_scale, grad_scale_address, doubles & 8)
-        )
+        inv_scale = 1.0 / number(grad_scale, grad_scale_address, doubles & 8)
+        factor = number(grad_weight, grad_weight_address, doubles & 4) * inv_scale
         factor = tl.where(maximize != 0, -factor, factor)
         decay = double(weight_decay)
         threshold = keep_threshold(number(keep_prob, keep_prob_address, doubles & 2))
@@ -109,6 +109,8 @@ def prepare_kernel(
         tl.store(shared + 1, tl.where(decoupled != 0, 0.0, decay).to(REAL))
         tl.store(shared + 2, tl.where(decoupled != 0, decay, 0.0).to(REAL))
         tl.store(shared + 3, factor.to(REAL))
+        tl.store(prepared + (WORDS - 3), slope_scratch)
+        tl.store(reals(prepared + (WORDS - 2), tl.float64), inv_scale)
         # Without draws every draw is 0, and 0 < 1 keeps all.
         tl.store(last_word(prepared), tl.where(draws, threshold, tl.where(threshold == 0, 0, 1)))
         tl.store(last_word(prepared) + 1, tl.where(draws, DRAWS, 0) | tl.where(skip, SKIP, 0))
@@ -174,11 +176,11 @@ def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, FLA
 
 @triton.jit
 def step_rows(
-    word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit,
+    word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit, slopes,
     DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr,
-    PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, FULL: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, SLOPE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """The two rows that one word of every lane's draw decides."""
+    """The two rows that one word of every lane's draw decides; each lane's sum of slopes, with SLOPE."""
     for half in tl.static_range(2):
         offset = lane + (2 * word + half) * LANES
         mask = None if FULL else offset < left
@@ -187,24 +189,30 @@ def step_rows(
         states = ()
         for k in tl.static_range(STATES):
             states = states + (to_real(tl.load(state_rows[k] + offset, mask), STATE_DTYPE),)
-        updated, states = update(
-            to_real(stored, PARAM_DTYPE), grad, states, constants, scalars, DIRECTION, FLAG0, FLAG1
-        )
+        param = to_real(stored, PARAM_DTYPE)
+        updated, states = update(param, grad, states, constants, scalars, DIRECTION, FLAG0, FLAG1)
         keep = ((drawn >> (16 * half)) & 0xFFFF) < limit
-        tl.store(param_row + offset, tl.where(keep, from_real(updated, PARAM_DTYPE), stored), mask)
+        stored = tl.where(keep, from_real(updated, PARAM_DTYPE), stored)
+        tl.store(param_row + offset, stored, mask)
+        if SLOPE:
+            term = grad * (param - to_real(stored, PARAM_DTYPE))
+            slopes = slopes + (term if FULL else tl.where(mask, term, 0.0))
         for k in tl.static_range(STATES):
             tl.store(state_rows[k] + offset, from_real(states[k], STATE_DTYPE), mask)
+    return slopes
 
 
 @triton.jit
 def step_chunk(
-    row, begin, left, constants, scalars, limit, draws, seed, step,
+    row, begin, left, constants, scalars, limit, draws, seed, step, units,
     DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr,
-    PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, REAL: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    FULL: tl.constexpr,
 ):  # fmt: skip
     """The elements from ``begin`` of one tensor. FULL: a whole chunk, aligned, in accesses of 16 bytes without a mask.
 
-    A pass draws for BLOCK lanes, that is, for the eight rows of BLOCK / 64 tiles.
+    A pass draws for BLOCK lanes, that is, for the eight rows of BLOCK / 64 tiles. UNIT, if not 0, is the number of
+    lanes of a unit, and ``units`` where those of the chunk go.
     """
     param_row = pointer_to(tl.load(row + PARAM), PARAM_DTYPE, FULL) + begin
     grad_row = pointer_to(tl.load(row + GRAD), PARAM_DTYPE, FULL) + begin
@@ -224,16 +232,24 @@ def step_chunk(
             high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
             w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
         lane = call // LANES * TILE + call % LANES
+        slopes = tl.zeros([BLOCK], REAL)
         if FULL:  # unrolled: a loop would make the compiler move the draws to the loads' layout through shared memory
             words = (w0, w1, w2, w3)
             for word in tl.static_range(ROWS // 2):
-                step_rows(word, words[word], lane, left, param_row, grad_row, state_rows, constants, scalars, limit,
-                          DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, True)  # fmt: skip
+                slopes = step_rows(
+                    word, words[word], lane, left, param_row, grad_row, state_rows, constants, scalars, limit, slopes,
+                    DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
+                )  # fmt: skip
         else:
             for word in range(ROWS // 2):
                 drawn = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
-                step_rows(word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit,
-                          DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, False)  # fmt: skip
+                slopes = step_rows(
+                    word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit, slopes,
+                    DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, False,
+                )  # fmt: skip
+        if UNIT != 0:
+            place = block * (BLOCK // UNIT) + tl.arange(0, BLOCK // UNIT)
+            tl.store(units + place, slope_units(slopes, BLOCK, UNIT))
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -250,6 +266,7 @@ def step_kernel(
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
     REAL: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     TAIL_BLOCK: tl.constexpr,
 ):
@@ -269,14 +286,17 @@ def step_kernel(
     limit = tl.load(last_word(prepared)).to(tl.uint32)
     step = tl.load(last_word(own)).to(tl.uint32)
     begin = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
-    left = tl.load(row + NUMEL) - begin
+    left = tl.minimum(tl.load(row + NUMEL) - begin, CHUNK)  # an unaligned chunk ends where the next one begins
     addresses = tl.load(row + PARAM) | tl.load(row + GRAD)
     for k in tl.static_range(STATES):
         addresses = addresses | tl.load(row + (STATE + k))
     draws = flags & DRAWS != 0
-    if (left >= CHUNK) & (addresses % 16 == 0):
-        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, DIRECTION, FLAG0, FLAG1, STATES,
-                   PARAM_DTYPE, STATE_DTYPE, BLOCK, True)  # fmt: skip
+    units = shared
+    if UNIT != 0:
+        units = tl.load(prepared + (WORDS - 3)).to(tl.pointer_type(REAL)) + chunk * (CHUNK // ROWS // UNIT)
+    if (left == CHUNK) & (addresses % 16 == 0):
+        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0, FLAG1,
+                   STATES, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
     else:
-        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, DIRECTION, FLAG0, FLAG1, STATES,
-                   PARAM_DTYPE, STATE_DTYPE, TAIL_BLOCK, False)  # fmt: skip
+        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0, FLAG1,
+                   STATES, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip

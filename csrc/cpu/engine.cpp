@@ -10,10 +10,11 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
   return const_cast<char*>(static_cast<const char*>(base)) + elements * element_size;
 }
 
-Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count) {
+Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes) {
   const int64_t first = first_tile * kTile;
   Range part = {advance(tensor.whole.param, first, tensor.param_size),
-                advance(tensor.whole.grad, first, tensor.param_size), {}, first_tile, count};
+                advance(tensor.whole.grad, first, tensor.param_size), {}, first_tile, count,
+                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr};
   for (int k = 0; k < kMaxStates; ++k) {
     if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
   }
@@ -50,7 +51,7 @@ class TileOffsets {
 };
 
 // One tile of a tensor with strided operands: those are gathered into buffers, and written back after the step.
-void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t tile) {
+void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t tile, double* tile_slopes) {
   alignas(64) char param[kTile * 8], grad[kTile * 8], states[kMaxStates][kTile * 8];
   const Layouts& layouts = *tensor.layouts;
   const Range& whole = tensor.whole;
@@ -60,7 +61,7 @@ void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t 
     gather(base, offsets.of(*view), count, size, buffer);
     return buffer;
   };
-  Range part = part_of(tensor, tile, count);
+  Range part = part_of(tensor, tile, count, tile_slopes);
   if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, param);
   if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, grad);
   for (int k = 0; k < kMaxStates; ++k) {
@@ -89,12 +90,26 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor + 1 != tensors.end()) prefetch(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->layouts) {
-      for (int64_t tile = first; tile < last; ++tile) run_strided_tile(*tensor, step, tile);
+      for (int64_t tile = first; tile < last; ++tile) run_strided_tile(*tensor, step, tile, tile_slopes);
     } else {
-      tensor->kernel(step, part_of(*tensor, first, std::min(last * kTile, tensor->whole.count) - first * kTile));
+      const int64_t count = std::min(last * kTile, tensor->whole.count) - first * kTile;
+      tensor->kernel(step, part_of(*tensor, first, count, tile_slopes));
     }
     begin = tensor_end;
   }
+}
+
+double ListWork::slope() const {
+  double columns[kSlopeColumns] = {};
+  int64_t chunk = 0;
+  for (const TensorWork& tensor : tensors) {
+    const int64_t count = (tensor.whole.count + kTile - 1) / kTile;
+    for (int64_t tile = 0; tile < count; tile += kChunkTiles, ++chunk) {
+      double& column = columns[chunk % kSlopeColumns];
+      column = column + slope_sum(tile_slopes + tensor.first_tile + tile, std::min(kChunkTiles, count - tile));
+    }
+  }
+  return slope_sum(columns, kSlopeColumns);
 }
 
 }  // namespace lrt::cpu

@@ -32,6 +32,7 @@ struct ListWork {
   uint32_t threshold;
   std::vector<TensorWork> tensors;
   int64_t tiles = 0;
+  double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 
   void add(TensorWork tensor) {
     tensor.first_tile = tiles;
@@ -40,6 +41,8 @@ struct ListWork {
   }
   // Tiles [begin, end) of the list; ranges that do not meet may run at the same time.
   void run(int64_t begin, int64_t end) const;
+  // The slope of the whole list, after all tiles have run.
+  double slope() const;
 };
 
 }  // namespace lrt::cpu

@@ -117,7 +117,7 @@ class CallWork {
     TensorWork tensor = {};
     set_step(tensor, static_cast<double*>(step.mutable_data_ptr()));
     tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
-    tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel()};
+    tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel(), nullptr};
     Layouts layouts = {view_of(param), view_of(grad), {}};
     bool strided = layouts.param || layouts.grad;
     bool overlap = layouts.param && layouts.param->may_overlap();
@@ -150,7 +150,7 @@ class CallWork {
       TensorWork tensor = {};
       set_step(tensor, reinterpret_cast<double*>(row.step));
       tensor.param_index = static_cast<uint32_t>(row.param_index);
-      tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count};
+      tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
       work.add(tensor);
@@ -175,13 +175,25 @@ class CallWork {
   std::deque<Layouts> layouts_;  // stable addresses
 };
 
+void check_slope(const Tensor& slope) {
+  STD_TORCH_CHECK(on_cpu(slope) && slope.numel() == 1 && dtype_of(slope) == Dtype::kDouble,
+                  "Invalid slope: must be one float64 on the CPU");
+}
+
 void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
-  const CallWork checked(call, hyper, kernel_of);
+  CallWork checked(call, hyper, kernel_of);
+  if (call.slope) check_slope(*call.slope);
   if (call.found_inf && read_scalar(*call.found_inf, "found_inf") != 0) return;
-  const ListWork& work = checked.work;
+  ListWork& work = checked.work;
+  std::vector<double> tile_slopes(call.slope ? work.tiles : 0);
+  work.tile_slopes = call.slope ? tile_slopes.data() : nullptr;
   checked.write_steps();
   torch::stable::parallel_for(0, work.tiles, kGrainTiles,
                               [&](int64_t begin, int64_t end) { work.run(begin, end); });
+  if (!call.slope) return;
+  const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
+  double* slope = static_cast<double*>(call.slope->mutable_data_ptr());
+  *slope = *slope + work.slope() * (1.0 / scale);
 }
 
 }  // namespace

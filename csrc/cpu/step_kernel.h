@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/dtype.h"
+#include "core/slope.h"
 #include "core/update.h"
 #include "cpu/lanes.h"
 
@@ -18,6 +19,7 @@ struct Range {
   void* states[kMaxStates];
   int64_t first_tile;  // index of the run's first tile in the whole parameter
   int64_t count;
+  double* slopes;  // of its tiles, or null
 };
 
 // What all ranges of one tensor share in one step.
@@ -48,6 +50,27 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
   }
 }
 
+// The same for any weight decay, and with each lane's sum of slopes. Out of line: it serves the ends of ranges and steps
+// whose slope is asked for.
+template <class Isa, class Rule, class Param, class State, int... K>
+__attribute__((noinline)) void update_row_and_slopes(const Rule& rule, const UpdateScalars<Real<Param>>& scalars,
+                                                     Param* params, const Param* grads,
+                                                     State* const (&states)[kMaxStates], int count,
+                                                     const int32_t* keeps, Real<Param>* slopes,
+                                                     std::integer_sequence<int, K...>) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) {
+    Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
+    const Param old_param = params[i];
+    const Real<Param> grad = to_real(grads[i]);
+    const Param new_param = from_real<Param>(update<Decay::kSelect>(rule, scalars, to_real(old_param), grad, state));
+    ((states[K][i] = from_real<State>(state[K])), ...);
+    const Param stored = keeps[i] < 0 ? new_param : old_param;
+    params[i] = stored;
+    slopes[i] = slopes[i] + slope_term(grad, to_real(old_param), to_real(stored));
+  }
+}
+
 constexpr int64_t kPrefetch = kTile;  // elements ahead
 template <class T>
 LRT_HD void prefetch_row(const T* row) {
@@ -62,43 +85,72 @@ template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const TensorStep& tensor, const Range& range) {
   const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
-  // Only whole tiles ask for the tile after them: from the rest of a range on, the lines would be lost.
-  const auto row = [&](auto prefetch, auto decay, int64_t begin, int count, const int32_t* keeps)
-                       __attribute__((always_inline)) {
-    const auto state_row = [&](int k) {
-      return k < Rule::kStates ? static_cast<State*>(range.states[k]) + begin : nullptr;
-    };
-    State* const states[kMaxStates] = {state_row(0), state_row(1), state_row(2)};
-    if constexpr (prefetch.value) {
-      prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
-      prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
-      for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kPrefetch);
+  const auto states_at = [&](int64_t begin, State* (&states)[kMaxStates]) __attribute__((always_inline)) {
+    for (int k = 0; k < kMaxStates; ++k) {
+      states[k] = k < Rule::kStates ? static_cast<State*>(range.states[k]) + begin : nullptr;
     }
+  };
+  const auto prefetch_after = [&](int64_t begin, State* const (&states)[kMaxStates]) __attribute__((always_inline)) {
+    prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
+    prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
+    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kPrefetch);
+  };
+  const auto row = [&](auto decay, int64_t begin, const int32_t* keeps) __attribute__((always_inline)) {
+    State* states[kMaxStates];
+    states_at(begin, states);
+    prefetch_after(begin, states);
     update_row<decay.value>(rule, scalars, static_cast<Param*>(range.param) + begin,
-                            static_cast<const Param*>(range.grad) + begin, states, count, keeps,
+                            static_cast<const Param*>(range.grad) + begin, states, kLanes, keeps,
                             std::make_integer_sequence<int, Rule::kStates>{});
   };
-
+  const bool draws = tensor.threshold != 0 && tensor.threshold != kKeepAll;
   const int64_t full_tiles = range.count / kTile;
   TileKeeps keeps[2];
-  const auto run_full_tiles = [&](auto draws, auto decay) __attribute__((always_inline)) {
+  // Tiles from `first` on, the last of which may be a part. Only whole tiles ask for the tile after them: from the rest
+  // of a range on, the lines would be lost.
+  const auto run_with_slopes = [&](int64_t first) {
+    for (int64_t tile = first; tile * kTile < range.count; ++tile) {
+      TileKeeps& now = keeps[tile % 2];
+      if (draws && tile != first) draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + tile, now);
+      Real<Param> lanes[kLanes] = {};
+      const int64_t end = std::min(range.count, (tile + 1) * kTile);
+      for (int64_t begin = tile * kTile; begin < end; begin += kLanes) {
+        State* states[kMaxStates];
+        states_at(begin, states);
+        if (tile < full_tiles) prefetch_after(begin, states);
+        update_row_and_slopes<Isa>(rule, scalars, static_cast<Param*>(range.param) + begin,
+                                   static_cast<const Param*>(range.grad) + begin, states,
+                                   static_cast<int>(std::min(kLanes, end - begin)), now.row[begin / kLanes % 8], lanes,
+                                   std::make_integer_sequence<int, Rule::kStates>{});
+      }
+      if (!range.slopes) continue;
+      Real<Param> units[kTileUnits<Param>];
+      for (int u = 0; u < kTileUnits<Param>; ++u) {
+        units[u] = slope_unit<kSlopeLanes<Param>>(lanes + u * kSlopeLanes<Param>);
+      }
+      range.slopes[tile] = slope_sum(units, kTileUnits<Param>);
+    }
+  };
+  const auto run_full_tiles = [&](auto drawing, auto decay) __attribute__((always_inline)) {
     for (int64_t tile = 0; tile < full_tiles; ++tile) {
       const TileKeeps& now = keeps[tile % 2];
       TileKeeps& next = keeps[(tile + 1) % 2];
       for (int r = 0; r < 8; r += kPieceRows) {
         // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
-        if (draws.value) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
-        for (int p = r; p < r + kPieceRows; ++p) {
-          row(std::true_type{}, decay, tile * kTile + p * kLanes, kLanes, now.row[p]);
-        }
+        if (drawing.value) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
+        for (int p = r; p < r + kPieceRows; ++p) row(decay, tile * kTile + p * kLanes, now.row[p]);
       }
     }
   };
-  if (tensor.threshold == 0 || tensor.threshold == kKeepAll) {
+  if (draws) {
+    draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
+  } else {
     std::memset(keeps, tensor.threshold == 0 ? 0 : -1, sizeof(keeps));
+  }
+  if (range.slopes) return run_with_slopes(0);
+  if (!draws) {
     run_full_tiles(std::false_type{}, DecayChoice<Decay::kSelect>{});
   } else {
-    draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
     const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
     switch (decay) {
       case Decay::kNone: run_full_tiles(std::true_type{}, DecayChoice<Decay::kNone>{}); break;
@@ -107,10 +159,7 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
       case Decay::kSelect: run_full_tiles(std::true_type{}, DecayChoice<Decay::kSelect>{}); break;
     }
   }
-  for (int64_t begin = full_tiles * kTile; begin < range.count; begin += kLanes) {
-    const int r = static_cast<int>(begin / kLanes % 8), count = static_cast<int>(std::min(kLanes, range.count - begin));
-    row(std::false_type{}, DecayChoice<Decay::kSelect>{}, begin, count, keeps[full_tiles % 2].row[r]);
-  }
+  run_with_slopes(full_tiles);
 }
 
 // The kernel of a rule for a pair of storage types; null where the pair is not offered.

@@ -27,6 +27,8 @@ int32_t device_code(const Tensor& tensor) {
   return code;
 }
 
+int64_t bytes_of(const Tensor& tensor) { return tensor.numel() * static_cast<int64_t>(tensor.element_size()); }
+
 // torch's current stream of the device. Looked up in the loaded libtorch_cuda: this library is linked without it.
 void* current_stream(int32_t device) {
   using Lookup = AOTITorchError (*)(int32_t, void**);
@@ -58,6 +60,18 @@ DeviceNumber device_number(double value, const std::optional<Tensor>& tensor, co
   return {0.0, data, code == kDoubleCode};
 }
 
+void check_slope(const ListCall& call, Dtype param_dtype, int32_t device) {
+  const auto here = [&](const Tensor& tensor) {
+    return device_code(tensor) == kCudaCode && tensor.get_device_index() == device && tensor.is_contiguous();
+  };
+  STD_TORCH_CHECK(here(*call.slope) && call.slope->numel() == 1 && dtype_code(*call.slope) == kDoubleCode,
+                  "Invalid slope: must be one float64 on the table's device");
+  const int64_t bytes = slope_bytes(call.chunk_tensors->numel(), param_dtype);
+  STD_TORCH_CHECK(call.slope_scratch && here(*call.slope_scratch) &&
+                      bytes_of(*call.slope_scratch) >= bytes,
+                  "Invalid slope_scratch: must be ", bytes, " bytes on the table's device");
+}
+
 template <class Launch>
 void run(const ListCall& call, const Launch& launch) {
   STD_TORCH_CHECK(call.table, "lrtricks_fused: on CUDA a step takes a table of addresses");
@@ -71,8 +85,10 @@ void run(const ListCall& call, const Launch& launch) {
                         tensor->is_contiguous(), "Invalid chunk_tensors, prepared: must be on the table's device");
   }
   STD_TORCH_CHECK(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
-  STD_TORCH_CHECK(prepared.numel() * prepared.element_size() >= prepared_bytes(table.size(0)),
+  STD_TORCH_CHECK(bytes_of(prepared) >= prepared_bytes(table.size(0)),
                   "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
+  const auto param_dtype = static_cast<Dtype>(call.param_dtype);
+  if (call.slope) check_slope(call, param_dtype, device);
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));
   const Step step = {rows,
@@ -89,8 +105,10 @@ void run(const ListCall& call, const Launch& launch) {
                      call.decoupled_weight_decay,
                      call.maximize,
                      call.seed,
-                     static_cast<Dtype>(call.param_dtype),
+                     param_dtype,
                      static_cast<Dtype>(call.state_dtype),
+                     call.slope ? call.slope_scratch->mutable_data_ptr() : nullptr,
+                     call.slope ? static_cast<double*>(call.slope->mutable_data_ptr()) : nullptr,
                      current_stream(device)};
   check(launch(step));
 }

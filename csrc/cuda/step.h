@@ -1,7 +1,7 @@
 // One step of a list of tensors on one device: what the launchers in rule_*.cu receive. No torch in here.
 #pragma once
 
-#include "core/dtype.h"
+#include "core/slope.h"
 #include "core/table.h"
 #include "rules/adabelief.h"
 #include "rules/adam.h"
@@ -10,8 +10,6 @@
 #include "rules/sgd.h"
 
 namespace lrt::cuda {
-
-constexpr int64_t kChunk = 8192;  // elements a block steps; Python makes the list of chunks with it (table.py)
 
 // A hyper-parameter that is a number, or one float32 or float64 on the device, read when the kernel runs.
 struct DeviceNumber {
@@ -31,10 +29,25 @@ struct Step {
   bool decoupled_weight_decay, maximize;
   uint64_t seed;
   Dtype param, state;
+  void* slope_scratch;  // slope_bytes(chunks, param), or null where no slope is asked for
+  double* slope;        // gains the step's slope
   void* stream;
 };
 
 constexpr int64_t kPreparedBytes = 64;
+
+// The partial sums of a slope: units in the compute type, then chunks and columns in double.
+template <class Param>
+LRT_HD constexpr int64_t slope_unit_bytes(int64_t chunks) {
+  return chunks * kChunkTiles * kTileUnits<Param> * static_cast<int64_t>(sizeof(Real<Param>));
+}
+constexpr int64_t slope_bytes(int64_t chunks, Dtype param) {
+  const int64_t units = param == Dtype::kFloat    ? slope_unit_bytes<float>(chunks)
+                        : param == Dtype::kDouble ? slope_unit_bytes<double>(chunks)
+                                                  : slope_unit_bytes<Half>(chunks);
+  return units + (chunks + kSlopeColumns) * static_cast<int64_t>(sizeof(double));
+}
+
 constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 + tensors); }
 
 // Each returns the error's text, or null. A pair of storage types that is not offered is an error.

@@ -52,6 +52,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self.backend = backend
         self.state_dtype = state_dtype
         self._tables: dict[Hashable, Any] = {}  # of addresses, kept between steps
+        self._slopes: dict[torch.device, Tensor] | None = None  # what LossGrad has each step add its slope to
         defaults = {**defaults, "keep_prob": keep_prob, "grad_weight": grad_weight, "seed": seed}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         super().__init__(params, defaults)
@@ -150,12 +151,13 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._check_group(group)
         params = group["params"]
         grads = [param.grad for param in params]
-        if params and all(grad is not None for grad in grads) and all(param.is_cpu for param in params):
+        together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
+        if together and params and all(g is not None for g in grads) and all(param.is_cpu for param in params):
             return [_Part(params[0].device, group, list(params), grads, list(indices))]
         parts: dict[Hashable, _Part] = {}
         for param, grad, index in zip(params, grads, indices, strict=True):
             if grad is not None:
-                on_cpu = param.device.type == "cpu"
+                on_cpu = together and param.device.type == "cpu"
                 key = param.device if on_cpu else (param.device, param.dtype, param.is_contiguous())
                 own = parts.setdefault(key, _Part(key, group, [], [], []))
                 own.params.append(param)
@@ -192,9 +194,17 @@ class MaskedOptimizer(torch.optim.Optimizer):
             seed=group["seed"],
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
+            slope=self._slope(part.params[0].device),
             tables=self._tables,
             table_key=(id(group), part.key),
         )
+
+    def _slope(self, device: torch.device) -> Tensor | None:
+        if self._slopes is None:
+            return None
+        if device not in self._slopes:
+            self._slopes[device] = torch.zeros((), dtype=torch.float64, device=device)
+        return self._slopes[device]
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
         """Which elements of ``param`` its ``step``-th update moves, at the group's present keep_prob and seed.
@@ -223,7 +233,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy keep."""
-        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype, "_tables": {}}
+        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype, "_tables": {},
+                "_slopes": None}
 
     def _complete_group(self, saved: Group, current: Group) -> Group:
         """A saved group with what torch.optim's checkpoints lack taken from the present one."""

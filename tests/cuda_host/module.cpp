@@ -33,7 +33,9 @@ void step(const std::string& rule, const std::vector<double>& hyper, bool nester
                            tensors, chunks,
                            number(numbers[0]), number(numbers[1]), number(numbers[2]), number(numbers[3]),
                            number(numbers[4]), weight_decay, decoupled, maximize, seed,
-                           static_cast<Dtype>(param), static_cast<Dtype>(state), nullptr};
+                           static_cast<Dtype>(param), static_cast<Dtype>(state),
+                           const_cast<void*>(address(memory[3])),
+                           static_cast<double*>(const_cast<void*>(address(memory[4]))), nullptr};
   const auto has = [&](int k) { return (state_mask >> k & 1) != 0; };
   if (rule == "sgd") return check(cuda::launch_sgd(call, {hyper[0], hyper[1]}, has(0), nesterov));
   if (rule == "adam") return check(cuda::launch_adam(call, {hyper[0], hyper[1], hyper[2]}, has(2)));
@@ -53,7 +55,7 @@ void upload(uint64_t target, uint64_t words, int64_t count) {
 PYBIND11_MODULE(cuda_on_host, m) {
   m.def("step", &step);
   m.def("upload", &upload);
-  m.attr("chunk") = lrt::cuda::kChunk;
+  m.attr("chunk") = lrt::kChunk;
   m.attr("prepared_bytes") = lrt::cuda::kPreparedBytes;
   m.attr("columns") = sizeof(lrt::TableRow) / 8;
 }

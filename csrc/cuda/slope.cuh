@@ -1,0 +1,63 @@
+// The later stages of a slope (core/slope.h): units to chunks, chunks to columns, columns to the total. No barriers:
+// each is a launch of its own, and a thread owns what it sums.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/step.h"
+
+namespace lrt::cuda {
+
+LRT_DEVICE double read(const DeviceNumber& number) {
+  if (!number.address) return number.value;
+  return number.is_double ? *static_cast<const double*>(number.address) : *static_cast<const float*>(number.address);
+}
+
+template <class Param>
+LRT_DEVICE Real<Param>* slope_units(const Step& call) {
+  return static_cast<Real<Param>*>(call.slope_scratch);
+}
+
+template <class Param>
+LRT_DEVICE double* slope_chunks(const Step& call) {
+  return reinterpret_cast<double*>(static_cast<char*>(call.slope_scratch) + slope_unit_bytes<Param>(call.chunks));
+}
+
+template <class Param>
+__global__ void sum_chunks(Step call) {
+  const int64_t chunk = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (chunk >= call.chunks) return;
+  const TableRow& row = call.rows[call.chunk_tensors[chunk]];
+  const int64_t begin = (chunk - row.first_chunk) * kChunk;
+  const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
+  const Real<Param>* units = slope_units<Param>(call) + chunk * kChunkTiles * kTileUnits<Param>;
+  double sum = 0.0;
+  for (int64_t tile = 0; tile * kTile < end - begin; ++tile) {
+    sum = sum + slope_sum(units + tile * kTileUnits<Param>, kTileUnits<Param>);
+  }
+  slope_chunks<Param>(call)[chunk] = sum;
+}
+
+template <class Param>
+__global__ void sum_columns(Step call) {
+  const double* chunks = slope_chunks<Param>(call);
+  double sum = 0.0;
+  for (int64_t chunk = threadIdx.x; chunk < call.chunks; chunk += kSlopeColumns) sum = sum + chunks[chunk];
+  slope_chunks<Param>(call)[call.chunks + threadIdx.x] = sum;
+}
+
+template <class Param>
+__global__ void add_slope(Step call) {
+  if (read(call.found_inf) != 0) return;
+  const double sum = slope_sum(slope_chunks<Param>(call) + call.chunks, kSlopeColumns);
+  *call.slope = *call.slope + sum * (1.0 / read(call.grad_scale));
+}
+
+template <class Param>
+const char* launch_slope(const Step& call) {
+  constexpr int threads = 128;
+  const char* error = LAUNCH((sum_chunks<Param>), (call.chunks + threads - 1) / threads, threads, call.stream, call);
+  if (!error) error = LAUNCH((sum_columns<Param>), 1, static_cast<int>(kSlopeColumns), call.stream, call);
+  return error ? error : LAUNCH((add_slope<Param>), 1, 1, call.stream, call);
+}
+
+}  // namespace lrt::cuda
