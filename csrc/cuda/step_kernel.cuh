@@ -58,38 +58,13 @@ struct alignas(sizeof(T) * kCount < kAccess ? sizeof(T) * kCount : kAccess) Vect
   T value[kCount];
 };
 
-template <class T>
-LRT_DEVICE T* global(int64_t base, int64_t element) {
+template <class T, int kCount>
+LRT_DEVICE Vector<T, kCount>& vector_at(int64_t base, int64_t element) {
   T* const address = reinterpret_cast<T*>(base) + element;
 #if defined(__CUDA_ARCH__)
   __builtin_assume(__isGlobal(address));  // an integer does not say so, and sm_100 would use generic accesses
 #endif
-  return address;
-}
-
-// The first `count` of kCount elements, one by one, or with kWide all of them at once.
-template <bool kWide, class T, int kCount>
-LRT_DEVICE Vector<T, kCount> load(int64_t base, int64_t element, int count) {
-  T* const from = global<T>(base, element);
-  if constexpr (kWide) return *reinterpret_cast<Vector<T, kCount>*>(from);
-  Vector<T, kCount> vector = {};
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    if (e < count) vector.value[e] = from[e];
-  }
-  return vector;
-}
-template <bool kWide, class T, int kCount>
-LRT_DEVICE void store(int64_t base, int64_t element, int count, const Vector<T, kCount>& vector) {
-  T* const to = global<T>(base, element);
-  if constexpr (kWide) {
-    *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
-  } else {
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      if (e < count) to[e] = vector.value[e];
-    }
-  }
+  return *reinterpret_cast<Vector<T, kCount>*>(address);
 }
 
 // What the threads of a block share.
@@ -99,22 +74,20 @@ struct Chunk {
   const Shared<Real>& shared;
   const TableRow& row;
   KeepStream key;
-  int64_t end;   // of its elements
-  Real* slopes;  // where the units of its first tile go, or null
+  int64_t end;  // of its elements
 };
 
-// kCount consecutive elements, or the first of them before the chunk's end. `bits` holds their draws in the upper half;
-// what is below does not reach the limit. Each lane's sum of slopes advances.
-template <bool kWide, class Param, class State, int kCount, class Rule>
+// kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the limit. Each
+// lane's sum of slopes advances.
+template <class Param, class State, int kCount, class Rule>
 LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
                               Real<Param> (&slopes)[kCount]) {
-  const int64_t left = chunk.end - begin;
-  const int count = left < kCount ? static_cast<int>(left) : kCount;
-  Vector<Param, kCount> params = load<kWide, Param, kCount>(chunk.row.param, begin, count);
-  const Vector<Param, kCount> grads = load<kWide, Param, kCount>(chunk.row.grad, begin, count);
+  Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
+  Vector<Param, kCount> params = stored;
+  const Vector<Param, kCount> grads = vector_at<Param, kCount>(chunk.row.grad, begin);
   Vector<State, kCount> states[kMaxStates];
 #pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) states[k] = load<kWide, State, kCount>(chunk.row.states[k], begin, count);
+  for (int k = 0; k < Rule::kStates; ++k) states[k] = vector_at<State, kCount>(chunk.row.states[k], begin);
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
     Real<Param> state[kMaxStates];
@@ -125,18 +98,17 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) states[k].value[e] = from_real<State>(state[k]);
     if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
-    if (kWide || e < count) slopes[e] = slopes[e] + slope_term(grad, param, to_real(params.value[e]));
+    slopes[e] = slopes[e] + slope_term(grad, param, to_real(params.value[e]));
   }
-  store<kWide>(chunk.row.param, begin, count, params);
+  stored = params;
 #pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) store<kWide>(chunk.row.states[k], begin, count, states[k]);
+  for (int k = 0; k < Rule::kStates; ++k) vector_at<State, kCount>(chunk.row.states[k], begin) = states[k];
 }
 
-// One thread's part of a tile: the kCount neighbouring lanes of a unit, whose calls serve all eight rows.
-template <bool kWide, class Param, class State, class Rule>
-LRT_DEVICE void step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int unit) {
-  constexpr int kCount = kSlopeLanes<Param>;
-  const int lane = unit * kCount;
+// kCount neighbouring lanes of a tile, whose calls serve all eight rows; returns their sum of slopes. A single lane may
+// end with the chunk, several are whole.
+template <class Param, class State, int kCount, class Rule>
+LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane) {
   PhiloxBlock<uint32_t> draws[kCount] = {};
   if (chunk.shared.draws) {
     for (int e = 0; e < kCount; ++e) draws[e] = draw(chunk.key, tile * kLanes + lane + e, Stream::kElement);
@@ -149,23 +121,23 @@ LRT_DEVICE void step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, 
       uint32_t bits[kCount];
       for (int e = 0; e < kCount; ++e) bits[e] = half ? draws[e].word[0] : draws[e].word[0] << 16;
       const int64_t element = tile * kTile + (2 * word + half) * kLanes + lane;
-      if (kWide || element < chunk.end) step_elements<kWide, Param, State, kCount>(chunk, element, bits, slopes);
+      if (kCount > 1 || element < chunk.end) step_elements<Param, State, kCount>(chunk, element, bits, slopes);
     }
     for (int e = 0; e < kCount; ++e) {  // the next word, in the place of this one: registers have no index
       draws[e] = {{draws[e].word[1], draws[e].word[2], draws[e].word[3], 0}};
     }
   }
-  if (chunk.slopes) chunk.slopes[tile % kChunkTiles * kTileUnits<Param> + unit] = slope_unit<kCount>(slopes);
+  return slope_unit<kCount>(slopes);
 }
 
-// Blocks per multiprocessor that the compiler shall make room for (0: its own choice, which spills a few registers of
-// sm_100's kernels of 16-bit states, and of three states of doubles).
-template <class State, int kStates>
-constexpr int kMinBlocks = sizeof(State) == 2 || (sizeof(State) == 8 && kStates == 3) ? 4 : 0;
+// Blocks per multiprocessor that the compiler shall make room for (0: its own choice). Left alone it aims at more of
+// them for some kernels, and spills a few registers: those of 16-bit parameters, and of three states of doubles.
+template <class Param, int kStates>
+constexpr int kMinBlocks = sizeof(Param) == 2 ? 3 : sizeof(Param) == 8 && kStates == 3 ? 4 : 0;
 
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<State, Rule::kStates>)) step_kernel(Step call) {
-  constexpr int kTilesAtOnce = kThreads / kTileUnits<Param>;
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<Param, Rule::kStates>)) step_kernel(Step call) {
+  constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
   const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
   if (shared.skip) return;
@@ -174,17 +146,28 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<State, Rule::kStates>)) 
   const TableRow row = call.rows[tensor];
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
-  Real<Param>* const slopes =
-      call.slope ? slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * kChunkTiles * kTileUnits<Param> : nullptr;
   const Chunk<Rule, Real<Param>> chunk = {
-      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, end, slopes};
+      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, end};
   int64_t addresses = row.param | row.grad;
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
   const int64_t last_tile = addresses % kAccess == 0 ? end / kTile : begin / kTile;  // of those in wide accesses
-  const int unit = threadIdx.x % kTileUnits<Param>;
-  int64_t tile = begin / kTile + threadIdx.x / kTileUnits<Param>;
-  for (; tile < last_tile; tile += kTilesAtOnce) step_lanes<true, Param, State>(chunk, tile, unit);
-  for (; tile * kTile < end; tile += kTilesAtOnce) step_lanes<false, Param, State>(chunk, tile, unit);
+  const int unit = threadIdx.x % kUnits;
+  const auto store_slope = [&](int64_t tile, Real<Param> slope) {
+    const int64_t of_list = static_cast<int64_t>(blockIdx.x) * kChunkTiles + tile % kChunkTiles;
+    if (call.slope) slope_units<Param>(call)[of_list * kUnits + unit] = slope;
+  };
+  int64_t tile = begin / kTile + threadIdx.x / kUnits;
+  for (; tile < last_tile; tile += kThreads / kUnits) {
+    store_slope(tile, step_lanes<Param, State, kUnit>(chunk, tile, unit * kUnit));
+  }
+  for (; tile * kTile < end; tile += kThreads / kUnits) {
+    Real<Param> slope = 0;
+#pragma unroll 1
+    for (int lane = unit * kUnit; lane < (unit + 1) * kUnit; ++lane) {
+      slope = slope + step_lanes<Param, State, 1>(chunk, tile, lane);
+    }
+    store_slope(tile, slope);
+  }
 }
 
 template <template <class> class Rule, class Hyper, class Param, class State>
