@@ -1,7 +1,6 @@
-"""Command line: ``lrtricks verify`` compares this machine's steps with the reference and prints a report."""
+"""Command line: ``lrtricks verify`` compares steps with the reference, ``lrtricks doctor`` says what runs where."""
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, ops
+from . import __version__, doctor
 from .verify import BACKEND, Check, Target, all_checks, run_check
 
 Say = Callable[[Check, "str | None"], None]
@@ -47,44 +46,22 @@ def parse_device(name: str) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        raise ValueError(f"Invalid --device {name}: torch {torch.__version__}, {built}, sees no CUDA device")
+        raise ValueError(
+            f"Invalid --device {name}: torch {torch.__version__}, {doctor.torch_build()}, sees no CUDA device"
+        )
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= count:
         raise ValueError(f"Invalid --device {name}: torch sees {count} CUDA device(s)")
     return torch.device("cuda", index)
 
 
-def driver_version() -> str:
-    """The newest CUDA that the driver serves, as torch reports it."""
-    lookup = getattr(torch._C, "_cuda_getDriverVersion", None)
-    if lookup is None:
-        return "none"
-    version = lookup()
-    return f"{version // 1000}.{version % 1000 // 10}" if version else "none"
-
-
 def facts(target: Target) -> dict[str, str]:
     """What a reader of the report must know about the machine."""
-    native = f"unusable: {ops.load_error}"
-    if ops.load_error is None:
-        archs = torch.ops.lrtricks_fused.cuda_archs() or "none (built without CUDA)"
-        native = f"CPU kernels {torch.ops.lrtricks_fused.cpu_isa()}, CUDA kernels {archs}"
-    known = {
-        "lrtricks_fused": __version__,
-        "native library": native,
-        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        "driver's CUDA": driver_version(),
-        "Python": f"{platform.python_version()}, {platform.platform()}",
-        "device": str(target.device),
-        "backend": target.backend,
-    }
+    known = {**doctor.software(), "device": str(target.device), "backend": target.backend}
     if target.device.type == "cuda":
-        properties = torch.cuda.get_device_properties(target.device)
-        known["device"] += (
-            f", {properties.name}, compute capability {properties.major}.{properties.minor}, "
-            f"{properties.total_memory / 2**30:.1f} GiB"
-        )
+        known["device"] += f", {doctor.gpu(target.device)}"
+    if target.interpreted:
+        known["backend"] += ", interpreted: smaller tensors, fewer steps and checks"
     return known
 
 
@@ -178,8 +155,12 @@ def report(known: dict[str, str], results: Results) -> str:
 
 def verify(arguments: argparse.Namespace) -> int:
     """The subcommand: 0 if every check that ran passed, else 1."""
-    target = Target(arguments.device, arguments.backend)
-    checks = all_checks(quick=arguments.quick)
+    try:
+        device = parse_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        arguments.parser.error(str(error))
+    target = Target(device, arguments.backend)
+    checks = all_checks(quick=arguments.quick, interpreted=target.interpreted)
     runnable = [check for check in checks if target.device.type == "cuda" or not check.cuda_only]
     with progress(len(runnable)) as say:
         results = run(checks, target, say)
@@ -188,6 +169,13 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     return 1 if results.failed else 0
+
+
+def diagnose(arguments: argparse.Namespace) -> int:
+    """The subcommand: 0 if the native or the Triton backend runs on every device that torch sees, else 1."""
+    diagnosis = doctor.diagnose()
+    doctor.print_report(diagnosis)
+    return 0 if diagnosis.healthy else 1
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -203,17 +191,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="a reduced inventory")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report there, too")
     command.set_defaults(run=verify, parser=command)
+    text = "say which backend runs on this machine's devices, which one each optimizer takes, and why"
+    status = "Exit status 0 if the native or the triton backend runs on every device that torch sees, else 1."
+    command = commands.add_parser("doctor", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=status)
+    command.set_defaults(run=diagnose, parser=command)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``lrtricks``; returns the exit status, 2 for invalid arguments."""
     arguments = make_parser().parse_args(argv)
-    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        arguments.device = parse_device(name)
-    except ValueError as error:
-        arguments.parser.error(str(error))
     return arguments.run(arguments)
 
 

@@ -6,12 +6,14 @@ Its CUDA-only checks run here on stand-ins for torch.cuda, so that they do not r
 import contextlib
 import inspect
 import itertools
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from lrtricks_fused import cli, ops, optim, verify
+from lrtricks_fused import backends, cli, doctor, ops, optim, verify
 from lrtricks_fused.optim import base
 
 CPU = verify.Target(torch.device("cpu"))
@@ -22,7 +24,7 @@ on_cuda_only = pytest.mark.parametrize(
 )
 
 
-def few_checks(quick):
+def few_checks(quick, interpreted):
     """A part of every kind."""
     return [*verify.all_checks(quick=True)[:6], *verify.FURTHER[:2]]
 
@@ -35,6 +37,8 @@ def test_quick_passes_on_the_cpu_and_reports(tmp_path, capsys):
     assert "0 failed" in text
     assert "FAILED" not in text
     assert torch.__version__ in text
+    assert f"  Triton          {doctor.triton()}\n" in text
+    assert "interpreted" not in text
     for section in ("CUDA graph", "side stream", "no synchronisation", "no allocation"):
         assert f"{section}: 6 not run (CUDA only)" in text
 
@@ -51,6 +55,41 @@ def test_full_inventory_is_the_product():
     names = {check.name for check in verify.all_checks()}
     assert len(names) >= len(verify.VARIANTS) * 18
     assert {check.section for check in verify.all_checks()} >= {variant.optimizer for variant in verify.RICH}
+
+
+def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert cli.main(["verify", "--device", "cpu", "--backend", "triton", "--quick"]) == 1
+    text = capsys.readouterr().out
+    told = backends.why_not_triton(torch.device("cpu"))
+    assert f"FAILED backend: can run on the device\n  {told}\n\nStopped: the backend cannot run.\n" in text
+
+
+def test_an_interpreted_target_gets_smaller_work_of_every_kind():
+    assert verify.Target(torch.device("cpu"), "triton").interpreted
+    assert not CPU.interpreted and not verify.Target(torch.device("cuda"), "triton").interpreted
+    full, small = (
+        [c.name.replace(", few", "") for c in verify.all_checks(True, interpreted) if c not in verify.FURTHER]
+        for interpreted in (False, True)
+    )
+    renamed = [name.replace("12 steps", "7 steps").replace("500 tiny", "20 tiny") for name in full]
+    assert small == renamed != full
+    sections = [{c.section for c in verify.all_checks(True, i)} for i in (False, True)]
+    assert sections[0] == sections[1]
+
+
+def test_interpreted_steps_are_verified():
+    # A process of its own: triton reads TRITON_INTERPRET when it is imported.
+    program = (
+        "import sys; from lrtricks_fused import backends, cli, verify; whole = verify.all_checks; "
+        "cli.all_checks = lambda **how: [check for check in whole(**how) if 'resume' in check.section][:1]; "
+        "sys.exit(cli.main(['verify', '--device', 'cpu', '--backend', 'triton', '--quick']))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "  backend         triton, interpreted: smaller tensors, fewer steps and checks\n" in done.stdout
+    assert "1 passed, 0 failed, 0 not run" in done.stdout
 
 
 def nudge_param(call):

@@ -21,7 +21,7 @@ WARPS = 4
 PREPARE_BLOCK = 128
 SUM_BLOCK = 128
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
-REGISTERS = 96  # left alone ptxas aims at 72 or 80 for some kernels, and spills
+REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; so do three of AMSGrad and RAdam at 96
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

@@ -25,6 +25,7 @@ from .inventory import (
     _OPTIONS,
     CONTIGUOUS,
     F32,
+    INTERPRETED,
     KEEP_PROBS,
     LONG,
     RICH,
@@ -85,14 +86,20 @@ FURTHER = [
 ]
 
 
-def all_checks(quick: bool = False) -> list[Check]:
-    """The inventory and the further checks; ``quick`` takes one variant per class and two dtypes."""
+def all_checks(quick: bool = False, interpreted: bool = False) -> list[Check]:
+    """The inventory and the further checks.
+
+    ``quick`` takes one variant per class and two dtypes; ``interpreted`` smaller work, for a slow interpreter,
+    and with ``quick`` a third of the further checks.
+    """
     checks = [BACKEND]
     for variant, work, storage, keep_prob in _inventory(quick):
+        work = INTERPRETED.get(work, work) if interpreted else work
         run = functools.partial(check_bits, variant=variant, work=work, storage=storage, keep_prob=keep_prob)
         checks.append(Check(variant.optimizer, f"{variant}, {storage.name}, keep {keep_prob:g}, {work.name}", run))
+    further = FURTHER[::3] if quick and interpreted else FURTHER  # two of each section
     # By class, or a progress by section would return to the first.
-    return sorted(checks, key=lambda check: ["backend", *_OPTIONS].index(check.section)) + FURTHER
+    return sorted(checks, key=lambda check: ["backend", *_OPTIONS].index(check.section)) + further
 
 
 def run_check(check: Check, target: Target) -> str | None:

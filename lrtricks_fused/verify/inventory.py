@@ -18,8 +18,14 @@ class Target:
     device: torch.device
     backend: str = "native"
 
+    @property
+    def interpreted(self) -> bool:
+        """Whether Triton's interpreter steps here, at some 0.1 s per program."""
+        return (self.backend, self.device.type) == ("triton", "cpu")
+
 
 REFERENCE = Target(torch.device("cpu"), "reference")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -164,5 +170,13 @@ STRIDED = Work("strided", (
 ), 2)  # fmt: skip
 SPECIAL = Work("special values", (Spec((1200,)), Spec((1027,), unaligned)), 2, special)
 LONG = Work("12 steps", (Spec((1500,)), Spec((7, 5))), 12)  # beyond RAdam's change of branch at step 6
+SPARSE = Work("contiguous, few", (
+    *map(Spec, [(0,), (), (65,), (513,), (8193,)]), Spec((1300,), unaligned, unaligned), Spec((9001,), grad=unaligned),
+), 2)  # fmt: skip
+SPARSE_LONG = Work("7 steps", (Spec((700,)),), 7)
 TINY = Work("500 tiny tensors", tuple(Spec((1 + 37 * i % 90,)) for i in range(500)), 2)
+SPARSE_TINY = Work("20 tiny tensors", TINY.specs[:20], TINY.steps)
 SMALL = Work("small", (Spec((9000,)), Spec((700,)), Spec((5, 3)), Spec(())))
+
+# What an interpreted target steps instead: as many kinds of tensors, in far fewer programs.
+INTERPRETED = {CONTIGUOUS: SPARSE, LONG: SPARSE_LONG, TINY: SPARSE_TINY}
