@@ -11,6 +11,7 @@
 #endif
 #include "rules/adabelief.h"
 #include "rules/adam.h"
+#include "rules/average_sgd.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -30,6 +31,7 @@ const RuleSchema kRuleSchemas[] = {
     {"rmsprop", {"square_avgs", "grad_avgs", "momentum_buffers"}, "float alpha, float eps, float momentum"},
     {"radam", {"exp_avgs", "exp_avg_sqs"}, "float beta1, float beta2, float eps"},
     {"adabelief", {"exp_avgs", "exp_avg_vars"}, "float beta1, float beta2, float eps"},
+    {"average_sgd", {"window_buffers"}, "int window"},
 };
 
 std::string list_operands(const RuleSchema& rule) {
@@ -117,6 +119,16 @@ void three_numbers(StableIValue* stack, uint64_t, uint64_t) {
   Step(call, {first, second, third});
 }
 
+template <bool kTable, void (*Step)(ListCall&, const AverageSGDHyper&)>
+void average_sgd(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  ListCall call = in.take_operands(kTable, 1);
+  call.window = in.take<int64_t>();
+  STD_TORCH_CHECK(call.window >= 1, "Invalid window=", call.window, ": must be at least 1");
+  in.take_scalars(call);
+  Step(call, {call.window});
+}
+
 constexpr const char* kTableOperands =
     "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared,"
     " Tensor? slope_scratch, Tensor(a!)? slope";
@@ -129,6 +141,7 @@ void implement_on_cpu(Library& m) {
   m.impl(name("rmsprop").c_str(), three_numbers<kTable, RMSpropHyper, 3, cpu::step_rmsprop>);
   m.impl(name("radam").c_str(), three_numbers<kTable, RAdamHyper, 2, cpu::step_radam>);
   m.impl(name("adabelief").c_str(), three_numbers<kTable, AdaBeliefHyper, 2, cpu::step_adabelief>);
+  m.impl(name("average_sgd").c_str(), average_sgd<kTable, cpu::step_average_sgd>);
 }
 
 #if defined(LRT_CUDA_ARCHS)
@@ -139,6 +152,7 @@ void implement_on_cuda(Library& m) {
   m.impl("rmsprop_table_", three_numbers<true, RMSpropHyper, 3, cuda::step_rmsprop>);
   m.impl("radam_table_", three_numbers<true, RAdamHyper, 2, cuda::step_radam>);
   m.impl("adabelief_table_", three_numbers<true, AdaBeliefHyper, 2, cuda::step_adabelief>);
+  m.impl("average_sgd_table_", average_sgd<true, cuda::step_average_sgd>);
   m.impl("upload_", TORCH_BOX(&cuda::upload_words));
 }
 

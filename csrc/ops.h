@@ -36,6 +36,7 @@ struct ListCall {
   uint64_t seed;
   std::optional<Tensor> grad_scale, found_inf;
   std::optional<Tensor> slope;  // one float64 that gains the step's slope (core/slope.h)
+  int64_t window = 0;  // slots of the states' ring; 0: the states are no ring
 
   // Whether this variant of the rule has its k-th state.
   bool has_state(size_t k) const { return table ? state_mask >> k & 1 : !states[k].empty(); }

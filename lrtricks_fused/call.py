@@ -23,7 +23,7 @@ class StepCall:
     states: dict[str, list[Tensor]]
     steps: list[Tensor]
     param_indices: list[int]
-    hyper: dict[str, float | bool]
+    hyper: dict[str, float | bool | int]
     lr: float | Tensor
     weight_decay: float
     decoupled_weight_decay: bool
@@ -36,3 +36,12 @@ class StepCall:
     slope: Tensor | None = None
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
+
+    @property
+    def window(self) -> int | None:
+        """Slots of the states, where the rule's one state is a ring of shape (window, *shape of the parameter)."""
+        return self.hyper.get("window")
+
+    def state_shape(self, param: Tensor) -> tuple[int, ...]:
+        """Shape of a state of ``param``."""
+        return tuple(param.shape) if self.window is None else (self.window, *param.shape)

@@ -9,7 +9,7 @@ from .call import StepCall
 from .device import scalar, step_on_device
 from .table import AddressTable, address_table
 
-NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief")
+NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief", "average_sgd")
 
 
 def _load() -> str | None:

@@ -144,7 +144,26 @@ def slope_total(chunks: list[Tensor]) -> Tensor:
     return in_order(in_order(padded.view(rows, SLOPE_COLUMNS), 0), 0)
 
 
-RULES = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, "radam": radam, "adabelief": adabelief}
+def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """The mean of the last ``window`` gradients, taken anew in the order of the ring; exact where all are equal.
+
+    The newest is in its slot, as it is stored: see ``_into_ring``.
+    """
+    ring = state["window_buffer"]
+    mean = ring[0]
+    for number in range(1, min(step, hyper["window"])):
+        mean = mean + (ring[number] - mean) * const(1.0 / (number + 1))  # rounded twice, which 1/n survives
+    return mean
+
+
+RULES = {
+    "sgd": sgd,
+    "adam": adam,
+    "rmsprop": rmsprop,
+    "radam": radam,
+    "adabelief": adabelief,
+    "average_sgd": average_sgd,
+}
 
 
 def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
@@ -162,6 +181,10 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
         call.slope += slope_total(chunks) * (1.0 / scale)
 
 
+def _into_ring(ring: Tensor, grad: Tensor, step: int) -> None:
+    ring[(step - 1) % len(ring)] = grad
+
+
 def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> Tensor:
     """One parameter's step; its slope, by chunks."""
     param, step = call.params[i], int(call.steps[i])
@@ -174,6 +197,8 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     grad = call.grads[i].to(dtype) * const(grad_factor)
     if call.weight_decay != 0 and not call.decoupled_weight_decay:
         grad = grad + const(call.weight_decay) * old_param
+    if call.window is not None:
+        _into_ring(call.states["window_buffer"][i], grad, step)
     state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
     direction = RULES[call.rule](grad, state, call.hyper, step, const)
     for name, new in state.items():

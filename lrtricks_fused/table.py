@@ -45,14 +45,15 @@ def _same(these: list[Tensor], those: list[Tensor]) -> bool:
 def _fits(call: StepCall, layouts: Layouts) -> bool:
     """Whether addresses and sizes say all: contiguous tensors of matching shapes and of one device and dtype."""
     device = call.params[0].device
-    dtypes, shapes, contiguous = layouts
+    dtypes, _, contiguous = layouts
+    state_shapes = [call.state_shape(param) for param in call.params]
     used = [column for column in call.states.values() if column]
     state_dtypes = {state.dtype for column in used for state in column}
     return (
         all(t.device == device for tensors in (call.params, call.grads, *used, call.steps) for t in tensors)
         and all(contiguous)
         and _layouts(call.grads) == layouts
-        and all(_layouts(column)[1:] == (shapes, contiguous) for column in used)
+        and all(_layouts(column)[1:] == (state_shapes, contiguous) for column in used)
         and len({*dtypes}) == 1
         and len(state_dtypes) <= 1
         and {*dtypes} | state_dtypes <= DTYPE_CODES.keys()

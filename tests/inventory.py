@@ -46,6 +46,11 @@ _SGD = [
     dict(lr=0.03, momentum=0.8, dampening=0.3, weight_decay=0.05, maximize=True),
     dict(lr=0.03, momentum=0.8, nesterov=True, weight_decay=0.05),
 ]
+_AVERAGE_SGD = [
+    dict(lr=0.03, momentum_window=1),
+    dict(lr=0.03, momentum_window=2),
+    dict(lr=0.03, momentum_window=5, weight_decay=0.05, maximize=True),
+]
 _ADAM = [
     dict(lr=0.02),
     dict(lr=0.02, betas=(0.8, 0.95)),
@@ -99,6 +104,7 @@ _TABLE = [
     (lrt.RMSprop, torch.optim.RMSprop, _RMSPROP),
     (lrt.RAdam, torch.optim.RAdam, _RADAM),
     (lrt.AdaBelief, None, _ADABELIEF),
+    (lrt.SGD, None, _AVERAGE_SGD),
 ]
 
 
@@ -112,13 +118,13 @@ CASES = [
     for ours, twin, rows in _TABLE
     for kwargs in [*rows, {**rows[-1], "lr": torch.tensor(0.015)}]  # one with a tensor lr per class
 ]
-# One full-featured case per class, for tests of the Python surface that no formula flag can change.
+# One full-featured case per class (and rule), for tests of the Python surface that no formula flag can change.
 RICH = [
-    next(case for case in reversed(CASES) if case.ours is ours and isinstance(case.kwargs["lr"], float))
-    for ours, _, _ in _TABLE
+    next(c for c in reversed(CASES) if (c.ours, c.twin) == (ours, twin) and isinstance(c.kwargs["lr"], float))
+    for ours, twin, _ in _TABLE
 ]
 TWINS = [case for case in CASES if case.twin is not None]
-CLASSES = [ours for ours, _, _ in _TABLE]
+CLASSES = list(dict.fromkeys(ours for ours, _, _ in _TABLE))
 
 
 @dataclass(frozen=True)

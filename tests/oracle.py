@@ -27,10 +27,14 @@ class Settings:
     centered: bool = False
     amsgrad: bool = False
     grad_weight: float = 1.0
+    momentum_window: int | None = None
 
 
 def sgd(g, s, h, t):
     """SGDM with learning rate dropout: m_1 = g_1, m_t = mu m + (1 - dampening) g."""
+    if h.momentum_window is not None:  # Eq. 10, over the gradients there are
+        s["gradients"] = [*s.get("gradients", []), g]
+        return numpy.mean(s["gradients"][-h.momentum_window :], axis=0)
     if h.momentum == 0:
         return g
     s["momentum_buffer"] = g if t == 1 else h.momentum * s["momentum_buffer"] + (1 - h.dampening) * g

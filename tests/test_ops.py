@@ -13,6 +13,7 @@ HYPER = {
     "rmsprop_": (3, dict(alpha=0.9, eps=1e-8, momentum=0.9)),
     "radam_": (2, dict(beta1=0.9, beta2=0.99, eps=1e-8)),
     "adabelief_": (2, dict(beta1=0.9, beta2=0.99, eps=1e-16)),
+    "average_sgd_": (1, dict(window=3)),
 }
 SCALARS = dict(lr=0.1, weight_decay=0.01, decoupled_weight_decay=False, maximize=False, keep_prob=0.5, grad_weight=0.7,
                seed=-3)  # fmt: skip
@@ -32,6 +33,8 @@ def sample(name, shapes=((700,), (3, 5))):
     states, hyper = HYPER[name]
     generator = torch.Generator().manual_seed(0)
     lists = [[torch.rand(shape, generator=generator) + 0.5 for shape in shapes] for _ in range(2 + states)]
+    if "window" in hyper:
+        lists[2] = [torch.rand((hyper["window"], *shape), generator=generator) + 0.5 for shape in shapes]
     steps = [torch.tensor(4.0, dtype=torch.float64) for _ in shapes]
     return [*lists, steps, list(range(len(shapes)))], {**hyper, **SCALARS}
 

@@ -21,7 +21,7 @@ WARPS = 4
 PREPARE_BLOCK = 128
 SUM_BLOCK = 128
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
-REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; so do three of AMSGrad and RAdam at 96
+REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -35,6 +35,7 @@ class Rule:
     hyper: tuple[str, ...]
     flags: tuple[str, ...]  # a hyper-parameter, or a state that a variant has
     values: int
+    ring: bool = False  # its state is one; ``direction`` then takes one more slot into the mean
 
 
 RULES = {
@@ -44,6 +45,7 @@ RULES = {
         rules.rmsprop_constants, rules.rmsprop, ("alpha", "eps", "momentum"), ("grad_avg", "momentum_buffer"), 4
     ),
     "radam": Rule(rules.radam_constants, rules.radam, ("beta1", "beta2", "eps"), (), 7),
+    "average_sgd": Rule(rules.average_sgd_constants, rules.average_sgd, ("window",), (), 2, ring=True),
     "adabelief": Rule(rules.adabelief_constants, rules.adabelief, ("beta1", "beta2", "eps"), (), 7),
 }
 
@@ -84,7 +86,7 @@ def step_constexprs(
     block, tail_block = block_sizes(dtype, state_dtype, warp_size)
     return dict(
         DIRECTION=rule.direction, FLAG0=flags[0], FLAG1=flags[1], STATES=states, VALUES=rule.values,
-        PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
+        RING=rule.ring, PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
         UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip
 

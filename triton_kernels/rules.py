@@ -143,3 +143,18 @@ def adabelief(grad, states, constants, _: tl.constexpr, __: tl.constexpr):
     exp_avg_var = beta2 * states[1] + one_minus_beta2 * (surprise * surprise) + eps
     denom = sqrt_rn(exp_avg_var) * inv_sqrt_bias_correction2 + eps
     return div_rn(exp_avg * inv_bias_correction1, denom), (exp_avg, exp_avg_var)
+
+
+@triton.jit
+def average_sgd_constants(window, _, __, step):
+    number, slots = step.to(tl.int64) - 1, window.to(tl.int64)
+    return (number % slots).to(tl.float64), tl.minimum(number + 1, slots).to(tl.float64)  # slot, filled
+
+
+@triton.jit
+def average_sgd(mean, gradient, number):
+    """The mean of slots 0 .. number from that of slots 0 .. number - 1; exact where all are equal."""
+    real = mean.dtype
+    one = tl.full([], 1.0, real)
+    weight = div_rn(one, (number + 1).to(real))
+    return mean + (gradient - mean) * weight

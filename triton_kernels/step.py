@@ -164,20 +164,49 @@ def pointer_to(address, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def decayed_grad(param, grad, scalars):
+    """The gradient that a rule sees: scaled, with coupled weight decay."""
+    _, coupled_decay, _, grad_factor = scalars
+    grad = grad * grad_factor
+    return tl.where(coupled_decay != 0, grad + coupled_decay * param, grad)
+
+
+@triton.jit
+def moved_param(param, direction, scalars):
+    """The parameter that a rule's direction leads to, with decoupled weight decay."""
+    lr, _, decoupled_decay, _ = scalars
+    direction = tl.where(decoupled_decay != 0, direction + decoupled_decay * param, direction)
+    return param - lr * direction
+
+
+@triton.jit
 def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr):
     """The parameter an update would give, and the states, which advance, kept or not."""
-    lr, coupled_decay, decoupled_decay, grad_factor = scalars
-    grad = grad * grad_factor
-    grad = tl.where(coupled_decay != 0, grad + coupled_decay * param, grad)
-    direction, states = DIRECTION(grad, states, constants, FLAG0, FLAG1)
-    direction = tl.where(decoupled_decay != 0, direction + decoupled_decay * param, direction)
-    return param - lr * direction, states
+    direction, states = DIRECTION(decayed_grad(param, grad, scalars), states, constants, FLAG0, FLAG1)
+    return moved_param(param, direction, scalars), states
+
+
+@triton.jit
+def update_ring(
+    param, grad, ring_row, pitch, mask, constants, scalars, INCLUDE: tl.constexpr, STATE_DTYPE: tl.constexpr
+):
+    """The same for a rule with a ring, whose slots of ``pitch`` elements lie one behind the other."""
+    slot, filled = constants[0].to(tl.int64), constants[1].to(tl.int64)
+    newest = from_real(decayed_grad(param, grad, scalars), STATE_DTYPE)
+    tl.store(ring_row + slot * pitch, newest, mask)
+    grad = to_real(newest, STATE_DTYPE)
+    mean = to_real(tl.load(ring_row, mask), STATE_DTYPE)
+    mean = tl.where(slot == 0, grad, mean)  # what this slot held may be read before the store, or after it
+    for number in range(1, filled):
+        gradient = to_real(tl.load(ring_row + number * pitch, mask), STATE_DTYPE)
+        mean = INCLUDE(mean, tl.where(number == slot, grad, gradient), number)
+    return moved_param(param, mean, scalars)
 
 
 @triton.jit
 def step_rows(
-    word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit, slopes,
-    DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr,
+    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, constants, scalars, limit, slopes,
+    DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr, RING: tl.constexpr,
     PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, SLOPE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """The two rows that one word of every lane's draw decides; each lane's sum of slopes, with SLOPE."""
@@ -186,26 +215,30 @@ def step_rows(
         mask = None if FULL else offset < left
         stored = tl.load(param_row + offset, mask)
         grad = to_real(tl.load(grad_row + offset, mask), PARAM_DTYPE)
-        states = ()
-        for k in tl.static_range(STATES):
-            states = states + (to_real(tl.load(state_rows[k] + offset, mask), STATE_DTYPE),)
         param = to_real(stored, PARAM_DTYPE)
-        updated, states = update(param, grad, states, constants, scalars, DIRECTION, FLAG0, FLAG1)
+        if RING:
+            ring_row = state_rows[0] + offset
+            updated = update_ring(param, grad, ring_row, pitch, mask, constants, scalars, DIRECTION, STATE_DTYPE)
+        else:
+            states = ()
+            for k in tl.static_range(STATES):
+                states = states + (to_real(tl.load(state_rows[k] + offset, mask), STATE_DTYPE),)
+            updated, states = update(param, grad, states, constants, scalars, DIRECTION, FLAG0, FLAG1)
+            for k in tl.static_range(STATES):
+                tl.store(state_rows[k] + offset, from_real(states[k], STATE_DTYPE), mask)
         keep = ((drawn >> (16 * half)) & 0xFFFF) < limit
         stored = tl.where(keep, from_real(updated, PARAM_DTYPE), stored)
         tl.store(param_row + offset, stored, mask)
         if SLOPE:
             term = grad * (param - to_real(stored, PARAM_DTYPE))
             slopes = slopes + (term if FULL else tl.where(mask, term, 0.0))
-        for k in tl.static_range(STATES):
-            tl.store(state_rows[k] + offset, from_real(states[k], STATE_DTYPE), mask)
     return slopes
 
 
 @triton.jit
 def step_chunk(
     row, begin, left, constants, scalars, limit, draws, seed, step, units,
-    DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr,
+    DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr, RING: tl.constexpr,
     PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, REAL: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
     FULL: tl.constexpr,
 ):  # fmt: skip
@@ -220,6 +253,9 @@ def step_chunk(
     for k in tl.static_range(STATES):
         state_rows = state_rows + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
     index = tl.load(row + INDEX).to(tl.uint32)
+    pitch = tl.load(row + NUMEL)
+    if FULL and RING:
+        pitch = tl.multiple_of(pitch, 128 // STATE_DTYPE.primitive_bitwidth)
     first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
     key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
     passes: tl.constexpr = CHUNK // (ROWS * BLOCK)
@@ -237,15 +273,15 @@ def step_chunk(
             words = (w0, w1, w2, w3)
             for word in tl.static_range(ROWS // 2):
                 slopes = step_rows(
-                    word, words[word], lane, left, param_row, grad_row, state_rows, constants, scalars, limit, slopes,
-                    DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
+                    word, words[word], lane, left, param_row, grad_row, state_rows, pitch, constants, scalars, limit,
+                    slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
                 )  # fmt: skip
         else:
             for word in range(ROWS // 2):
                 drawn = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
                 slopes = step_rows(
-                    word, drawn, lane, left, param_row, grad_row, state_rows, constants, scalars, limit, slopes,
-                    DIRECTION, FLAG0, FLAG1, STATES, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, False,
+                    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, constants, scalars, limit,
+                    slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, False,
                 )  # fmt: skip
         if UNIT != 0:
             place = block * (BLOCK // UNIT) + tl.arange(0, BLOCK // UNIT)
@@ -263,6 +299,7 @@ def step_kernel(
     FLAG1: tl.constexpr,
     STATES: tl.constexpr,
     VALUES: tl.constexpr,
+    RING: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
     REAL: tl.constexpr,
@@ -290,13 +327,15 @@ def step_kernel(
     addresses = tl.load(row + PARAM) | tl.load(row + GRAD)
     for k in tl.static_range(STATES):
         addresses = addresses | tl.load(row + (STATE + k))
+    if RING:  # from slot to slot
+        addresses = addresses | tl.load(row + NUMEL) * (STATE_DTYPE.primitive_bitwidth // 8)
     draws = flags & DRAWS != 0
     units = shared
     if UNIT != 0:
         units = tl.load(prepared + (WORDS - 3)).to(tl.pointer_type(REAL)) + chunk * (CHUNK // ROWS // UNIT)
     if (left == CHUNK) & (addresses % 16 == 0):
         step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0, FLAG1,
-                   STATES, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
+                   STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
     else:
         step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0, FLAG1,
-                   STATES, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip
+                   STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip

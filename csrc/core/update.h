@@ -39,20 +39,36 @@ struct UpdateScalars {
         grad_factor(static_cast<Real>(s.grad_factor)) {}
 };
 
-// The parameter an update would give; the states advance in place, kept or not. The caller stores
-// the result only where the keep decision holds.
-template <Decay kDecay, class Rule, class Real>
-LRT_HD Real update(const Rule& rule, const UpdateScalars<Real>& scalars, Real param, Real grad, Real* states) {
-  constexpr bool select = kDecay == Decay::kSelect;
+// The gradient that a rule sees: scaled, with coupled weight decay.
+template <Decay kDecay, class Real>
+LRT_HD Real decayed_grad(const UpdateScalars<Real>& scalars, Real param, Real grad) {
   grad = grad * scalars.grad_factor;
-  if (kDecay == Decay::kCoupled || (select && scalars.coupled_decay != 0)) {
+  if (kDecay == Decay::kCoupled || (kDecay == Decay::kSelect && scalars.coupled_decay != 0)) {
     grad = grad + scalars.coupled_decay * param;
   }
-  Real direction = rule.direction(grad, states);
-  if (kDecay == Decay::kDecoupled || (select && scalars.decoupled_decay != 0)) {
+  return grad;
+}
+
+// The parameter that a rule's direction leads to, with decoupled weight decay.
+template <Decay kDecay, class Real>
+LRT_HD Real moved_param(const UpdateScalars<Real>& scalars, Real param, Real direction) {
+  if (kDecay == Decay::kDecoupled || (kDecay == Decay::kSelect && scalars.decoupled_decay != 0)) {
     direction = direction + scalars.decoupled_decay * param;
   }
   return param - scalars.lr * direction;
 }
+
+// The parameter an update would give; the states advance in place, kept or not. The caller stores
+// the result only where the keep decision holds.
+template <Decay kDecay, class Rule, class Real>
+LRT_HD Real update(const Rule& rule, const UpdateScalars<Real>& scalars, Real param, Real grad, Real* states) {
+  grad = decayed_grad<kDecay>(scalars, param, grad);
+  return moved_param<kDecay>(scalars, param, rule.direction(grad, states));
+}
+
+// Rules whose one state is a ring: several slots of a whole parameter each, one behind the other. Instead of a
+// direction they say which slot the gradient goes to, and how the slots are averaged (rules/average_sgd.h).
+template <class Rule>
+constexpr bool kHasRing = requires { Rule::kRing; };
 
 }  // namespace lrt

@@ -14,7 +14,7 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, doubl
   const int64_t first = first_tile * kTile;
   Range part = {advance(tensor.whole.param, first, tensor.param_size),
                 advance(tensor.whole.grad, first, tensor.param_size), {}, first_tile, count,
-                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr};
+                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr, tensor.whole.count};
   for (int k = 0; k < kMaxStates; ++k) {
     if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
   }

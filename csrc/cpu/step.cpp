@@ -105,6 +105,14 @@ class CallWork {
                     "[", i, "]: its shape differs from params[", i, "]");
   }
 
+  // A ring lies contiguously, whatever the layout of the parameter.
+  void check_ring(const Tensor& tensor, IntArray sizes, size_t i) const {
+    const IntArray own = tensor.sizes();
+    STD_TORCH_CHECK(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 &&
+                        own[0] == call_.window && std::equal(sizes.begin(), sizes.end(), own.begin() + 1),
+                    "Invalid states[", i, "]: must be contiguous on the CPU, ", call_.window, " times params[", i, "]");
+  }
+
   void add(size_t i) {
     const Tensor &param = call_.params[i], &grad = call_.grads[i], &step = call_.steps[i];
     const std::optional<Dtype> dtype = dtype_of(param);
@@ -125,7 +133,11 @@ class CallWork {
     int used = 0;  // states that a variant lacks are empty lists; the rest close up
     for (const auto& list : call_.states) {
       if (list.empty()) continue;
-      check_operand(list[i], sizes, "states", i);
+      if (call_.window != 0) {
+        check_ring(list[i], sizes, i);
+      } else {
+        check_operand(list[i], sizes, "states", i);
+      }
       const std::optional<Dtype> own = dtype_of(list[i]);
       STD_TORCH_CHECK(used == 0 || own == state_dtype, "Invalid states[", i, "]: their dtypes differ");
       state_dtype = own;
@@ -228,6 +240,12 @@ void step_radam(ListCall& call, const RAdamHyper& hyper) {
 void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper) {
   run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
     return [](Dtype param, Dtype state) { return find_adabelief<decltype(isa)>(param, state); };
+  }));
+}
+
+void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper) {
+  run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
+    return [](Dtype param, Dtype state) { return find_average_sgd<decltype(isa)>(param, state); };
   }));
 }
 

@@ -20,6 +20,7 @@ struct Range {
   int64_t first_tile;  // index of the run's first tile in the whole parameter
   int64_t count;
   double* slopes;  // of its tiles, or null
+  int64_t whole_count = 0;  // of the whole parameter: from one slot of a ring to the next
 };
 
 // What all ranges of one tensor share in one step.
@@ -69,6 +70,16 @@ __attribute__((noinline)) void update_row_and_slopes(const Rule& rule, const Upd
     params[i] = stored;
     slopes[i] = slopes[i] + slope_term(grad, to_real(old_param), to_real(stored));
   }
+}
+
+// A tile's slope from those of its lanes.
+template <class Param>
+LRT_HD double tile_slope(const Real<Param> (&lanes)[kLanes]) {
+  Real<Param> units[kTileUnits<Param>];
+  for (int u = 0; u < kTileUnits<Param>; ++u) {
+    units[u] = slope_unit<kSlopeLanes<Param>>(lanes + u * kSlopeLanes<Param>);
+  }
+  return slope_sum(units, kTileUnits<Param>);
 }
 
 constexpr int64_t kPrefetch = kTile;  // elements ahead
@@ -124,11 +135,7 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
                                    std::make_integer_sequence<int, Rule::kStates>{});
       }
       if (!range.slopes) continue;
-      Real<Param> units[kTileUnits<Param>];
-      for (int u = 0; u < kTileUnits<Param>; ++u) {
-        units[u] = slope_unit<kSlopeLanes<Param>>(lanes + u * kSlopeLanes<Param>);
-      }
-      range.slopes[tile] = slope_sum(units, kTileUnits<Param>);
+      range.slopes[tile] = tile_slope<Param>(lanes);
     }
   };
   const auto run_full_tiles = [&](auto drawing, auto decay) __attribute__((always_inline)) {
@@ -162,21 +169,73 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
   run_with_slopes(full_tiles);
 }
 
+// The step of a rule with a ring, a tile at a time: slots outside, elements inside, so that the loops vectorise.
+template <class Isa, class Rule, class Hyper, class Param, class State>
+void ring_kernel(const TensorStep& tensor, const Range& range) {
+  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+  const bool draws = tensor.threshold != 0 && tensor.threshold != kKeepAll;
+  TileKeeps tile_keeps;
+  if (!draws) std::memset(&tile_keeps, tensor.threshold == 0 ? 0 : -1, sizeof(tile_keeps));
+  const int32_t* const keeps = tile_keeps.row[0];
+  for (int64_t begin = 0; begin < range.count; begin += kTile) {
+    Param* const params = static_cast<Param*>(range.param) + begin;
+    const Param* const grads = static_cast<const Param*>(range.grad) + begin;
+    State* const ring = static_cast<State*>(range.states[0]) + begin;
+    const int count = static_cast<int>(std::min(kTile, range.count - begin));
+    State* const newest = ring + rule.slot * range.whole_count;
+#pragma GCC ivdep
+    for (int i = 0; i < count; ++i) {
+      newest[i] = from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params[i]), to_real(grads[i])));
+    }
+    alignas(64) Real<Param> mean[kTile];
+    for (int i = 0; i < count; ++i) mean[i] = to_real(ring[i]);
+    for (int64_t number = 1; number < rule.filled; ++number) {
+      const State* const slot = ring + number * range.whole_count;
+      const Real<Param> weight = Rule::weight(number);
+      for (int i = 0; i < count; ++i) mean[i] = Rule::include(mean[i], to_real(slot[i]), weight);
+    }
+    if (draws) draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + begin / kTile, tile_keeps);
+    Real<Param>* const terms = mean;  // of the slope, in their place
+#pragma GCC ivdep
+    for (int i = 0; i < count; ++i) {
+      const Param old_param = params[i];
+      const Param new_param = from_real<Param>(moved_param<Decay::kSelect>(scalars, to_real(old_param), mean[i]));
+      const Param stored = keeps[i] < 0 ? new_param : old_param;
+      params[i] = stored;
+      terms[i] = slope_term(to_real(grads[i]), to_real(old_param), to_real(stored));
+    }
+    if (!range.slopes) continue;
+    Real<Param> lanes[kLanes] = {};
+    for (int i = 0; i < count; ++i) lanes[i % kLanes] = lanes[i % kLanes] + terms[i];
+    range.slopes[begin / kTile] = tile_slope<Param>(lanes);
+  }
+}
+
+template <class Isa, class Rule, class Hyper, class Param, class State>
+constexpr StepKernel instance() {
+  if constexpr (kHasRing<Rule>) {
+    return ring_kernel<Isa, Rule, Hyper, Param, State>;
+  } else {
+    return step_kernel<Isa, Rule, Hyper, Param, State>;
+  }
+}
+
 // The kernel of a rule for a pair of storage types; null where the pair is not offered.
 template <class Isa, template <class> class Rule, class Hyper>
 StepKernel kernel_for(Dtype param, Dtype state) {
   switch (param) {
     case Dtype::kFloat:
-      return state == Dtype::kFloat ? step_kernel<Isa, Rule<float>, Hyper, float, float> : nullptr;
+      return state == Dtype::kFloat ? instance<Isa, Rule<float>, Hyper, float, float>() : nullptr;
     case Dtype::kDouble:
-      return state == Dtype::kDouble ? step_kernel<Isa, Rule<double>, Hyper, double, double> : nullptr;
+      return state == Dtype::kDouble ? instance<Isa, Rule<double>, Hyper, double, double>() : nullptr;
     case Dtype::kBFloat16:
-      return state == Dtype::kFloat      ? step_kernel<Isa, Rule<float>, Hyper, BFloat16, float>
-             : state == Dtype::kBFloat16 ? step_kernel<Isa, Rule<float>, Hyper, BFloat16, BFloat16>
+      return state == Dtype::kFloat      ? instance<Isa, Rule<float>, Hyper, BFloat16, float>()
+             : state == Dtype::kBFloat16 ? instance<Isa, Rule<float>, Hyper, BFloat16, BFloat16>()
                                          : nullptr;
     case Dtype::kHalf:
-      return state == Dtype::kFloat  ? step_kernel<Isa, Rule<float>, Hyper, Half, float>
-             : state == Dtype::kHalf ? step_kernel<Isa, Rule<float>, Hyper, Half, Half>
+      return state == Dtype::kFloat  ? instance<Isa, Rule<float>, Hyper, Half, float>()
+             : state == Dtype::kHalf ? instance<Isa, Rule<float>, Hyper, Half, Half>()
                                      : nullptr;
   }
   return nullptr;

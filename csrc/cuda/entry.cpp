@@ -135,6 +135,10 @@ void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper) {
   run(call, [&](const Step& step) { return launch_adabelief(step, hyper); });
 }
 
+void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper) {
+  run(call, [&](const Step& step) { return launch_average_sgd(step, hyper); });
+}
+
 void upload_words(Tensor target, Tensor words) {
   STD_TORCH_CHECK(device_code(words) == kCpuCode && words.is_contiguous() && target.is_contiguous() &&
                       words.element_size() == 8 && target.element_size() == 8 && words.numel() == target.numel(),

@@ -4,6 +4,7 @@
 #include "ops.h"
 #include "rules/adabelief.h"
 #include "rules/adam.h"
+#include "rules/average_sgd.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -15,6 +16,7 @@ void step_adam(ListCall& call, const AdamHyper& hyper);
 void step_rmsprop(ListCall& call, const RMSpropHyper& hyper);
 void step_radam(ListCall& call, const RAdamHyper& hyper);
 void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper);
+void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper);
 
 // Copies int64 words from the CPU to the device of `target`, in stream order (see upload.h).
 void upload_words(Tensor target, Tensor words);

@@ -5,6 +5,7 @@
 #include "core/table.h"
 #include "rules/adabelief.h"
 #include "rules/adam.h"
+#include "rules/average_sgd.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -56,5 +57,6 @@ const char* launch_adam(const Step& step, const AdamHyper& hyper, bool amsgrad);
 const char* launch_rmsprop(const Step& step, const RMSpropHyper& hyper, bool centered, bool momentum);
 const char* launch_radam(const Step& step, const RAdamHyper& hyper);
 const char* launch_adabelief(const Step& step, const AdaBeliefHyper& hyper);
+const char* launch_average_sgd(const Step& step, const AverageSGDHyper& hyper);
 
 }  // namespace lrt::cuda

@@ -80,6 +80,7 @@ struct Chunk {
 // kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the limit. Each
 // lane's sum of slopes advances.
 template <class Param, class State, int kCount, class Rule>
+  requires(!kHasRing<Rule>)
 LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
                               Real<Param> (&slopes)[kCount]) {
   Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
@@ -103,6 +104,45 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
   stored = params;
 #pragma unroll
   for (int k = 0; k < Rule::kStates; ++k) vector_at<State, kCount>(chunk.row.states[k], begin) = states[k];
+}
+
+// The same for a rule with a ring.
+template <class Param, class State, int kCount, class Rule>
+  requires kHasRing<Rule>
+LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
+                              Real<Param> (&slopes)[kCount]) {
+  const auto& scalars = chunk.shared.scalars;
+  Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
+  Vector<Param, kCount> params = stored;
+  const Vector<Param, kCount> grads = vector_at<Param, kCount>(chunk.row.grad, begin);
+  Vector<State, kCount> newest;
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    newest.value[e] = from_real<State>(
+        decayed_grad<Decay::kSelect>(scalars, to_real(params.value[e]), to_real(grads.value[e])));
+  }
+  const auto slot = [&](int64_t number) -> Vector<State, kCount>& {
+    return vector_at<State, kCount>(chunk.row.states[0], number * chunk.row.count + begin);
+  };
+  slot(chunk.rule.slot) = newest;  // and read again below, from the cache, as the thread's own
+  Real<Param> mean[kCount];
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) mean[e] = to_real(slot(0).value[e]);
+#pragma unroll 4
+  for (int64_t number = 1; number < chunk.rule.filled; ++number) {
+    const Vector<State, kCount> gradients = slot(number);
+    const Real<Param> weight = Rule::weight(number);
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) mean[e] = Rule::include(mean[e], to_real(gradients.value[e]), weight);
+  }
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    const Real<Param> param = to_real(params.value[e]);
+    const Real<Param> updated = moved_param<Decay::kSelect>(scalars, param, mean[e]);
+    if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
+    slopes[e] = slopes[e] + slope_term(to_real(grads.value[e]), param, to_real(params.value[e]));
+  }
+  stored = params;
 }
 
 // kCount neighbouring lanes of a tile, whose calls serve all eight rows; returns their sum of slopes. A single lane may
@@ -150,6 +190,7 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Param, Rule::kStates>)) 
       own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, end};
   int64_t addresses = row.param | row.grad;
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
+  if constexpr (kHasRing<Rule>) addresses |= row.count * static_cast<int64_t>(sizeof(State));  // from slot to slot
   const int64_t last_tile = addresses % kAccess == 0 ? end / kTile : begin / kTile;  // of those in wide accesses
   const int unit = threadIdx.x % kUnits;
   const auto store_slope = [&](int64_t tile, Real<Param> slope) {

@@ -59,6 +59,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     # -- what a subclass defines ---------------------------------------------------------------------------
 
+    def _rule(self, group: Group) -> str:
+        """Which rule steps this group."""
+        return self.rule
+
     def _state_names(self, group: Group) -> dict[str, bool]:
         """The rule's states in the order of its op, and whether this group has them."""
         raise NotImplementedError
@@ -70,6 +74,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _check_rule(self, group: Group) -> None:
         """Raises ValueError for hyper-parameters that only this rule has."""
         raise NotImplementedError
+
+    def _check_state(self, group: Group, params: list[Tensor]) -> None:
+        """Raises ValueError where the states of these parameters do not fit the group; nothing to check by default."""
 
     def _check_group(self, group: Group) -> None:
         check_group(group)
@@ -97,7 +104,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _state_dtype_of(self, param: Tensor) -> torch.dtype:
         return (self.state_dtype or torch.float32) if param.dtype.itemsize == 2 else param.dtype
 
-    def _init_state(self, param: Tensor, names: list[str]) -> None:
+    def _state_shape(self, group: Group, name: str, param: Tensor) -> tuple[int, ...]:
+        """Shape of a state: the parameter's, unless the subclass says otherwise (such a state is contiguous)."""
+        return tuple(param.shape)
+
+    def _init_state(self, group: Group, param: Tensor, names: list[str]) -> None:
         """Create what is missing of the parameter's state, as zeros."""
         state = self.state[param]
         if "step" not in state:
@@ -105,9 +116,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
         for name in names:
             if name not in state:
-                state[name] = torch.zeros_like(
-                    param, dtype=self._state_dtype_of(param), memory_format=torch.preserve_format
-                )
+                shape, dtype = self._state_shape(group, name, param), self._state_dtype_of(param)
+                if shape == param.shape:
+                    state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+                else:
+                    state[name] = torch.zeros(shape, dtype=dtype, device=param.device)
 
     def _indexed(self) -> Iterator[tuple[Group, range]]:
         """Groups with the indices of their parameters in state_dict order."""
@@ -150,6 +163,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """The parameters of a checked group that have a gradient, in parts that one call can step."""
         self._check_group(group)
         params = group["params"]
+        self._check_state(group, params)
         grads = [param.grad for param in params]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and all(g is not None for g in grads) and all(param.is_cpu for param in params):
@@ -175,10 +189,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
         except KeyError:
             check_grads(part.params, part.grads)  # before states are created
             for param in part.params:
-                self._init_state(param, wanted[1:])
+                self._init_state(group, param, wanted[1:])
             columns = {name: [state[name] for state in states] for name in wanted}
         return StepCall(
-            rule=self.rule,
+            rule=self._rule(group),
             params=part.params,
             grads=part.grads,
             states={name: columns.get(name, []) for name in names},
@@ -260,13 +274,13 @@ class MaskedOptimizer(torch.optim.Optimizer):
             for group in completed:
                 self._check_group(group)
             seen.update(loaded, param_groups=completed)
-            for param, saved in self._saved_states(seen):
-                self._check_saved(param, saved)
+            for group, param, saved in self._saved_states(seen):
+                self._check_saved(group, param, saved)
             return dict(seen)
 
         def after(_: torch.optim.Optimizer) -> None:
             forget(self._tables)
-            for param, saved in self._saved_states(seen):
+            for _, param, saved in self._saved_states(seen):
                 self.state[param] = self._restored(param, saved)
 
         # Innermost of all hooks: the user's own see the dict that is loaded, and the final state.
@@ -280,17 +294,20 @@ class MaskedOptimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _saved_states(self, state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    def _saved_states(self, state_dict: dict[str, Any]) -> Iterator[tuple[Group, Tensor, dict[str, Any]]]:
         for saved, current in zip(state_dict["param_groups"], self.param_groups, strict=True):
             for key, param in zip(saved["params"], current["params"], strict=True):
                 if key in state_dict["state"]:
-                    yield param, state_dict["state"][key]
+                    yield saved, param, state_dict["state"][key]
 
-    def _check_saved(self, param: Tensor, saved: dict[str, Any]) -> None:
+    def _check_saved(self, group: Group, param: Tensor, saved: dict[str, Any]) -> None:
         for name, value in saved.items():
-            if name != "step" and isinstance(value, Tensor) and value.shape != param.shape:
+            if name == "step" or not isinstance(value, Tensor):
+                continue
+            shape = self._state_shape(group, name, param)
+            if value.shape != shape:
                 raise ValueError(f"Invalid state_dict: {name} has shape {tuple(value.shape)}, "
-                                 f"its parameter {tuple(param.shape)}")
+                                 f"its parameter {tuple(param.shape)}: must be {shape}")
 
     def _restored(self, param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
         """A saved state in this optimizer's dtypes, on the parameter's device; never the caller's own tensors."""

@@ -22,6 +22,14 @@ class SGD(MaskedOptimizer):
     Source: Lin et al., Learning Rate Dropout, TNNLS 2022, Algorithm 1, with torch.optim's conventions. The momentum
     of a dropped element advances; weight decay is part of the update and dropped with it.
 
+    With ``momentum_window=k`` the buffer is replaced by average momentum (Eq. 10), the mean of the last gradients:
+
+    .. math::
+        b = \frac{1}{\min(t, k)} \sum_{j=0}^{\min(t, k) - 1} g_{t-j}
+
+    taken anew at every step, so that no error accumulates. It keeps k gradients (state ``window_buffer``, of shape
+    (k, \*param.shape)) and reads them all in a step. The window of parameters that have been stepped cannot change.
+
     Args:
         params: parameters or groups, as for torch.optim.
         lr: learning rate, >= 0; a float or a tensor of one element.
@@ -31,14 +39,15 @@ class SGD(MaskedOptimizer):
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
         seed: 64-bit seed of the keep decisions; the same on all replicas.
+        momentum_window: gradients that average momentum averages, >= 1; None for ordinary momentum. Goes with
+            momentum, dampening and nesterov at their defaults only.
         backend: "auto", "native", "triton" or "reference".
         state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
 
     Raises:
-        ValueError, TypeError: an argument is out of range; the message names it.
+        ValueError, TypeError: an argument is out of range, or momentum_window differs from that of earlier steps;
+            the message names it.
     """
-
-    rule = "sgd"
 
     def __init__(
         self,
@@ -56,12 +65,14 @@ class SGD(MaskedOptimizer):
         keep_prob: float | Tensor = 1.0,
         grad_weight: float | Tensor = 1.0,
         seed: int = 0,
+        momentum_window: int | None = None,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
     ) -> None:
         defaults = dict(
             lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
             maximize=maximize, foreach=foreach, differentiable=differentiable, fused=fused,
+            momentum_window=momentum_window,
         )  # fmt: skip
         super().__init__(
             params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, seed=seed, backend=backend,
@@ -76,8 +87,46 @@ class SGD(MaskedOptimizer):
                 "Nesterov momentum requires a momentum and zero dampening"
             )
 
+        _check_window(group)
+
+    def _rule(self, group: Group) -> str:
+        return "sgd" if group["momentum_window"] is None else "average_sgd"
+
     def _state_names(self, group: Group) -> dict[str, bool]:
+        if group["momentum_window"] is not None:
+            return {"window_buffer": True}
         return {"momentum_buffer": group["momentum"] != 0}
 
-    def _hyper(self, group: Group) -> dict[str, float | bool]:
+    def _state_shape(self, group: Group, name: str, param: Tensor) -> tuple[int, ...]:
+        if name == "window_buffer" and group["momentum_window"] is not None:
+            return (group["momentum_window"], *param.shape)
+        return super()._state_shape(group, name, param)
+
+    def _hyper(self, group: Group) -> dict[str, float | bool | int]:
+        if group["momentum_window"] is not None:
+            return {"window": group["momentum_window"]}
         return {name: group[name] for name in ("momentum", "dampening", "nesterov")}
+
+    def _check_state(self, group: Group, params: list[Tensor]) -> None:
+        window = group["momentum_window"]
+        if window is None:
+            return
+        for param in params:
+            state = self.state.get(param)
+            if state and ("window_buffer" not in state or len(state["window_buffer"]) != window):
+                before = len(state["window_buffer"]) if "window_buffer" in state else None
+                raise ValueError(f"Invalid momentum_window={window}: these parameters have been stepped with "
+                                 f"momentum_window={before}")  # fmt: skip
+
+
+def _check_window(group: Group) -> None:
+    window = group["momentum_window"]
+    if window is None:
+        return
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ValueError(f"Invalid momentum_window={window!r}: must be an int of at least 1, or None")
+    if group["momentum"] != 0 or group["dampening"] != 0 or group["nesterov"]:
+        raise ValueError(
+            f"Invalid momentum_window={window} with momentum={group['momentum']}, dampening={group['dampening']} and "
+            f"nesterov={group['nesterov']}: average momentum replaces them"
+        )

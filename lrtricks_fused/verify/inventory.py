@@ -43,6 +43,7 @@ _OPTIONS: dict[str, list[dict[str, Any]]] = {  # the last of each has as many fl
     "SGD": [
         {}, dict(momentum=0.8), dict(momentum=0.8, dampening=0.3), dict(momentum=0.8, nesterov=True),
         dict(weight_decay=0.05), dict(maximize=True), dict(momentum=0.8, nesterov=True, weight_decay=0.05),
+        dict(momentum_window=2), dict(momentum_window=5, weight_decay=0.05, maximize=True),
         dict(momentum=0.8, dampening=0.3, weight_decay=0.05, maximize=True),
     ],
     "Adam": [

@@ -23,7 +23,7 @@ uint8_t* start(Bytes& bytes, int64_t offset, Dtype dtype) { return bytes.data() 
 cpu::Range range_of(const Variant& variant, TestTensor& tensor) {
   const auto [param, state] = tensor.dtypes;
   cpu::Range range = {start(tensor.param, tensor.offset, param), start(tensor.grad, tensor.offset, param), {}, 0,
-                      tensor.count};
+                      tensor.count, tensor.count};
   for (int k = 0; k < variant.states; ++k) range.states[k] = start(tensor.states[k], tensor.offset, state);
   return range;
 }
@@ -89,7 +89,7 @@ TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count
   for (int k = 0; k < variant.states; ++k) {
     // In [0.5, 0.7): no mean exceeds the root of a mean of squares, so that a centered variance stays positive.
     const bool variance = variant.variances >> k & 1;
-    tensor.states[k].resize((offset + count) * size_of(dtypes.state));
+    tensor.states[k].resize((offset + variant.slots * count) * size_of(dtypes.state));
     tensor.states[k].shrink_to_fit();
     fill(tensor.states[k], dtypes.state, [&] {
       return (variance ? 1 : random.sign()) * (0.5 + 0.2 * random.uniform());

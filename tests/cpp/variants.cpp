@@ -30,16 +30,47 @@ void scalar_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
   }
 }
 
+template <class Rule, class Hyper, class Param, class State>
+  requires kHasRing<Rule>
+void scalar_ring_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
+  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+  Param* params = static_cast<Param*>(range.param);
+  for (int64_t i = 0; i < range.count; ++i) {
+    const auto slot = [&](int64_t number) -> State& {
+      return static_cast<State*>(range.states[0])[number * range.count + i];
+    };
+    const Real<Param> param = to_real(params[i]);
+    slot(rule.slot) =
+        from_real<State>(decayed_grad<Decay::kSelect>(scalars, param, to_real(static_cast<const Param*>(range.grad)[i])));
+    Real<Param> mean = to_real(slot(0));
+    for (int64_t number = 1; number < rule.filled; ++number) {
+      mean = mean + (to_real(slot(number)) - mean) * (Real<Param>(1) / static_cast<Real<Param>>(number + 1));
+    }
+    const bool keep = keep_bits(tensor.key, range.first_tile * kTile + i) < tensor.threshold;
+    if (keep) params[i] = from_real<Param>(moved_param<Decay::kSelect>(scalars, param, mean));
+  }
+}
+
+template <class Rule, class Hyper, class Param, class State>
+StepKernel scalar_instance() {
+  if constexpr (kHasRing<Rule>) {
+    return scalar_ring_step<Rule, Hyper, Param, State>;
+  } else {
+    return scalar_step<Rule, Hyper, Param, State>;
+  }
+}
+
 template <template <class> class Rule, class Hyper>
 StepKernel scalar_for(Dtype param, Dtype state) {
-  if (param == Dtype::kDouble) return scalar_step<Rule<double>, Hyper, double, double>;
-  if (param == Dtype::kFloat) return scalar_step<Rule<float>, Hyper, float, float>;
+  if (param == Dtype::kDouble) return scalar_instance<Rule<double>, Hyper, double, double>();
+  if (param == Dtype::kFloat) return scalar_instance<Rule<float>, Hyper, float, float>();
   if (param == Dtype::kBFloat16) {
-    return state == Dtype::kFloat ? scalar_step<Rule<float>, Hyper, BFloat16, float>
-                                  : scalar_step<Rule<float>, Hyper, BFloat16, BFloat16>;
+    return state == Dtype::kFloat ? scalar_instance<Rule<float>, Hyper, BFloat16, float>()
+                                  : scalar_instance<Rule<float>, Hyper, BFloat16, BFloat16>();
   }
-  return state == Dtype::kFloat ? scalar_step<Rule<float>, Hyper, Half, float>
-                                : scalar_step<Rule<float>, Hyper, Half, Half>;
+  return state == Dtype::kFloat ? scalar_instance<Rule<float>, Hyper, Half, float>()
+                                : scalar_instance<Rule<float>, Hyper, Half, Half>();
 }
 
 template <class Find>
@@ -102,6 +133,13 @@ Variant adabelief() {
   return {"adabelief", 2, 0b10, &kAdabelief, native, scalar_for<AdaBelief, AdaBeliefHyper>};
 }
 
+Variant average_sgd() {
+  const auto native = [](Isa isa, Dtype p, Dtype s) {
+    return native_for(isa, [=](auto tag) { return cpu::find_average_sgd<decltype(tag)>(p, s); });
+  };
+  return {"average sgd", 1, 0b0, &kAverageSgd, native, scalar_for<AverageSGD, AverageSGDHyper>, kAverageSgd.window};
+}
+
 bool selectable(Isa isa) {
   select_isa(isa);
   try {
@@ -124,7 +162,8 @@ const std::vector<Variant>& variants() {
                                            rmsprop<true, false>("rmsprop centered"),
                                            rmsprop<true, true>("rmsprop centered momentum"),
                                            radam(),
-                                           adabelief()};
+                                           adabelief(),
+                                           average_sgd()};
   return all;
 }
 

@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "rules/adabelief.h"
 #include "rules/adam.h"
+#include "rules/average_sgd.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -28,6 +29,7 @@ constexpr AdamHyper kAdam = {0.8, 0.95, 1e-6};
 constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
 constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
 constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
+constexpr AverageSGDHyper kAverageSgd = {3};
 
 struct Variant {
   std::string name;
@@ -36,6 +38,7 @@ struct Variant {
   const void* hyper;
   cpu::StepKernel (*native)(cpu::Isa isa, Dtype param, Dtype state);
   cpu::StepKernel (*scalar)(Dtype param, Dtype state);
+  int64_t slots = 1;  // of the parameter's size, that a state has
 };
 
 const std::vector<Variant>& variants();

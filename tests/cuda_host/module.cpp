@@ -42,6 +42,7 @@ void step(const std::string& rule, const std::vector<double>& hyper, bool nester
   if (rule == "rmsprop") return check(cuda::launch_rmsprop(call, {hyper[0], hyper[1], hyper[2]}, has(1), has(2)));
   if (rule == "radam") return check(cuda::launch_radam(call, {hyper[0], hyper[1], hyper[2]}));
   if (rule == "adabelief") return check(cuda::launch_adabelief(call, {hyper[0], hyper[1], hyper[2]}));
+  if (rule == "average_sgd") return check(cuda::launch_average_sgd(call, {static_cast<int64_t>(hyper[0])}));
   throw std::runtime_error("no rule " + rule);
 }
 
