@@ -152,9 +152,7 @@ def average_sgd_constants(window, _, __, step):
 
 
 @triton.jit
-def average_sgd(mean, gradient, number):
-    """The mean of slots 0 .. number from that of slots 0 .. number - 1; exact where all are equal."""
-    real = mean.dtype
-    one = tl.full([], 1.0, real)
-    weight = div_rn(one, (number + 1).to(real))
+def average_sgd(mean, gradient, count):
+    """The mean of ``count`` gradients from that of all but the last; exact where all are equal."""
+    weight = div_rn(count * 0.0 + 1.0, count)
     return mean + (gradient - mean) * weight

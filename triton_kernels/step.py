@@ -197,9 +197,11 @@ def update_ring(
     grad = to_real(newest, STATE_DTYPE)
     mean = to_real(tl.load(ring_row, mask), STATE_DTYPE)
     mean = tl.where(slot == 0, grad, mean)  # what this slot held may be read before the store, or after it
+    count = constants[1] * 0.0 + 1.0
     for number in range(1, filled):
+        count = count + 1.0
         gradient = to_real(tl.load(ring_row + number * pitch, mask), STATE_DTYPE)
-        mean = INCLUDE(mean, tl.where(number == slot, grad, gradient), number)
+        mean = INCLUDE(mean, tl.where(slot == number, grad, gradient), count)
     return moved_param(param, mean, scalars)
 
 
