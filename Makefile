@@ -11,7 +11,7 @@ demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench

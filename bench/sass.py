@@ -1,11 +1,18 @@
 """Reads the machine code of a kernel (nvdisasm's text): its loops, its accesses, the instructions a normal value takes.
 
-Nothing here knows an optimizer; gpu_model.py asks the questions.
+Nothing here knows an optimizer; gpu_model.py and triton_model.py ask the questions. amdgcn.py reads AMD's text.
 """
 
+import importlib.util
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+
+TOOLS = ("cuobjdump", "nvdisasm")
 
 _SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
 _OTHER_SECTION = re.compile(r"\s*\.section\s")
@@ -38,11 +45,30 @@ class Instruction:
         width = _WIDTH.search(self.opcode)
         return int(width[1]) // 8 if width else 4
 
+    @property
+    def is_store(self) -> bool:
+        """Whether it writes to global memory."""
+        return bool(self.access_bytes) and self.opcode.startswith("ST")
 
     @property
     def is_local(self) -> bool:
         """Whether it accesses local memory: spilled registers, or an array that has no register."""
         return self.opcode.split(".")[0] in ("LDL", "STL")
+
+    @property
+    def is_exit(self) -> bool:
+        """Whether the kernel, or a slow path, ends here."""
+        return self.opcode.split(".")[0] in ("EXIT", "RET")
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it enters a slow path of square root or division."""
+        return self.opcode.split(".")[0] == "CALL"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it takes an issue slot of the lanes: all but AMD's scalar instructions."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -108,9 +134,14 @@ def loops(code: list[Instruction]) -> list[Loop]:
 
 
 def nested(code: list[Instruction]) -> list[tuple[Loop, Loop]]:
-    """Every loop that holds another, with that other."""
+    """Every innermost loop that lies in another, behind the loop it lies in directly."""
     found = loops(code)
-    pairs = [(outer, inner) for outer in found for inner in found if outer.contains(inner)]
+    innermost = [loop for loop in found if not any(loop.contains(other) for other in found)]
+    pairs = []
+    for inner in innermost:
+        around = [loop for loop in found if loop.contains(inner)]
+        if around:
+            pairs.append((min(around, key=lambda loop: loop.end - loop.head), inner))
     if not pairs or len({loop for pair in pairs for loop in pair}) != 2 * len(pairs):
         raise UnknownStructure(f"not pairs of loops, one in the other: {found}")
     return pairs
@@ -119,8 +150,7 @@ def nested(code: list[Instruction]) -> list[tuple[Loop, Loop]]:
 def successors(code: list[Instruction], index: int) -> Iterator[int]:
     """Where execution may go on without a call (calls are the slow paths of square root and division)."""
     instruction = code[index]
-    base = instruction.opcode.split(".")[0]
-    if base in ("CALL", "EXIT", "RET") and not instruction.guarded:
+    if (instruction.is_call or instruction.is_exit) and not instruction.guarded:
         return
     if instruction.target is not None:
         yield instruction.target
@@ -128,11 +158,17 @@ def successors(code: list[Instruction], index: int) -> Iterator[int]:
         yield index + 1
 
 
+def skips_store(code: list[Instruction], branch: int) -> bool:
+    """Whether a branch jumps forward over a store to global memory."""
+    target = code[branch].target
+    return any(i.access_bytes and i.opcode.startswith("ST") for i in code[branch + 1 : target])
+
+
 @dataclass(frozen=True)
 class Passes:
-    """One pass of a loop without calls, as indices of instructions; loops inside it are passed once.
+    """Ways from one instruction to another without calls, as indices of instructions; loops are passed once.
 
-    ``branches`` are those of the longest pass where both ways lead to the loop's end without a call.
+    ``branches`` are those of the longest way where both sides lead to its end without a call.
     """
 
     longest: tuple[int, ...]
@@ -142,21 +178,26 @@ class Passes:
 
 def passes(code: list[Instruction], loop: Loop) -> Passes:
     """The longest and the shortest pass of ``loop`` that makes no call, that is, takes no slow path."""
-    longest = {loop.end: (1, -1)}  # index -> instructions from there to the loop's end, next index
+    return ways(code, loop.head, loop.end)
+
+
+def ways(code: list[Instruction], first: int, last: int) -> Passes:
+    """The longest and the shortest way from ``first`` to ``last``, both included, that never goes back."""
+    longest = {last: (1, -1)}  # index -> instructions from there to the last one, next index
     shortest = dict(longest)
     both = set()
-    for index in range(loop.end - 1, loop.head - 1, -1):
-        ways = {way for way in successors(code, index) if way > index and way in longest}
-        if not ways:
+    for index in range(last - 1, first - 1, -1):
+        following = {way for way in successors(code, index) if way > index and way in longest}
+        if not following:
             continue
-        if len(ways) == 2:
+        if len(following) == 2:
             both.add(index)
-        longest[index] = max((longest[way][0] + 1, way) for way in ways)
-        shortest[index] = min((shortest[way][0] + 1, way) for way in ways)
-    if loop.head not in longest:
-        raise UnknownStructure(f"no way through {loop} without a call")
-    walked = _walk(longest, loop.head)
-    return Passes(walked, _walk(shortest, loop.head), tuple(index for index in walked if index in both))
+        longest[index] = max((longest[way][0] + 1, way) for way in following)
+        shortest[index] = min((shortest[way][0] + 1, way) for way in following)
+    if first not in longest:
+        raise UnknownStructure(f"no way from {first} to {last} without a call")
+    walked = _walk(longest, first)
+    return Passes(walked, _walk(shortest, first), tuple(index for index in walked if index in both))
 
 
 def _walk(table: dict[int, tuple[int, int]], index: int) -> tuple[int, ...]:
@@ -165,3 +206,70 @@ def _walk(table: dict[int, tuple[int, int]], index: int) -> tuple[int, ...]:
         way.append(index)
         index = table[index][1]
     return tuple(way)
+
+
+def committed(code: list[Instruction], goals: set[int]) -> int:
+    """Where execution, without calls and going back, becomes certain to reach one of ``goals``; one such entry."""
+    leads: dict[int, bool | None] = dict.fromkeys(goals, True)  # None: only by a call
+    for i in range(max(goals) - 1, -1, -1):
+        if i in goals:
+            continue
+        following = [leads.get(way, False) for way in successors(code, i) if way > i]
+        known = [reaches for reaches in following if reaches is not None]
+        leads[i] = False if code[i].is_exit else all(known) if known else None
+    entries = {way for i, reaches in leads.items() if reaches is False for way in successors(code, i) if leads.get(way)}
+    entries |= {0} if leads[0] else set()
+    if len(entries) != 1:
+        raise UnknownStructure(f"{len(entries)} entries to what leads to {sorted(goals)}")
+    return entries.pop()
+
+
+def exit_after(code: list[Instruction], index: int) -> int:
+    """The one place where the kernel ends after ``index``, without calls and loops."""
+    reached, ends = {index}, []
+    for i in range(index, len(code)):
+        if i in reached:
+            reached |= {way for way in successors(code, i) if way > i}
+            ends += [i] if code[i].is_exit else []
+    if len(ends) != 1:
+        raise UnknownStructure(f"{len(ends)} exits after {index}")
+    return ends[0]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A function's instructions, and the registers and bytes of stack that ptxas gave it."""
+
+    code: list[Instruction]
+    registers: int
+    stack_bytes: int
+
+
+def find_tool(name: str) -> str | None:
+    """The toolkit's cuobjdump or nvdisasm, or the one that triton's wheel ships."""
+    triton = importlib.util.find_spec("triton")
+    places = [f"{os.environ.get('CUDA_HOME', '')}/bin", os.environ["PATH"]]
+    if triton and triton.origin:
+        places.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
+def missing_tools() -> str | None:
+    """Which tools are not there, as a sentence; None if all are."""
+    missing = [name for name in TOOLS if not find_tool(name)]
+    return f"{', '.join(missing)} not found: the CUDA toolkit and triton's wheel have them" if missing else None
+
+
+def run_tool(name: str, *arguments: str, cwd: str | None = None) -> str:
+    """What a tool prints."""
+    done = subprocess.run([find_tool(name) or name, *arguments], capture_output=True, text=True, cwd=cwd)
+    if done.returncode:
+        raise RuntimeError(f"{name} {' '.join(arguments)}\n{done.stderr}")
+    return done.stdout
+
+
+def read(cubin: Path) -> dict[str, Text]:
+    """Every kernel of a file by its mangled name."""
+    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", run_tool("cuobjdump", "-res-usage", str(cubin)))
+    given = {name: (int(registers), int(stack)) for name, registers, stack in usage}
+    return {name: Text(code, *given[name]) for name, code in parse(run_tool("nvdisasm", "-c", str(cubin))).items()}

@@ -39,7 +39,7 @@ std::string list_operands(const RuleSchema& rule) {
   char alias = 'b';
   for (const char* state : rule.states) operands += std::string("Tensor(") + alias++ + "!)[] " + state + ", ";
   operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, ";
-  return operands + "Tensor(" + alias + "!)? slope";
+  return operands + "Tensor(" + alias + "!)? slope=None";
 }
 
 std::string schema_of(const RuleSchema& rule, const char* suffix, const std::string& operands) {
@@ -131,7 +131,7 @@ void average_sgd(StableIValue* stack, uint64_t, uint64_t) {
 
 constexpr const char* kTableOperands =
     "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared,"
-    " Tensor? slope_scratch, Tensor(a!)? slope";
+    " Tensor? slope_scratch=None, Tensor(a!)? slope=None";
 
 template <bool kTable, class Library>
 void implement_on_cpu(Library& m) {

@@ -3,6 +3,7 @@
 Every chunk is run block after block and thread after thread, on tables whose scratch is poisoned first.
 """
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -28,8 +29,11 @@ def module() -> ModuleType:
     if os.environ.get("LRTRICKS_SANITIZE") == "1":  # make sanitize, which also preloads the runtimes
         build, flags = build.with_name("cuda-host-sanitize"), "-g1 -fsanitize=address,undefined -fno-sanitize-recover"
     make = ["make", "-s", "-j2", "-C", ROOT / "tests" / "cuda_host", f"PYTHON={sys.executable}", f"BUILD={build}"]
+    build.mkdir(parents=True, exist_ok=True)
     without_preload = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    subprocess.run([*make, f"EXTRA={flags}"], check=True, env=without_preload)
+    with open(build / "lock", "w") as lock:  # several processes may run tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run([*make, f"EXTRA={flags}"], check=True, env=without_preload)
     spec = importlib.util.spec_from_file_location("cuda_on_host", build / "cuda_on_host.so")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)

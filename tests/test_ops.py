@@ -50,6 +50,12 @@ def test_opcheck(name, optional):
     torch.library.opcheck(op(name), args, {**kwargs, **optional})
 
 
+@by_op
+def test_opcheck_with_a_slope(name):
+    args, kwargs = sample(name)
+    torch.library.opcheck(op(name), [*args, torch.tensor(3.0, dtype=torch.float64)], kwargs)
+
+
 # The lists (counted from params) that a variant may leave empty.
 EMPTY = [("sgd_", [2]), ("adam_", [4]), ("rmsprop_", [3]), ("rmsprop_", [4]), ("rmsprop_", [3, 4])]
 

@@ -170,13 +170,13 @@ LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t
   return slope_unit<kCount>(slopes);
 }
 
-// Blocks per multiprocessor that the compiler shall make room for (0: its own choice). Left alone it aims at more of
-// them for some kernels, and spills a few registers: those of 16-bit parameters, and of three states of doubles.
-template <class Param, int kStates>
-constexpr int kMinBlocks = sizeof(Param) == 2 ? 3 : sizeof(Param) == 8 && kStates == 3 ? 4 : 0;
+// Blocks per multiprocessor that the compiler shall make room for. Left alone it aims at more of them for some kernels,
+// and spills a few registers for it.
+template <class Param>
+constexpr int kMinBlocks = sizeof(Param) == 4 ? 4 : 3;
 
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<Param, Rule::kStates>)) step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Param>) step_kernel(Step call) {
   constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
   const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);

@@ -19,6 +19,7 @@ from .checks import (
     check_overflow,
     check_resume,
     check_side_stream,
+    check_slope,
     check_tensor_scalars,
 )
 from .inventory import (
@@ -77,6 +78,7 @@ BACKEND = Check("backend", "can run on the device", check_backend)
 FURTHER = [
     Check("groups", "several groups, dtypes, parameters without a gradient", check_groups),
     *_per_variant("tensor scalars", check_tensor_scalars, cuda_only=False),
+    *_per_variant("slope for LOSSGRAD", check_slope, cuda_only=False),
     *_per_variant("overflow on the first step", check_overflow, cuda_only=False),
     *(Check("resume", s.name, functools.partial(check_resume, storage=s)) for s in STORAGES),
     *_per_variant("CUDA graph", check_graph),

@@ -57,6 +57,19 @@ def check_groups(target: Target) -> str | None:
     return mismatch(*results)
 
 
+def check_slope(target: Target, *, variant: Variant) -> str | None:
+    """<grad, displacement> of a step, which LOSSGRAD takes, to the bit; and the step that sums it."""
+    ours, expected = both = make_both(target, variant, SMALL)
+    for step in range(3):
+        for optimizer in both:
+            optimizer._slopes = {}
+            take_step(optimizer, SMALL, step)
+        (slope,), (wanted,) = (optimizer._slopes.values() for optimizer in both)
+        if text := difference(slope, wanted):
+            return f"step {step}: {text}"
+    return mismatch(ours, expected)
+
+
 def check_overflow(target: Target, *, variant: Variant) -> str | None:
     """GradScaler: an overflow on the first step leaves everything as it was, step counts and keep bits included."""
     ours, expected = make_both(target, variant, SMALL)

@@ -1,0 +1,230 @@
+"""What the machine code of the Triton kernels says: compiled ahead of time, for NVIDIA and AMD, without a GPU.
+
+gpu_model.py prints it beside the CUDA kernels' figures. Triton is imported where it is used: by worker processes.
+"""
+
+import importlib.util
+import multiprocessing
+import os
+import re
+import tempfile
+from collections import Counter
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from lrtricks_fused.table import CHUNK
+
+from . import amdgcn, sass
+
+RULES = {  # rule, its two flags, number of states
+    "Adam": ("adam", (False, False), 2),
+    "AMSGrad": ("adam", (True, False), 3),
+    "SGD momentum": ("sgd", (True, False), 1),
+    "RMSprop": ("rmsprop", (False, False), 1),
+    "RAdam": ("radam", (False, False), 2),
+    "AdaBelief": ("adabelief", (False, False), 2),
+}
+DTYPES = {  # of parameters and gradients, of states; names of torch
+    "f32": ("float32", "float32"),
+    "bf16/f32": ("bfloat16", "float32"),
+    "bf16": ("bfloat16", "bfloat16"),
+    "f16/f32": ("float16", "float32"),
+    "f16": ("float16", "float16"),
+    "f64": ("float64", "float64"),
+}
+BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+ARCHS = (80, 90, 100, 942)  # 942: gfx942
+ALIGNED = [["tt.divisibility", 16]]  # what Triton finds of a pointer that is
+PHILOX_PRODUCT = re.compile(r"-0x2daee0ad|0xd2511f53|^v_mul_hi_u32|^v_mad_u64_u32")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A kernel for one target: what the compiler says of it, and what a full chunk executes."""
+
+    text: str  # PTX, or amdgcn
+    registers: int  # of a lane
+    stack_bytes: int  # or scratch
+    shared_bytes: int
+    spills: int  # accesses to local memory in the whole kernel; AMD: registers spilled and accesses to scratch
+    local_accesses: int = 0  # in the instructions that full chunks execute
+    widths: dict[int, int] = field(default_factory=dict)  # accesses to the tensors by their bytes, per pass
+    masked: float = 0.0  # instructions per parameter; AMD: without the scalar ones
+    unmasked: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a full chunk is laid out: what a thread does to it."""
+
+    elements: int  # of a chunk, per thread
+    block: int  # elements that an access moves
+    sizes: tuple[int, int]  # bytes of an element of the parameters and of the states
+    traffic: int  # bytes per parameter
+
+    @property
+    def passes(self) -> int:
+        """How often the loop runs; with one pass there is no loop."""
+        return self.elements // (8 * self.block)
+
+
+def why_not() -> str | None:
+    """The reason why nothing can be compiled or read here; None if it can."""
+    return "triton is not installed" if importlib.util.find_spec("triton") is None else sass.missing_tools()
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a full chunk executes: instructions once, and those of the loop in every pass, if there is a loop."""
+
+    before: tuple[int, ...]
+    loop: tuple[int, ...]
+
+    def cost(self, code: list[sass.Instruction], shape: Shape) -> float:
+        """Instructions per parameter."""
+        before, loop = (sum(code[i].counts for i in part) for part in (self.before, self.loop))
+        return (before + shape.passes * loop) / shape.elements
+
+
+def _looped(code: list[sass.Instruction], shape: Shape, found: list[sass.Loop]) -> tuple[list[Way], bool]:
+    """Both ways through one loop, or through two, and whether the draws have the only branch."""
+    start = sass.committed(code, {loop.head for loop in found})
+    ways, branches = [], 0
+    for loop in found:
+        before, inside = sass.ways(code, start, loop.head), sass.passes(code, loop)
+        branches += len(before.branches) + len(inside.branches)
+        for kind in ("longest", "shortest"):
+            ways.append(Way(getattr(before, kind)[:-1], getattr(inside, kind)))
+    return (ways, branches == 1) if len(found) == 1 else (ways[::2], branches == 0)
+
+
+def full_ways(code: list[sass.Instruction], shape: Shape) -> tuple[list[Way], bool]:
+    """The ways of a full chunk from where it is known to be one, and whether only draws are branched around.
+
+    A loop over passes with a branch around the draws; two loops, when the compiler has made that branch choose between
+    them; or, with a single pass or unrolled ones, a branch in each. The tail's narrow accesses are in neither.
+    """
+    size, narrowest = shape.elements * shape.traffic, shape.block * min(shape.sizes)
+
+    def moved(way: tuple[int, ...], least: int = 1) -> int:
+        return sum(code[i].access_bytes for i in way if code[i].access_bytes >= least)
+
+    found = [it for it in sass.loops(code) if shape.passes * moved(sass.passes(code, it).shortest) == size]
+    if found and shape.passes > 1:
+        return _looped(code, shape, found)
+    stores = [i for i, this in enumerate(code) if this.is_store and this.access_bytes > max(shape.sizes)]
+    if found or not stores:
+        raise sass.UnknownStructure(f"{len(found)} loops and {len(stores)} wide stores")
+    start, end = sass.committed(code, {stores[0]}), sass.exit_after(code, stores[0])
+    way = sass.ways(code, start, end)
+    if moved(way.shortest, narrowest) != size:  # what is narrower reads the table
+        raise sass.UnknownStructure(f"from {start} to {end} {moved(way.shortest, narrowest)} bytes move, not {size}")
+    return [Way(way.longest, ()), Way(way.shortest, ())], len(way.branches) == shape.passes
+
+
+def count(code: list[sass.Instruction], shape: Shape) -> dict[str, object]:
+    """What a full chunk executes as fields of Reading; UnknownStructure if the code is not as expected."""
+    ways, known = full_ways(code, shape)
+    masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
+    own = {*masked.before, *masked.loop} - {*unmasked.before, *unmasked.loop}
+    rest = {*unmasked.before, *unmasked.loop} - {*masked.before, *masked.loop}
+    drawn = [any(map(PHILOX_PRODUCT.search, (part for i in side for part in (code[i].opcode, code[i].operands))))
+             for side in (own, rest)]  # fmt: skip
+    if len(ways) != 2 or drawn != [True, False] or not known:
+        raise sass.UnknownStructure(f"{len(ways)} ways, draws on {drawn}, no branches besides: {known}")
+    body, narrowest = (unmasked.loop, 1) if unmasked.loop else (unmasked.before, shape.block * min(shape.sizes))
+    widths = [code[i].access_bytes for i in body]
+    return {
+        "widths": dict(Counter(width for width in widths if width >= narrowest)),
+        "local_accesses": sum(code[i].is_local for i in own | {*unmasked.before, *unmasked.loop}),
+        "masked": masked.cost(code, shape),
+        "unmasked": unmasked.cost(code, shape),
+    }
+
+
+def _target(arch: int) -> object:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("hip", f"gfx{arch}", 64) if arch > 900 else GPUTarget("cuda", arch, 32)
+
+
+def _compile(kernel: object, constants: dict[str, object], types: dict[str, str], arch: int) -> tuple[Reading, list]:
+    """The kernel's own figures, and its instructions."""
+    import triton
+    from lrtricks_fused.triton_kernels import launch
+    from triton.compiler import ASTSource
+
+    target = _target(arch)
+    pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
+    signature = {**types, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): ALIGNED for i in pointers})
+    made = triton.compile(source, target=target, options=launch.options(target.backend))
+    shared = made.metadata.shared
+    if target.backend == "hip":
+        text = made.asm["amdgcn"]
+        code = amdgcn.parse(text, kernel.__name__)
+        spills = sum(amdgcn.number(text, f"{kind}_spill_count") for kind in ("vgpr", "sgpr"))
+        spills += sum(this.is_local for this in code)
+        scratch = amdgcn.number(text, "private_segment_fixed_size")
+        return Reading(text, amdgcn.number(text, "vgpr_count"), scratch, shared, spills), code
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(made.asm["cubin"])
+        read = sass.read(cubin)[kernel.__name__]
+    spills = sum(this.is_local for this in read.code)
+    return Reading(made.asm["ptx"], read.registers, read.stack_bytes, shared, spills), read.code
+
+
+def read_step(arch: int, rule: str, dtype: str) -> Reading:
+    """Compiles step_kernel and reads it."""
+    import torch
+    from lrtricks_fused.triton_kernels import launch, step
+
+    name, flags, states = RULES[rule]
+    param, state = DTYPES[dtype]
+    warp = _target(arch).warp_size
+    dtypes = getattr(torch, param), getattr(torch, state)
+    given = launch.step_constexprs(launch.RULES[name], flags, states, *dtypes, warp)
+    types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
+    reading, code = _compile(step.step_kernel, given, types, arch)
+    threads = launch.WARPS * warp
+    sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * states * BYTES[state]
+    try:
+        counted = count(code, Shape(CHUNK // threads, given["BLOCK"] // threads, sizes, traffic))
+    except sass.UnknownStructure as error:
+        raise sass.UnknownStructure(f"{rule}, {dtype}, {arch}: {error}") from None
+    return Reading(**{**vars(reading), **counted})
+
+
+def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
+    """Compiles prepare_kernel and reads it; of the executed instructions nothing is said."""
+    import torch
+    from lrtricks_fused.triton_kernels import launch, step
+
+    given = launch.prepare_constexprs(launch.RULES[RULES[rule][0]], getattr(torch, DTYPES[dtype][0]))
+    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(step.NUMBERS, "i64")}
+    return _compile(step.prepare_kernel, given, types, arch)[0]
+
+
+def _compiler_not_interpreter() -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+@cache
+def _pool() -> ProcessPoolExecutor:
+    workers, spawn = min(os.cpu_count() or 1, 8), multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=_compiler_not_interpreter)
+
+
+@cache
+def step_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
+    """read_step in a process of its own; several are at work at a time."""
+    return _pool().submit(read_step, arch, rule, dtype)
+
+
+@cache
+def prepare_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
+    """The same of read_prepare."""
+    return _pool().submit(read_prepare, arch, rule, dtype)

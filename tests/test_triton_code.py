@@ -1,0 +1,150 @@
+"""The machine code of the Triton kernels, compiled ahead of time: no spills, wide accesses, nothing approximate.
+
+LRTRICKS_FULL=1 compiles every pair for every target; else f32 of every rule, some pairs of Adam, and on sm_90 all of
+Adam's and of AMSGrad's, which needs the most registers.
+"""
+
+import os
+import re
+
+import pytest
+
+from bench import amdgcn, sass, triton_model
+
+MISSING = triton_model.why_not()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
+
+FULL = os.environ.get("LRTRICKS_FULL") == "1"
+AMD = 942
+BUDGET = 80  # instructions per parameter, as of the CUDA kernels
+MASK_RATIO = 1.35
+ROWS = 8
+INEXACT = re.compile(r"\.ftz|\.approx|\bfma\.")
+
+
+def chosen(arch: int, rule: str, dtype: str) -> bool:
+    """Whether a kernel is compiled without LRTRICKS_FULL: two minutes are not enough for all."""
+    if FULL or dtype == "f32" or (arch == 90 and rule == "AMSGrad"):
+        return True
+    return rule == "Adam" and (arch == 90 or dtype in ("bf16/f32", "bf16"))
+
+
+STEPS = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in triton_model.DTYPES
+         if chosen(a, r, d)]  # fmt: skip
+PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in ("f32", "f64")
+            if r != "AMSGrad" and (FULL or (a in (90, AMD) and d == "f32"))]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_at_once():
+    # Submitted before the first result is awaited, so that all processors are at work.
+    if not MISSING:
+        for key in STEPS:
+            triton_model.step_reading(*key)
+        for key in PREPARES:
+            triton_model.prepare_reading(*key)
+
+
+def name(key: object) -> str:
+    return str(key).replace(" ", "_")
+
+
+def check_arithmetic(arch: int, reading: triton_model.Reading) -> None:
+    """Every product and sum is rounded, denormals are kept, square roots and divisions are exact."""
+    if arch == AMD:
+        assert amdgcn.number(reading.text, "amdhsa_float_denorm_mode_32") == 3
+        assert amdgcn.number(reading.text, "amdhsa_float_denorm_mode_16_64") == 3
+    else:
+        assert not INEXACT.findall(reading.text)
+
+
+def check_memory(reading: triton_model.Reading) -> None:
+    assert (reading.spills, reading.local_accesses, reading.stack_bytes) == (0, 0, 0)
+
+
+def expected_widths(arch: int, rule: str, dtype: str) -> dict[int, int]:
+    """Accesses of eight rows by their bytes: 16, or for the narrower type of a pair as many elements as the wider has.
+
+    On AMD a chunk gives a thread of a wave of 64 four elements a row at most, so that those of 16 bits move 8 bytes.
+    """
+    sizes = [triton_model.BYTES[one] for one in triton_model.DTYPES[dtype]]
+    elements = min(16 // max(sizes), 4 if arch == AMD else 8)
+    widths = {}
+    for size, accesses in zip(sizes, (3, 2 * triton_model.RULES[rule][2]), strict=True):
+        widths[size * elements] = widths.get(size * elements, 0) + ROWS * accesses
+    return widths
+
+
+@pytest.mark.parametrize(("arch", "rule", "dtype"), STEPS, ids=name)
+def test_step_kernel(arch, rule, dtype):
+    reading = triton_model.step_reading(arch, rule, dtype).result()
+    check_memory(reading)
+    check_arithmetic(arch, reading)
+    assert reading.shared_bytes == 0
+    expected = expected_widths(arch, rule, dtype)
+    times = sum(reading.widths.values()) // sum(expected.values())  # passes that were unrolled
+    assert reading.widths == {width: times * number for width, number in expected.items()}
+    assert reading.unmasked < reading.masked
+
+
+@pytest.mark.parametrize(("arch", "rule", "dtype"), PREPARES, ids=name)
+def test_prepare_kernel(arch, rule, dtype):
+    reading = triton_model.prepare_reading(arch, rule, dtype).result()
+    check_memory(reading)
+    check_arithmetic(arch, reading)
+
+
+def test_dwordx4_on_amd():
+    text = triton_model.step_reading(AMD, "Adam", "f32").result().text
+    assert re.search(r"buffer_load_dwordx4|global_load_dwordx4", text)
+    assert re.search(r"buffer_store_dwordx4|global_store_dwordx4", text)
+
+
+@pytest.mark.parametrize("arch", triton_model.ARCHS)
+def test_instructions_of_adam_stay_in_budget(arch):
+    reading = triton_model.step_reading(arch, "Adam", "f32").result()
+    assert reading.masked <= BUDGET
+    assert reading.masked <= MASK_RATIO * reading.unmasked
+
+
+AMD_LOOP = """kernel:
+\ts_branch .LBB0_3
+.LBB0_1:                                ; a loop whose head stands last, as LLVM rotates it
+\tv_mul_hi_u32 v1, v2, s0
+.LBB0_2:
+\tbuffer_load_dwordx4 v[0:3], v8, s[16:19], 0 offen
+\tbuffer_store_dwordx2 v[0:1], v8, s[16:19], 0 offen
+\ts_cbranch_vccnz .LBB0_4
+.LBB0_3:
+\ts_cbranch_scc0 .LBB0_1
+\tv_mov_b32_e32 v1, 0
+\ts_branch .LBB0_2
+.LBB0_4:
+\ts_endpgm
+.Lfunc_end0:
+"""
+
+
+def test_rotated_loop_of_amd_becomes_one_loop():
+    code = amdgcn.parse(AMD_LOOP, "kernel")
+    (loop,) = sass.loops(code)
+    passes = sass.passes(code, loop)
+    assert len(passes.branches) == 1
+    for way in (passes.longest, passes.shortest):
+        assert [code[i].access_bytes for i in way if code[i].access_bytes] == [16, 8]
+        assert sum(code[i].counts for i in way) == 3
+    assert sum(code[i].is_store for i in passes.longest) == 1
+    assert amdgcn.number("    .vgpr_count:     49\n", "vgpr_count") == 49
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("s_cbranch_scc0 .LBB0_1", "s_cbranch_scc0 .LBB0_9"),
+        ("v_mov_b32_e32 v1, 0", "s_setpc_b64 s[0:1]"),
+        ("buffer_load_dwordx4", "buffer_load_format_x"),
+    ],
+)
+def test_unknown_amd_code_is_refused(old, new):
+    with pytest.raises(sass.UnknownStructure):
+        sum(this.access_bytes for this in amdgcn.parse(AMD_LOOP.replace(old, new), "kernel"))

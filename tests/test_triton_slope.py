@@ -1,0 +1,49 @@
+"""The slope of a step by the Triton kernels: the bits of the reference."""
+
+import pytest
+import torch
+from helpers import assert_same_bits
+from inventory import CASES, DTYPES, RICH
+from tensors import TensorCase
+from test_slope import SHAPES, run
+from triton_worker import POISON, interpreted
+
+import lrtricks_fused as lrt
+from lrtricks_fused import table
+from lrtricks_fused.reference import SLOPE_COLUMNS
+
+RING = next(case for case in CASES if "momentum_window" in case.kwargs)
+
+
+def poison_scratch():
+    """Partial sums that a step does not write will be seen."""
+    scratch = table.AddressTable.slope_scratch
+    table.AddressTable.slope_scratch = lambda self: scratch(self).fill_(POISON)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+@interpreted
+def test_equals_reference(dtype):
+    poison_scratch()
+    for case in (RICH[0], RING):
+        assert_same_bits(*(run(case, dtype, backend, SHAPES[:5], steps=1) for backend in ("triton", "reference")))
+
+
+@interpreted
+def test_more_chunks_than_columns():
+    poison_scratch()
+    shapes = [TensorCase((1,))] * (SLOPE_COLUMNS + 2)
+    assert_same_bits(*(run(RICH[0], DTYPES[0], backend, shapes, steps=1) for backend in ("triton", "reference")))
+
+
+@interpreted
+def test_a_skipped_step_has_none():
+    param = torch.ones(70, requires_grad=True)
+    param.grad = torch.full((70,), 2.0)
+    optimizer = lrt.SGD([param], lr=1.0, backend="triton")
+    optimizer._slopes = {torch.device("cpu"): torch.tensor(3.0, dtype=torch.float64)}
+    optimizer.grad_scale = torch.tensor(2.0)
+    for found_inf, expected in ((1.0, 3.0), (0.0, 3.0 + 70.0)):  # the gradient is 1, the displacement, too
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+        assert optimizer._slopes[torch.device("cpu")] == expected

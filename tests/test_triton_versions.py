@@ -1,0 +1,134 @@
+"""What Triton compiles, when and how often; and the oldest version that the package supports.
+
+Without a GPU: the kernels are compiled for one, and a stub notes the launches.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from helpers import assert_same_bits, everything, leaves, train
+from inventory import RICH
+from triton_worker import compiled, interpreted, stub_gpu
+
+import lrtricks_fused as lrt
+from lrtricks_fused import backends
+from lrtricks_fused.backends import OLDEST_TRITON
+
+ROOT = Path(__file__).parent.parent
+NUMBERS = [0, 1, 16, 17, -1, 2**33, 2**40, -(2**62)]  # values that Triton would compile for anew, if it were let
+on_each_gpu = pytest.mark.parametrize(
+    "gpu", [("cuda", 90, 32), ("hip", "gfx942", 64)], ids=lambda gpu: f"{gpu[0]}-{gpu[1]}"
+)
+OLDEST = f"{'.'.join(map(str, OLDEST_TRITON))}.0"
+OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbers, which later ones refuse
+# Of test_triton.py and this file: a variant of each rule in two dtypes, and what versions may do their own way.
+OLD_TESTS = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
+
+
+@on_each_gpu
+@compiled
+def test_a_schedule_compiles_once(gpu):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, *gpu)
+        params = leaves((700,), (3,))
+        optimizer = RICH[1].make(params, keep_prob=0.5, backend="triton")
+        (group,) = optimizer.param_groups
+        for n in range(100):
+            scalars = dict(lr=(0, 1, 1e-3 / (n + 1))[n % 3], keep_prob=n / 99, grad_weight=1 + n / 100)
+            if n % 4 == 0:
+                scalars = {name: torch.tensor(x, dtype=(torch.float32, torch.float64)[n % 8 // 4])
+                           for name, x in scalars.items()}  # fmt: skip
+            group.update(scalars, weight_decay=(0, 0.1)[n % 2], betas=(0.9 - n / 200, 0.99), maximize=n % 5 == 0,
+                         seed=(0, 1, 16, 2**64 - 1)[n % 4])  # fmt: skip
+            optimizer.found_inf = torch.tensor(0.0) if n % 6 == 0 else None
+            train(optimizer, range(n, n + 1))
+        assert stub.compilations == ["prepare_kernel", "step_kernel"]
+        assert stub.launches == [("prepare_kernel", 1), ("step_kernel", 2)] * 100
+
+
+@compiled
+def test_the_number_of_tensors_compiles_nothing():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, "cuda", 90, 32)
+        for sizes, programs in [([5], [1, 1]), ([8192, 8193, 0, 5] * 4, [1, 16]), ([3] * 129, [2, 129]), ([0], [1])]:
+            stub.launches.clear()
+            train(lrt.SGD(leaves(*((size,) for size in sizes)), backend="triton"), range(1))
+            assert stub.launches == list(zip(("prepare_kernel", "step_kernel"), programs, strict=False))
+        assert stub.compilations == ["prepare_kernel", "step_kernel"]
+
+
+@compiled
+def test_words_of_any_value_compile_once():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, "cuda", 90, 32)
+        from lrtricks_fused.triton_kernels.upload import WORDS, write_words
+
+        target = torch.zeros(WORDS, dtype=torch.int64)
+        for n in range(100):
+            words = [NUMBERS[(n + k) % len(NUMBERS)] for k in range(WORDS)]
+            write_words[(1,)](target, n, n % (WORDS + 1), *words, num_warps=1)
+        assert stub.compilations == ["write_words"]
+
+
+@interpreted
+def test_upload_while_a_graph_is_captured_writes_every_word_and_no_other():
+    from lrtricks_fused.triton_kernels.upload import upload
+
+    class OnDevice(torch.Tensor):
+        is_cpu = False
+
+    for count in (0, 1, 15, 16, 17, 40):
+        words = torch.tensor([NUMBERS[k % len(NUMBERS)] - k // 8 for k in range(count)], dtype=torch.int64)
+        target = torch.full((count + 2,), -7)
+        with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
+            upload(target[1:-1].as_subclass(OnDevice), words)
+        assert torch.equal(target, torch.cat([torch.tensor([-7]), words, torch.tensor([-7])]))
+
+
+def test_a_cpu_tensor_without_the_interpreter_is_an_error(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backends.resolve.cache_clear()
+    with pytest.raises(ValueError, match=r"backend='triton' for cpu tensors: .*set TRITON_INTERPRET=1"):
+        lrt.SGD(leaves((3,)), backend="triton")
+
+
+@interpreted
+def test_torch_compile_runs_the_step_as_it_is():
+    results = []
+    for backend in ("triton", "reference"):
+        optimizer = RICH[1].make(leaves((700,), (5,)), keep_prob=0.5, backend=backend)
+        if backend == "triton":
+            optimizer.step = torch.compile(optimizer.step, backend="eager")
+        train(optimizer, range(3))
+        results.append(everything(optimizer))
+    assert_same_bits(*results)
+
+
+def old_triton() -> Path:
+    """Where the oldest supported version lies, unpacked once."""
+    directory = ROOT / "build" / f"triton-{OLDEST}"
+    if not directory.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+        partial = directory.with_name(f"{directory.name}.{os.getpid()}")
+        what = ["--no-deps", "--only-binary", ":all:", "--target", str(partial), f"triton=={OLDEST}", OLD_NUMPY]
+        done = subprocess.run([*pip, *what], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"pip cannot install triton {OLDEST}: {done.stderr.strip()[-300:]}")
+        partial.rename(directory)
+    return directory
+
+
+def test_the_oldest_triton():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(old_triton()), os.environ.get("PYTHONPATH", "")])}
+    here = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
+    version = subprocess.run([sys.executable, "-c", "import triton; print(triton.__version__)"], **here)
+    assert version.stdout.strip() == OLDEST, version.stderr
+    files = ["tests/test_triton.py", "tests/test_triton_versions.py"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", OLD_TESTS]
+    done = subprocess.run(tests, **here)
+    assert done.returncode == 0, done.stdout[-5000:]
