@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench gpu-model lint sanitize clean
+.PHONY: demo test test-all bench gpu-model lint sanitize clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# The same, with every pair of types of the Triton kernels compiled for every GPU (some minutes more).
+test-all: export LRTRICKS_FULL = 1
+test-all: test
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench

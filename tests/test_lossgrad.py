@@ -70,7 +70,8 @@ def test_every_optimizer_against_a_loop_of_its_own(case, c):
         slope = sum((g * (b - p.detach())).sum() for g, b, p in zip(grads, before, params, strict=True))
         rise = loss([p.detach() for p in params]) - loss(before)
         torch.testing.assert_close(returned, loss(before), rtol=0, atol=0)
-        torch.testing.assert_close(tuned.ratio, (rise + slope) / slope, rtol=1e-9, atol=1e-9)
+        # Some climb until they overflow.
+        torch.testing.assert_close(tuned.ratio, (rise + slope) / slope, rtol=1e-9, atol=1e-9, equal_nan=True)
         factor = c if 2 * rise + slope <= 0 else 1 / c
         h = [value * factor for value in h]
         assert [group["lr"].item() for group in tuned.param_groups] == h
