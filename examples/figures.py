@@ -48,7 +48,8 @@ def _draw(axis: plt.Axes, runs: dict[str, list], quantity: str, *, logarithmic: 
         axis.plot(epochs, center, label=variant, **LINES[variant])
 
 
-def _title(figure: plt.Figure, title: str, subtitle: str) -> None:
+def headline(figure: plt.Figure, title: str, subtitle: str) -> None:
+    """Title and subtitle above all axes."""
     height = figure.get_figheight()
     figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=13, fontweight="bold")
     figure.text(0.5, 1 - 0.38 / height, subtitle, ha="center", va="top", fontsize=10, color="#444444")
@@ -69,7 +70,7 @@ def draw_curves(all_runs: Runs, subtitle: str, path: Path) -> None:
         axes[0, 0].set_ylabel("training loss\n(nats, geometric mean)")
         axes[1, 0].set_ylabel("test accuracy")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        _title(figure, "Learning rate dropout on handwritten digits, against both controls", subtitle)
+        headline(figure, "Learning rate dropout on handwritten digits, against both controls", subtitle)
         figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
         figure.tight_layout(rect=(0, 0.05, 1, 0.93))
         figure.savefig(path)
@@ -101,7 +102,7 @@ def draw_step_times(timings: Timings, labels: dict[str, str], baseline: str, sub
         left.set_title("All")
         _bars(right, timings, {name: labels[name] for name in fast}, baseline)
         right.set_title(f"Without the {slow}, enlarged")
-        _title(figure, f"One Adam step over the parameters of ResNet-50 (in brackets: ratio to {baseline})", subtitle)
+        headline(figure, f"One Adam step over the parameters of ResNet-50 (in brackets: ratio to {baseline})", subtitle)
         figure.tight_layout(rect=(0, 0, 1, 0.88), w_pad=2)
         figure.savefig(path)
         plt.close(figure)
