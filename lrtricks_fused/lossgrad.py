@@ -11,6 +11,7 @@ from .optim.base import MaskedOptimizer
 from .optim.checks import check_range
 
 Closure = Callable[[], Tensor]
+RESOLUTION = 4  # roundings in the last place that a loss may be off by
 CONVENTION = "a closure of LossGrad computes the loss and returns it; it must not call backward()"
 
 
@@ -58,7 +59,9 @@ class LossGrad:
     the paper's rule is taken for the reversed direction: h grows iff 2 (f(w') - f(w)) + <grad, w - w'> <= 0, which for
     a positive product is r <= 1/2.
 
-    A trial loss that is not finite gives h / c, an inner product of 0 leaves h as it is.
+    A trial loss that is not finite gives h / c, an inner product of 0 leaves h as it is. Where the two losses agree to
+    within the resolution of their dtype, and the inner product is positive but below it, r cannot be measured: h grows,
+    which is right for the limit of small h, where r is 0. (In float32 h would otherwise shrink for ever from 1e-6.)
 
     Everything stays on the device: nothing waits for it, and a step can be captured in a CUDA graph. The learning
     rate of each group becomes a 0-dim float64 tensor on the device of its parameters and is changed in place, for all
@@ -202,7 +205,9 @@ class LossGrad:
         slope = torch.zeros_like(losses[0]) + slope  # also where no parameter had a gradient
         rise = losses[1] - losses[0]
         self.ratio = (rise + slope) / slope
-        grows = 2 * rise + slope <= 0  # false for NaN
+        resolution = RESOLUTION * torch.finfo(loss.dtype).eps * losses[0].abs()
+        unresolved = (slope > 0) & (slope < resolution) & (rise.abs() <= resolution)
+        grows = (2 * rise + slope <= 0) | unresolved  # false for NaN
         finite = losses[1].isfinite()
         up, down = torch.full_like(slope, self.c), torch.full_like(slope, 1 / self.c)  # float64
         factor = torch.where(grows & finite, up, down)

@@ -95,6 +95,16 @@ def test_a_tensor_lr_stays_the_same_object():
     assert tuned.param_groups[0]["lr"] is lr and lr == 0.25
 
 
+@pytest.mark.parametrize(("dtype", "grows"), [(torch.float32, True), (torch.float64, False)])
+def test_a_decrease_below_the_resolution_of_the_loss(dtype, grows):
+    # The trial is one rounding of float32 above the loss; the predicted decrease is a thousandth of that.
+    x = torch.zeros(1, dtype=dtype, requires_grad=True)  # near 0 so small a step is not rounded away
+    losses = iter([1.0, 1.0 + 2**-23])
+    tuned = lrt.LossGrad(lrt.SGD([x], lr=1e-10), c=2.0)
+    tuned.step(lambda: x.sum() - x.detach().sum() + next(losses))
+    assert tuned.param_groups[0]["lr"] == (2e-10 if grows else 0.5e-10)
+
+
 def test_uphill_steps_shrink():
     _x, tuned, f = quadratic(0.1, maximize=True)
     tuned.step(f)
