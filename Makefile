@@ -13,7 +13,7 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# The same, with every pair of types of the Triton kernels compiled for every GPU (some minutes more).
+# The same, with the oldest Triton, and every pair of types of its kernels compiled for every GPU (some minutes more).
 test-all: export LRTRICKS_FULL = 1
 test-all: test
 

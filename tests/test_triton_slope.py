@@ -4,13 +4,12 @@ import pytest
 import torch
 from helpers import assert_same_bits
 from inventory import CASES, DTYPES, RICH
-from tensors import TensorCase
 from test_slope import SHAPES, run
 from triton_worker import POISON, interpreted
 
 import lrtricks_fused as lrt
 from lrtricks_fused import table
-from lrtricks_fused.reference import SLOPE_COLUMNS
+from lrtricks_fused.reference import SLOPE_COLUMNS, slope_total
 
 RING = next(case for case in CASES if "momentum_window" in case.kwargs)
 
@@ -29,11 +28,21 @@ def test_equals_reference(dtype):
         assert_same_bits(*(run(case, dtype, backend, SHAPES[:5], steps=1) for backend in ("triton", "reference")))
 
 
+@pytest.mark.parametrize("chunks", [1, SLOPE_COLUMNS, 2 * SLOPE_COLUMNS + 77])
 @interpreted
-def test_more_chunks_than_columns():
-    poison_scratch()
-    shapes = [TensorCase((1,))] * (SLOPE_COLUMNS + 2)
-    assert_same_bits(*(run(RICH[0], DTYPES[0], backend, shapes, steps=1) for backend in ("triton", "reference")))
+def test_chunks_to_columns_to_the_total(chunks):
+    sums = torch.full((chunks + SLOPE_COLUMNS,), float("nan"), dtype=torch.float64)
+    sums[:chunks] = torch.randn(chunks, dtype=torch.float64, generator=torch.Generator().manual_seed(chunks))
+    expected = slope_total([sums[:chunks].clone()]) * 0.25 + 3.0
+    slope = torch.tensor(3.0, dtype=torch.float64)
+    prepared = torch.zeros(table.PREPARED_BYTES // 8, dtype=torch.int64)
+    prepared.view(torch.float64)[-2] = 0.25  # 1 / grad_scale; the last word holds flags, none of which is set
+
+    from lrtricks_fused.triton_kernels.slope import add_columns, sum_columns
+
+    sum_columns[(1,)](sums, chunks)
+    add_columns[(1,)](sums, chunks, slope, prepared)
+    assert torch.equal(slope, expected)
 
 
 @interpreted
