@@ -23,7 +23,7 @@ uint8_t* start(Bytes& bytes, int64_t offset, Dtype dtype) { return bytes.data() 
 cpu::Range range_of(const Variant& variant, TestTensor& tensor) {
   const auto [param, state] = tensor.dtypes;
   cpu::Range range = {start(tensor.param, tensor.offset, param), start(tensor.grad, tensor.offset, param), {}, 0,
-                      tensor.count, tensor.count};
+                      tensor.count, nullptr, tensor.count};
   for (int k = 0; k < variant.states; ++k) range.states[k] = start(tensor.states[k], tensor.offset, state);
   return range;
 }
