@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <map>
+#include <numeric>
 
 #include "check.h"
 #include "lists.h"
@@ -14,6 +16,7 @@ namespace {
 // One element's history and its direction at step t.
 struct Moments {
   double m = 0, v = 0, extra = 0;
+  std::deque<double> last = {};  // gradients
 };
 using Formula = double (*)(double grad, double t, Moments& s);
 
@@ -72,6 +75,13 @@ double adabelief(double grad, double t, Moments& s) {
   return m_hat / (std::sqrt(v_hat) + h.eps);
 }
 
+// Lin et al. 2022, Eq. 10.
+double average_sgd(double grad, double, Moments& s) {
+  s.last.push_back(grad);
+  if (static_cast<int64_t>(s.last.size()) > kAverageSgd.window) s.last.pop_front();
+  return std::accumulate(s.last.begin(), s.last.end(), 0.0) / static_cast<double>(s.last.size());
+}
+
 const std::map<std::string, Formula> kFormulas = {{"sgd", sgd},
                                                   {"sgd momentum", sgd_momentum},
                                                   {"sgd nesterov", sgd_nesterov},
@@ -82,7 +92,8 @@ const std::map<std::string, Formula> kFormulas = {{"sgd", sgd},
                                                   {"rmsprop centered", rmsprop<true, false>},
                                                   {"rmsprop centered momentum", rmsprop<true, true>},
                                                   {"radam", radam},
-                                                  {"adabelief", adabelief}};
+                                                  {"adabelief", adabelief},
+                                                  {"average sgd", average_sgd}};
 
 double value(const Bytes& bytes, int64_t i) {
   double x;
