@@ -34,41 +34,22 @@ struct TensorStep {
 
 using StepKernel = void (*)(const TensorStep&, const Range&);
 
-// `count` consecutive elements and their decisions, as signs.
+// `count` consecutive elements and their decisions, as signs; with kSlopes, each lane's sum of slopes advances.
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
-template <Decay kDecay, class Rule, class Param, class State, int... K>
+template <Decay kDecay, bool kSlopes, class Rule, class Param, class State, int... K>
 LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, Param* params, const Param* grads,
-                       State* const (&states)[kMaxStates], int count, const int32_t* keeps,
+                       State* const (&states)[kMaxStates], int count, const int32_t* keeps, Real<Param>* slopes,
                        std::integer_sequence<int, K...>) {
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {
     Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
     const Param old_param = params[i];
-    const Param new_param =
-        from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grads[i]), state));
-    ((states[K][i] = from_real<State>(state[K])), ...);
-    params[i] = keeps[i] < 0 ? new_param : old_param;
-  }
-}
-
-// The same for any weight decay, and with each lane's sum of slopes. Out of line: it serves the ends of ranges and steps
-// whose slope is asked for.
-template <class Isa, class Rule, class Param, class State, int... K>
-__attribute__((noinline)) void update_row_and_slopes(const Rule& rule, const UpdateScalars<Real<Param>>& scalars,
-                                                     Param* params, const Param* grads,
-                                                     State* const (&states)[kMaxStates], int count,
-                                                     const int32_t* keeps, Real<Param>* slopes,
-                                                     std::integer_sequence<int, K...>) {
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) {
-    Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
-    const Param old_param = params[i];
     const Real<Param> grad = to_real(grads[i]);
-    const Param new_param = from_real<Param>(update<Decay::kSelect>(rule, scalars, to_real(old_param), grad, state));
+    const Param new_param = from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), grad, state));
     ((states[K][i] = from_real<State>(state[K])), ...);
     const Param stored = keeps[i] < 0 ? new_param : old_param;
     params[i] = stored;
-    slopes[i] = slopes[i] + slope_term(grad, to_real(old_param), to_real(stored));
+    if constexpr (kSlopes) slopes[i] = slopes[i] + slope_term(grad, to_real(old_param), to_real(stored));
   }
 }
 
@@ -82,91 +63,96 @@ LRT_HD double tile_slope(const Real<Param> (&lanes)[kLanes]) {
   return slope_sum(units, kTileUnits<Param>);
 }
 
-constexpr int64_t kPrefetch = kTile;  // elements ahead
+constexpr int64_t kAhead = kTile;  // elements, of prefetches
 template <class T>
 LRT_HD void prefetch_row(const T* row) {
   const char* p = reinterpret_cast<const char*>(row);
   for (unsigned b = 0; b < kLanes * sizeof(T); b += 64) __builtin_prefetch(p + b);
 }
 
-template <Decay kDecay>
-using DecayChoice = std::integral_constant<Decay, kDecay>;
+// The row that begins at element `begin` of a range, and the lines that the row a tile later will ask for.
+template <Decay kDecay, bool kSlopes, bool kPrefetch, class Rule, class Param, class State>
+LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range, int64_t begin,
+                     int count, const int32_t* keeps, Real<Param>* slopes) {
+  Param* const params = static_cast<Param*>(range.param) + begin;
+  const Param* const grads = static_cast<const Param*>(range.grad) + begin;
+  State* states[kMaxStates] = {};
+  for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<State*>(range.states[k]) + begin;
+  if constexpr (kPrefetch) {
+    prefetch_row(params + kAhead);
+    prefetch_row(grads + kAhead);
+    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kAhead);
+  }
+  update_row<kDecay, kSlopes>(rule, scalars, params, grads, states, count, keeps, slopes,
+                              std::make_integer_sequence<int, Rule::kStates>{});
+}
+
+// The whole tiles of a range. `keeps[0]` holds the decisions of the first; without draws both hold those of all.
+template <class Isa, bool kDraws, Decay kDecay, bool kSlopes, class Rule, class Param, class State>
+LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const TensorStep& tensor,
+                           const Range& range, TileKeeps (&keeps)[2]) {
+  for (int64_t tile = 0; tile < range.count / kTile; ++tile) {
+    const TileKeeps& now = keeps[tile % 2];
+    TileKeeps& next = keeps[(tile + 1) % 2];
+    alignas(64) Real<Param> slopes[kLanes] = {};
+    for (int r = 0; r < 8; r += kPieceRows) {
+      // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
+      if constexpr (kDraws) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
+      for (int p = r; p < r + kPieceRows; ++p) {
+        step_row<kDecay, kSlopes, true, Rule, Param, State>(rule, scalars, range, tile * kTile + p * kLanes, kLanes,
+                                                            now.row[p], slopes);
+      }
+    }
+    if constexpr (kSlopes) range.slopes[tile] = tile_slope<Param>(slopes);
+  }
+}
+
+// The part of a tile that a range may end with. Nothing is asked for ahead: the lines would be lost. The constants come
+// by value, or the loops above would find them in memory, where what they store might change them.
+template <class Isa, class Rule, class Param, class State>
+__attribute__((noinline)) void run_last_tile(Rule rule, UpdateScalars<Real<Param>> scalars, const Range& range,
+                                             const TileKeeps& keeps) {
+  Real<Param> slopes[kLanes] = {};
+  const int64_t tile = range.count / kTile;
+  for (int64_t begin = tile * kTile; begin < range.count; begin += kLanes) {
+    step_row<Decay::kSelect, true, false, Rule, Param, State>(
+        rule, scalars, range, begin, static_cast<int>(std::min(kLanes, range.count - begin)),
+        keeps.row[begin / kLanes % 8], slopes);
+  }
+  if (range.slopes) range.slopes[tile] = tile_slope<Param>(slopes);
+}
+
+// A range, with or without the slopes of its tiles.
+template <class Isa, bool kSlopes, class Rule, class Hyper, class Param, class State>
+__attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& range) {
+  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+  TileKeeps keeps[2];
+  const auto full_tiles = [&]<bool kDraws, Decay kDecay>() __attribute__((always_inline)) {
+    run_full_tiles<Isa, kDraws, kDecay, kSlopes, Rule, Param, State>(rule, scalars, tensor, range, keeps);
+  };
+  if (tensor.threshold == 0 || tensor.threshold == kKeepAll) {
+    std::memset(keeps, tensor.threshold == 0 ? 0 : -1, sizeof(keeps));
+    full_tiles.template operator()<false, Decay::kSelect>();
+  } else {
+    draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
+    const Decay decay = std::is_same_v<Param, float> && !kSlopes ? decay_of(tensor.scalars) : Decay::kSelect;
+    switch (decay) {
+      case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
+      case Decay::kCoupled: full_tiles.template operator()<true, Decay::kCoupled>(); break;
+      case Decay::kDecoupled: full_tiles.template operator()<true, Decay::kDecoupled>(); break;
+      case Decay::kSelect: full_tiles.template operator()<true, Decay::kSelect>(); break;
+    }
+  }
+  if (range.count % kTile != 0) {
+    run_last_tile<Isa, Rule, Param, State>(rule, scalars, range, keeps[range.count / kTile % 2]);
+  }
+}
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const TensorStep& tensor, const Range& range) {
-  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
-  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
-  const auto states_at = [&](int64_t begin, State* (&states)[kMaxStates]) __attribute__((always_inline)) {
-    for (int k = 0; k < kMaxStates; ++k) {
-      states[k] = k < Rule::kStates ? static_cast<State*>(range.states[k]) + begin : nullptr;
-    }
-  };
-  const auto prefetch_after = [&](int64_t begin, State* const (&states)[kMaxStates]) __attribute__((always_inline)) {
-    prefetch_row(static_cast<Param*>(range.param) + begin + kPrefetch);
-    prefetch_row(static_cast<const Param*>(range.grad) + begin + kPrefetch);
-    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kPrefetch);
-  };
-  const auto row = [&](auto decay, int64_t begin, const int32_t* keeps) __attribute__((always_inline)) {
-    State* states[kMaxStates];
-    states_at(begin, states);
-    prefetch_after(begin, states);
-    update_row<decay.value>(rule, scalars, static_cast<Param*>(range.param) + begin,
-                            static_cast<const Param*>(range.grad) + begin, states, kLanes, keeps,
-                            std::make_integer_sequence<int, Rule::kStates>{});
-  };
-  const bool draws = tensor.threshold != 0 && tensor.threshold != kKeepAll;
-  const int64_t full_tiles = range.count / kTile;
-  TileKeeps keeps[2];
-  // Tiles from `first` on, the last of which may be a part. Only whole tiles ask for the tile after them: from the rest
-  // of a range on, the lines would be lost.
-  const auto run_with_slopes = [&](int64_t first) {
-    for (int64_t tile = first; tile * kTile < range.count; ++tile) {
-      TileKeeps& now = keeps[tile % 2];
-      if (draws && tile != first) draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + tile, now);
-      Real<Param> lanes[kLanes] = {};
-      const int64_t end = std::min(range.count, (tile + 1) * kTile);
-      for (int64_t begin = tile * kTile; begin < end; begin += kLanes) {
-        State* states[kMaxStates];
-        states_at(begin, states);
-        if (tile < full_tiles) prefetch_after(begin, states);
-        update_row_and_slopes<Isa>(rule, scalars, static_cast<Param*>(range.param) + begin,
-                                   static_cast<const Param*>(range.grad) + begin, states,
-                                   static_cast<int>(std::min(kLanes, end - begin)), now.row[begin / kLanes % 8], lanes,
-                                   std::make_integer_sequence<int, Rule::kStates>{});
-      }
-      if (!range.slopes) continue;
-      range.slopes[tile] = tile_slope<Param>(lanes);
-    }
-  };
-  const auto run_full_tiles = [&](auto drawing, auto decay) __attribute__((always_inline)) {
-    for (int64_t tile = 0; tile < full_tiles; ++tile) {
-      const TileKeeps& now = keeps[tile % 2];
-      TileKeeps& next = keeps[(tile + 1) % 2];
-      for (int r = 0; r < 8; r += kPieceRows) {
-        // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
-        if (drawing.value) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
-        for (int p = r; p < r + kPieceRows; ++p) row(decay, tile * kTile + p * kLanes, now.row[p]);
-      }
-    }
-  };
-  if (draws) {
-    draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
-  } else {
-    std::memset(keeps, tensor.threshold == 0 ? 0 : -1, sizeof(keeps));
-  }
-  if (range.slopes) return run_with_slopes(0);
-  if (!draws) {
-    run_full_tiles(std::false_type{}, DecayChoice<Decay::kSelect>{});
-  } else {
-    const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
-    switch (decay) {
-      case Decay::kNone: run_full_tiles(std::true_type{}, DecayChoice<Decay::kNone>{}); break;
-      case Decay::kCoupled: run_full_tiles(std::true_type{}, DecayChoice<Decay::kCoupled>{}); break;
-      case Decay::kDecoupled: run_full_tiles(std::true_type{}, DecayChoice<Decay::kDecoupled>{}); break;
-      case Decay::kSelect: run_full_tiles(std::true_type{}, DecayChoice<Decay::kSelect>{}); break;
-    }
-  }
-  run_with_slopes(full_tiles);
+  if (range.slopes) return run_range<Isa, true, Rule, Hyper, Param, State>(tensor, range);
+  run_range<Isa, false, Rule, Hyper, Param, State>(tensor, range);
 }
 
 // The step of a rule with a ring, a tile at a time: slots outside, elements inside, so that the loops vectorise.
