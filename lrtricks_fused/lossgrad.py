@@ -106,6 +106,7 @@ class LossGrad:
         self.ratio: Tensor = torch.full((), torch.nan, dtype=torch.float64)
         self._slopes: dict[torch.device, Tensor] = {}
         self._backup: dict[Tensor, Tensor] = {}
+        self._constants: dict[tuple[float, torch.device], list[Tensor]] = {}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -198,26 +199,36 @@ class LossGrad:
     @torch.no_grad()
     def _adapt(self, loss: Tensor, trial: Tensor) -> None:
         """H for the next step, from the losses before and after this one."""
-        losses = torch.stack((loss, trial)).double()
+        resolution = RESOLUTION * torch.finfo(loss.dtype).eps
+        loss, trial = loss.double(), trial.double()
         if self.all_reduce is not None:
+            losses = torch.stack((loss, trial))
             self.all_reduce(losses)
-        slope = sum(slope.to(losses.device, non_blocking=True) for slope in self._slopes.values())
-        slope = torch.zeros_like(losses[0]) + slope  # also where no parameter had a gradient
-        rise = losses[1] - losses[0]
-        self.ratio = (rise + slope) / slope
-        resolution = RESOLUTION * torch.finfo(loss.dtype).eps * losses[0].abs()
-        unresolved = (slope > 0) & (slope < resolution) & (rise.abs() <= resolution)
-        grows = (2 * rise + slope <= 0) | unresolved  # false for NaN
-        finite = losses[1].isfinite()
-        up, down = torch.full_like(slope, self.c), torch.full_like(slope, 1 / self.c)  # float64
-        factor = torch.where(grows & finite, up, down)
-        factor = torch.where((slope == 0) & finite, torch.ones_like(slope), factor)
+            loss, trial = losses
+        slopes = [slope.to(loss.device, non_blocking=True) for slope in self._slopes.values()]
+        slope = sum(slopes[1:], slopes[0]) if slopes else torch.zeros_like(loss)  # no parameter had a gradient
+        # Few operations: each is a launch on a GPU, and all of them together as long as a small model's step.
+        rise = trial - loss
+        error = rise + slope  # of the tangent at the old parameters
+        self.ratio = error / slope
+        unresolved = (slope > 0) & (torch.maximum(slope, rise.abs()) < loss.abs() * resolution)
+        grows = (error + rise <= 0) | unresolved  # false for NaN
+        finite = trial.abs() < torch.inf
+        up, down, same = self._factors(loss.device)
+        factor = torch.where(finite & (slope == 0), same, torch.where(finite & grows, up, down))
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].mul_(factor.to(group["lr"].device, non_blocking=True))
         if self.reject_nonfinite:
             for param, old in self._backup.items():
                 param.copy_(torch.where(finite.to(param.device, non_blocking=True), param, old))
+
+    def _factors(self, device: torch.device) -> list[Tensor]:
+        """C, 1 / c and 1 on a device, made once."""
+        key = (self.c, device)
+        if key not in self._constants:
+            self._constants = {key: [torch.full((), x, dtype=torch.float64, device=device) for x in (self.c, 1 / self.c, 1)]}
+        return self._constants[key]
 
     @torch.no_grad()
     def _back_up(self) -> None:

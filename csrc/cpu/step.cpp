@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <memory>
 #include <string>
 #include <functional>
 
@@ -197,8 +198,8 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   if (call.slope) check_slope(*call.slope);
   if (call.found_inf && read_scalar(*call.found_inf, "found_inf") != 0) return;
   ListWork& work = checked.work;
-  std::vector<double> tile_slopes(call.slope ? work.tiles : 0);
-  work.tile_slopes = call.slope ? tile_slopes.data() : nullptr;
+  const std::unique_ptr<double[]> tile_slopes(call.slope ? new double[work.tiles] : nullptr);  // each will be written
+  work.tile_slopes = tile_slopes.get();
   checked.write_steps();
   torch::stable::parallel_for(0, work.tiles, kGrainTiles,
                               [&](int64_t begin, int64_t end) { work.run(begin, end); });

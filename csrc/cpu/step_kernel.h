@@ -91,20 +91,26 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
 template <class Isa, bool kDraws, Decay kDecay, bool kSlopes, class Rule, class Param, class State>
 LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const TensorStep& tensor,
                            const Range& range, TileKeeps (&keeps)[2]) {
-  for (int64_t tile = 0; tile < range.count / kTile; ++tile) {
+  const int64_t tiles = range.count / kTile;
+  alignas(64) Real<Param> slopes[2][kLanes];
+  const auto store_slope = [&](int64_t tile) __attribute__((always_inline)) {
+    if constexpr (kSlopes) range.slopes[tile] = tile_slope<Param>(slopes[tile % 2]);
+  };
+  for (int64_t tile = 0; tile < tiles; ++tile) {
     const TileKeeps& now = keeps[tile % 2];
     TileKeeps& next = keeps[(tile + 1) % 2];
-    alignas(64) Real<Param> slopes[kLanes] = {};
+    if constexpr (kSlopes) std::memset(slopes[tile % 2], 0, sizeof(slopes[0]));
     for (int r = 0; r < 8; r += kPieceRows) {
       // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
       if constexpr (kDraws) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
       for (int p = r; p < r + kPieceRows; ++p) {
         step_row<kDecay, kSlopes, true, Rule, Param, State>(rule, scalars, range, tile * kTile + p * kLanes, kLanes,
-                                                            now.row[p], slopes);
+                                                            now.row[p], slopes[tile % 2]);
       }
+      if (r == 0 && tile != 0) store_slope(tile - 1);  // a chain of additions, whose terms are not waited for
     }
-    if constexpr (kSlopes) range.slopes[tile] = tile_slope<Param>(slopes);
   }
+  if (tiles != 0) store_slope(tiles - 1);
 }
 
 // The part of a tile that a range may end with. Nothing is asked for ahead: the lines would be lost. The constants come
@@ -136,7 +142,7 @@ __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& 
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
     draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
-    const Decay decay = std::is_same_v<Param, float> && !kSlopes ? decay_of(tensor.scalars) : Decay::kSelect;
+    const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
     switch (decay) {
       case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
       case Decay::kCoupled: full_tiles.template operator()<true, Decay::kCoupled>(); break;
