@@ -38,7 +38,7 @@ std::string list_operands(const RuleSchema& rule) {
   std::string operands = "Tensor(a!)[] params, Tensor[] grads, ";
   char alias = 'b';
   for (const char* state : rule.states) operands += std::string("Tensor(") + alias++ + "!)[] " + state + ", ";
-  operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, ";
+  operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, bool centralize=False, ";
   return operands + "Tensor(" + alias + "!)? slope=None";
 }
 
@@ -68,6 +68,9 @@ class Arguments {
       call.state_dtype = take<int64_t>();
       call.chunk_tensors = take<std::optional<Tensor>>();
       call.prepared = take<std::optional<Tensor>>();
+      call.slices = take<int64_t>();
+      call.lanes = take<int64_t>();
+      call.slice_scratch = take<std::optional<Tensor>>();
       call.slope_scratch = take<std::optional<Tensor>>();
       call.slope = take<std::optional<Tensor>>();
       return call;
@@ -77,6 +80,7 @@ class Arguments {
     for (size_t k = 0; k < states; ++k) call.states.push_back(take<std::vector<Tensor>>());
     call.steps = take<std::vector<Tensor>>();
     call.param_indices = take<std::vector<int64_t>>();
+    call.centralize = take<bool>();
     call.slope = take<std::optional<Tensor>>();
     return call;
   }
@@ -131,7 +135,7 @@ void average_sgd(StableIValue* stack, uint64_t, uint64_t) {
 
 constexpr const char* kTableOperands =
     "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared,"
-    " Tensor? slope_scratch=None, Tensor(a!)? slope=None";
+    " int slices=0, int lanes=0, Tensor? slice_scratch=None, Tensor? slope_scratch=None, Tensor(a!)? slope=None";
 
 template <bool kTable, class Library>
 void implement_on_cpu(Library& m) {

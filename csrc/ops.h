@@ -24,12 +24,14 @@ struct Number {
 struct ListCall {
   std::optional<Tensor> table;
   int64_t state_mask = 0;  // bit k: the variant has its k-th state
-  std::optional<Tensor> chunk_tensors, prepared, slope_scratch;
+  std::optional<Tensor> chunk_tensors, prepared, slope_scratch, slice_scratch;
+  int64_t slices = 0, lanes = 0;  // of all rows
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;
   std::vector<Tensor> steps;
   std::vector<int64_t> param_indices;
+  bool centralize = false;
   Number lr, keep_prob, grad_weight;
   double weight_decay;
   bool decoupled_weight_decay, maximize;

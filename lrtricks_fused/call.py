@@ -6,6 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+LANE_ELEMENTS = 64  # csrc/core/slice_mean.h
+MAX_SLICE_LANES = 4096
+
+
+def slice_lanes(length: int) -> int:
+    """Lanes that the sum of a slice is split into, as in ``csrc/core/slice_mean.h``."""
+    return min(-(-length // LANE_ELEMENTS), MAX_SLICE_LANES)
+
 
 @dataclass
 class StepCall:
@@ -14,6 +22,7 @@ class StepCall:
     ``states`` maps the rule's state names, in the order of the op's schema, to lists; a state that the
     variant does not have (for example ``max_exp_avg_sq`` without AMSGrad) has an empty list.
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
+    ``centralize``: the mean of each slice is taken off the gradients (see ``csrc/core/slice_mean.h``).
     ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
     """
 
@@ -33,6 +42,7 @@ class StepCall:
     seed: int
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    centralize: bool = False
     slope: Tensor | None = None
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
@@ -41,6 +51,10 @@ class StepCall:
     def window(self) -> int | None:
         """Slots of the states, where the rule's one state is a ring of shape (window, *shape of the parameter)."""
         return self.hyper.get("window")
+
+    def slice_length(self, param: Tensor) -> int:
+        """Elements of a slice whose mean is taken off the gradient of ``param``; 0 where nothing is."""
+        return param.numel() // param.shape[0] if self.centralize and param.dim() > 1 and param.numel() else 0
 
     def state_shape(self, param: Tensor) -> tuple[int, ...]:
         """Shape of a state of ``param``."""

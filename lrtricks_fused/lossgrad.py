@@ -227,7 +227,8 @@ class LossGrad:
         """C, 1 / c and 1 on a device, made once."""
         key = (self.c, device)
         if key not in self._constants:
-            self._constants = {key: [torch.full((), x, dtype=torch.float64, device=device) for x in (self.c, 1 / self.c, 1)]}
+            factors = (self.c, 1 / self.c, 1.0)
+            self._constants = {key: [torch.full((), x, dtype=torch.float64, device=device) for x in factors]}
         return self._constants[key]
 
     @torch.no_grad()

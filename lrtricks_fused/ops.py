@@ -59,11 +59,13 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
     grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
     if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
-        operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices, call.slope)
+        operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices, call.centralize,
+                    call.slope)
     else:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_table_")
         scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
-        operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared, scratch, call.slope)
+        slices = (table.slices, table.lanes, table.slice_scratch)
+        operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared, *slices, scratch, call.slope)
     step(
         *operands,
         **call.hyper,

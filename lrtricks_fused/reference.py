@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .call import StepCall
+from .call import StepCall, slice_lanes
 from .keep import LANES, TILE, keep_mask
 
 CHUNK_TILES = 16
@@ -121,6 +121,17 @@ def in_order(values: Tensor, dim: int) -> Tensor:
     return total
 
 
+def centred(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad``, in the compute type, less its means over all dimensions but the first, as ``dtype`` would store it."""
+    slices = grad.flatten(1)
+    length = slices.shape[1]
+    lanes = slice_lanes(length)
+    padded = torch.nn.functional.pad(slices, (0, -length % lanes))
+    sums = in_order(padded.view(len(slices), -1, lanes), 1).double()
+    means = (in_order(sums, 1) / length).to(grad.dtype)
+    return (slices - means.unsqueeze(1)).to(dtype).to(grad.dtype).view(grad.shape)
+
+
 def slope_of_chunks(grad: Tensor, old_param: Tensor, new_param: Tensor, lanes: int) -> Tensor:
     """<grad, old_param - new_param> of each chunk of 16 tiles, as float64, in the order of ``csrc/core/slope.h``.
 
@@ -194,7 +205,10 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
         return torch.tensor(value, dtype=dtype, device=param.device)
 
     old_param = param.to(dtype, copy=True)
-    grad = call.grads[i].to(dtype) * const(grad_factor)
+    grad = call.grads[i].to(dtype)
+    if call.slice_length(param):
+        grad = centred(grad, param.dtype)
+    grad = grad * const(grad_factor)
     if call.weight_decay != 0 and not call.decoupled_weight_decay:
         grad = grad + const(call.weight_decay) * old_param
     if call.window is not None:

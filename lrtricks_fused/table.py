@@ -2,8 +2,9 @@
 
 To hand a tensor to an op costs about a microsecond, which for a model of many small tensors is more than the step
 itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
-has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, and
-the first of its chunks. On a GPU the table, the chunks and the scratch of the step live on the device.
+has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
+first of its chunks, and of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
+their lanes. On a GPU the table, the chunks and the scratch of the step live on the device.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .call import StepCall
+from .call import StepCall, slice_lanes
 
-PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK, COLUMNS = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
+PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
+SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, COLUMNS = 11, 12, 13, 14
 MAX_STATES = STEP - STATE
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
@@ -75,7 +77,9 @@ class AddressTable:
         self._addresses = list(map(_addresses, self._held))
         self._layouts = _layouts(call.params)
         self._grad_addresses = _addresses(call.grads)
-        self._indices = call.param_indices
+        self._indices, self._centralize = call.param_indices, call.centralize
+        self.slices = self.lanes = 0  # of all tensors
+        self.slice_scratch = None
         self.rows = self.chunk_tensors = self.prepared = self._slope_scratch = None
         if _fits(call, self._layouts):
             self._fill(call)
@@ -89,6 +93,7 @@ class AddressTable:
         params, *states, steps = self._addresses
         numel = torch.tensor([param.numel() for param in call.params])
         chunks = (numel + CHUNK - 1) // CHUNK
+        self._param_size = call.params[0].element_size()
         param_code = DTYPE_CODES[call.params[0].dtype]
         state_code = DTYPE_CODES[used[0][0].dtype] if used else param_code
         rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64)
@@ -101,10 +106,21 @@ class AddressTable:
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
         self.rows = self._host_rows = rows
+        if call.centralize:
+            self._fill_slices(call, rows)
         state_mask = sum(1 << k for k, column in enumerate(call.states.values()) if column)
         self.codes = (state_mask, param_code, state_code)
         if self._upload is not None:
             self.place(call.params[0].device, chunks)
+
+    def _fill_slices(self, call: StepCall, rows: Tensor) -> None:
+        lengths = torch.tensor(list(map(call.slice_length, call.params)))
+        slices = rows[:, NUMEL] // lengths.clamp(min=1) * (lengths != 0)
+        lanes = slices * torch.tensor(list(map(slice_lanes, lengths.tolist())))
+        rows[:, SLICE_LENGTH] = lengths
+        rows[:, FIRST_SLICE] = slices.cumsum(0) - slices
+        rows[:, FIRST_LANE] = lanes.cumsum(0) - lanes
+        self.slices, self.lanes = int(slices.sum()), int(lanes.sum())
 
     def place(self, device: torch.device, chunks: Tensor) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
@@ -117,14 +133,16 @@ class AddressTable:
         self._upload(words, pairs.view(torch.int64).flatten())
         self.chunk_tensors = words.view(torch.int32)[: len(tensors)]
         self.prepared = torch.empty(PREPARED_BYTES * (1 + len(self.rows)), dtype=torch.uint8, device=device)
+        if self.slices:
+            size = (self.slices + self.lanes) * max(self._param_size, 4)  # the lanes' sums, then the means
+            self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
 
     def slope_scratch(self) -> Tensor:
         """Device memory for the partial sums of a slope (csrc/core/slope.h), made when first asked for."""
         if self._slope_scratch is None:
-            param_size = next(dtype for dtype, code in DTYPE_CODES.items() if code == self.codes[1]).itemsize
             chunks = len(self.chunk_tensors)
-            units = chunks * CHUNK // 8 * param_size // ACCESS
-            size = units * max(param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
+            units = chunks * CHUNK // 8 * self._param_size // ACCESS
+            size = units * max(self._param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
             self._slope_scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
         return self._slope_scratch
 
@@ -133,6 +151,7 @@ class AddressTable:
         lists = self._lists(call)
         if not (
             self._indices == call.param_indices
+            and self._centralize == call.centralize
             and all(map(_same, lists, self._held))
             and list(map(_addresses, lists)) == self._addresses
             and _layouts(call.params) == self._layouts

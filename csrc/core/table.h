@@ -9,7 +9,8 @@ namespace lrt {
 
 // One parameter. Its operands lie contiguously; the states that the variant has come first, the rest are 0.
 struct TableRow {
-  int64_t param, grad, states[kMaxStates], step, count, param_index, param_dtype, state_dtype, first_chunk;
+  int64_t param, grad, states[kMaxStates], step, count, param_index, param_dtype, state_dtype, first_chunk,
+      slice_length, first_slice, first_lane;  // of its slices (core/slice_mean.h); a length of 0: none
 };
 
 }  // namespace lrt

@@ -33,6 +33,8 @@ class AdaBelief(BetaOptimizer):
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
+        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
+            first, before anything else (gradient centralization).
         seed: 64-bit seed of the keep decisions; the same on all replicas.
         backend: "auto", "native", "triton" or "reference".
         state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
@@ -59,6 +61,7 @@ class AdaBelief(BetaOptimizer):
         fused: bool | None = None,
         keep_prob: float | Tensor = 1.0,
         grad_weight: float | Tensor = 1.0,
+        centralize: bool = False,
         seed: int = 0,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
@@ -69,8 +72,8 @@ class AdaBelief(BetaOptimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
         super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, seed=seed, backend=backend,
-            state_dtype=state_dtype,
+            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
+            backend=backend, state_dtype=state_dtype,
         )  # fmt: skip
 
     def _state_names(self, group: Group) -> dict[str, bool]:

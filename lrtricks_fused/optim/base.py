@@ -44,6 +44,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         *,
         keep_prob: float | Tensor,
         grad_weight: float | Tensor,
+        centralize: bool,
         seed: int,
         backend: str,
         state_dtype: torch.dtype | None,
@@ -53,7 +54,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self.state_dtype = state_dtype
         self._tables: dict[Hashable, Any] = {}  # of addresses, kept between steps
         self._slopes: dict[torch.device, Tensor] | None = None  # what LossGrad has each step add its slope to
-        defaults = {**defaults, "keep_prob": keep_prob, "grad_weight": grad_weight, "seed": seed}
+        common = dict(keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed)
+        defaults = {**defaults, **common}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         super().__init__(params, defaults)
 
@@ -208,6 +210,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             seed=group["seed"],
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
+            centralize=group["centralize"],
             slope=self._slope(part.params[0].device),
             tables=self._tables,
             table_key=(id(group), part.key),

@@ -38,6 +38,8 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("keep_prob", group["keep_prob"], 0.0, 1.0)
     lowest = -math.inf if group.get("allow_negative_grad_weight", False) else 0.0  # set by GradientWeight
     check_range("grad_weight", group["grad_weight"], lowest, math.inf)
+    if not isinstance(group["centralize"], bool):
+        raise TypeError(f"Invalid centralize={group['centralize']!r}: must be a bool")
     seed = group["seed"]
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")

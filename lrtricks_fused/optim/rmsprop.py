@@ -31,6 +31,8 @@ class RMSprop(MaskedOptimizer):
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
+        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
+            first, before anything else (gradient centralization).
         seed: 64-bit seed of the keep decisions; the same on all replicas.
         backend: "auto", "native", "triton" or "reference".
         state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
@@ -57,6 +59,7 @@ class RMSprop(MaskedOptimizer):
         *,
         keep_prob: float | Tensor = 1.0,
         grad_weight: float | Tensor = 1.0,
+        centralize: bool = False,
         seed: int = 0,
         backend: str = "auto",
         state_dtype: torch.dtype | None = None,
@@ -66,8 +69,8 @@ class RMSprop(MaskedOptimizer):
             capturable=capturable, foreach=foreach, maximize=maximize, differentiable=differentiable,
         )  # fmt: skip
         super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, seed=seed, backend=backend,
-            state_dtype=state_dtype,
+            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
+            backend=backend, state_dtype=state_dtype,
         )  # fmt: skip
 
     def _check_rule(self, group: Group) -> None:

@@ -38,6 +38,8 @@ class SGD(MaskedOptimizer):
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
+        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
+            first, before anything else (gradient centralization).
         seed: 64-bit seed of the keep decisions; the same on all replicas.
         momentum_window: gradients that average momentum averages, >= 1; None for ordinary momentum. Goes with
             momentum, dampening and nesterov at their defaults only.
@@ -64,6 +66,7 @@ class SGD(MaskedOptimizer):
         fused: bool | None = None,
         keep_prob: float | Tensor = 1.0,
         grad_weight: float | Tensor = 1.0,
+        centralize: bool = False,
         seed: int = 0,
         momentum_window: int | None = None,
         backend: str = "auto",
@@ -75,8 +78,8 @@ class SGD(MaskedOptimizer):
             momentum_window=momentum_window,
         )  # fmt: skip
         super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, seed=seed, backend=backend,
-            state_dtype=state_dtype,
+            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
+            backend=backend, state_dtype=state_dtype,
         )  # fmt: skip
 
     def _check_rule(self, group: Group) -> None:
