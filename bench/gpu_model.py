@@ -164,14 +164,16 @@ def count(code: list[sass.Instruction], rule: str, dtype: str) -> dict[str, floa
 
     A tile's loop holds the draws, which a branch skips, the loop over words, each of two rows, and the store of a
     slope, which another branch skips. Either the first branch is inside, or the compiler has made two loops of it.
-    The loops that step lane by lane, moving two elements a word, are not looked at.
+    The loops that step lane by lane, moving two elements a word, and those of centralized gradients, which read a mean
+    beside every element, are not looked at.
     """
     elements = 16 // BYTES[DTYPES[dtype][0]]
+    mean = max(4, BYTES[DTYPES[dtype][0]])
     ways, branches = [], 0
     for tile, words in sass.nested(code):
         outside, inner = sass.passes(code, tile), sass.passes(code, words).longest
         moved = sum(code[i].access_bytes for i in inner)
-        if moved == 2 * traffic_bytes(rule, dtype):
+        if moved in (2 * (traffic_bytes(rule, dtype) + mean), 2 * elements * (traffic_bytes(rule, dtype) + mean)):
             continue
         if moved != 2 * elements * traffic_bytes(rule, dtype):
             raise sass.UnknownStructure(f"the inner loop {words} does not move two rows")

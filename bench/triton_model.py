@@ -34,6 +34,7 @@ DTYPES = {  # of parameters and gradients, of states; names of torch
     "f16": ("float16", "float16"),
     "f64": ("float64", "float64"),
 }
+MEANS = ("f32", "bf16", "f16", "f64")  # pairs of which the kernels of slices' means have instances of their own
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 ARCHS = (80, 90, 100, 942)  # 942: gfx942
 ALIGNED = [["tt.divisibility", 16]]  # what Triton finds of a pointer that is
@@ -63,6 +64,7 @@ class Shape:
     block: int  # elements that an access moves
     sizes: tuple[int, int]  # bytes of an element of the parameters and of the states
     traffic: int  # bytes per parameter
+    mean: int = 0  # bytes of a slice's mean, which each parameter reads besides; narrower than any other access
 
     @property
     def passes(self) -> int:
@@ -111,7 +113,8 @@ def full_ways(code: list[sass.Instruction], shape: Shape) -> tuple[list[Way], bo
     def moved(way: tuple[int, ...], least: int = 1) -> int:
         return sum(code[i].access_bytes for i in way if code[i].access_bytes >= least)
 
-    found = [it for it in sass.loops(code) if shape.passes * moved(sass.passes(code, it).shortest) == size]
+    with_means = size + shape.elements * shape.mean
+    found = [it for it in sass.loops(code) if shape.passes * moved(sass.passes(code, it).shortest) == with_means]
     if found and shape.passes > 1:
         return _looped(code, shape, found)
     stores = [i for i, this in enumerate(code) if this.is_store and this.access_bytes > max(shape.sizes)]
@@ -134,7 +137,8 @@ def count(code: list[sass.Instruction], shape: Shape) -> dict[str, object]:
              for side in (own, rest)]  # fmt: skip
     if len(ways) != 2 or drawn != [True, False] or not known:
         raise sass.UnknownStructure(f"{len(ways)} ways, draws on {drawn}, no branches besides: {known}")
-    body, narrowest = (unmasked.loop, 1) if unmasked.loop else (unmasked.before, shape.block * min(shape.sizes))
+    body = unmasked.loop or unmasked.before
+    narrowest = 1 if unmasked.loop and not shape.mean else shape.block * min(shape.sizes)
     widths = [code[i].access_bytes for i in body]
     return {
         "widths": dict(Counter(width for width in widths if width >= narrowest)),
@@ -150,7 +154,9 @@ def _target(arch: int) -> object:
     return GPUTarget("hip", f"gfx{arch}", 64) if arch > 900 else GPUTarget("cuda", arch, 32)
 
 
-def _compile(kernel: object, constants: dict[str, object], types: dict[str, str], arch: int) -> tuple[Reading, list]:
+def _compile(
+    kernel: object, constants: dict[str, object], types: dict[str, str], arch: int, *warps: int
+) -> tuple[Reading, list]:
     """The kernel's own figures, and its instructions."""
     import triton
     from lrtricks_fused.triton_kernels import launch
@@ -160,7 +166,7 @@ def _compile(kernel: object, constants: dict[str, object], types: dict[str, str]
     pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): ALIGNED for i in pointers})
-    made = triton.compile(source, target=target, options=launch.options(target.backend))
+    made = triton.compile(source, target=target, options=launch.options(target.backend, *warps))
     shared = made.metadata.shared
     if target.backend == "hip":
         text = made.asm["amdgcn"]
@@ -177,7 +183,7 @@ def _compile(kernel: object, constants: dict[str, object], types: dict[str, str]
     return Reading(made.asm["ptx"], read.registers, read.stack_bytes, shared, spills), read.code
 
 
-def read_step(arch: int, rule: str, dtype: str) -> Reading:
+def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:
     """Compiles step_kernel and reads it."""
     import torch
     from lrtricks_fused.triton_kernels import launch, step
@@ -186,13 +192,14 @@ def read_step(arch: int, rule: str, dtype: str) -> Reading:
     param, state = DTYPES[dtype]
     warp = _target(arch).warp_size
     dtypes = getattr(torch, param), getattr(torch, state)
-    given = launch.step_constexprs(launch.RULES[name], flags, states, *dtypes, warp)
+    given = launch.step_constexprs(launch.RULES[name], flags, states, *dtypes, warp, centralize)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     reading, code = _compile(step.step_kernel, given, types, arch)
     threads = launch.WARPS * warp
     sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * states * BYTES[state]
+    mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
     try:
-        counted = count(code, Shape(CHUNK // threads, given["BLOCK"] // threads, sizes, traffic))
+        counted = count(code, Shape(CHUNK // threads, given["BLOCK"] // threads, sizes, traffic, mean))
     except sass.UnknownStructure as error:
         raise sass.UnknownStructure(f"{rule}, {dtype}, {arch}: {error}") from None
     return Reading(**{**vars(reading), **counted})
@@ -208,6 +215,21 @@ def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
     return _compile(step.prepare_kernel, given, types, arch)[0]
 
 
+def read_means(arch: int, kernel: str, dtype: str) -> Reading:
+    """The same of sum_lanes or find_means."""
+    import torch
+    from lrtricks_fused.triton_kernels import launch, slices
+
+    real = "*fp64" if dtype == "f64" else "*fp32"
+    numbers = {"sum_lanes": ("tensors", "lanes"), "find_means": ("tensors", "slices", "lanes")}[kernel]
+    types = {"rows": "*i64", "scratch": real, **dict.fromkeys(numbers, "i64")}
+    if kernel == "sum_lanes":
+        given, warps = launch.sum_lanes_constexprs(getattr(torch, DTYPES[dtype][0])), launch.WARPS
+    else:
+        given, warps = launch.find_means_constexprs(), 1
+    return _compile(getattr(slices, kernel), given, types, arch, warps)[0]
+
+
 def _compiler_not_interpreter() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
 
@@ -219,12 +241,18 @@ def _pool() -> ProcessPoolExecutor:
 
 
 @cache
-def step_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
+def step_reading(arch: int, rule: str, dtype: str, centralize: bool = False) -> Future[Reading]:
     """read_step in a process of its own; several are at work at a time."""
-    return _pool().submit(read_step, arch, rule, dtype)
+    return _pool().submit(read_step, arch, rule, dtype, centralize)
 
 
 @cache
 def prepare_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
     """The same of read_prepare."""
     return _pool().submit(read_prepare, arch, rule, dtype)
+
+
+@cache
+def means_reading(arch: int, kernel: str, dtype: str) -> Future[Reading]:
+    """The same of read_means."""
+    return _pool().submit(read_means, arch, kernel, dtype)

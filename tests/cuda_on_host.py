@@ -70,13 +70,15 @@ def step(call: StepCall) -> None:
     hyper = dict(call.hyper)
     nesterov = hyper.pop("nesterov", False)
     state_mask, param_dtype, state_dtype = table.codes
-    slope = [0, 0]
+    slices, slope = 0, [0, 0]
+    if table.slices:
+        slices = table.slice_scratch.fill_(POISON).data_ptr()
     if call.slope is not None:
         slope = [table.slope_scratch().fill_(POISON).data_ptr(), call.slope.data_ptr()]
     module().step(
         call.rule, list(hyper.values()), nesterov, state_mask,
-        [*(tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)), *slope],
-        len(table.rows), len(table.chunk_tensors),
+        [*(tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)), slices, *slope],
+        len(table.rows), len(table.chunk_tensors), table.slices, table.lanes,
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
          number(call.found_inf)],
         call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,

@@ -47,6 +47,7 @@ BAD = [
     ("grad_weight", torch.tensor(-2.0), ValueError, "-2.0"),
     *(("seed", value, ValueError, str(value)) for value in (-1, 2**64, 0.5, "0")),
     ("differentiable", True, ValueError, "True"),
+    *(("centralize", value, TypeError, repr(value)) for value in (1, None, "yes")),
 ]
 CALLS = [(cls, *row) for row in BAD for cls in CLASSES if row[0] in inspect.signature(cls).parameters]
 bad = pytest.mark.parametrize(("cls", "name", "value", "error", "text"), CALLS)

@@ -144,6 +144,14 @@ def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
 
 @reads
 @pytest.mark.parametrize("arch", gpu_model.archs())
+def test_no_kernel_of_the_library_needs_a_stack(arch):
+    stacks = {name: text.stack_bytes for name, text in gpu_model.library(arch).items()}
+    assert len(stacks) > 70  # 66 step kernels, and the small ones
+    assert not any(stacks.values()), {name: size for name, size in stacks.items() if size}
+
+
+@reads
+@pytest.mark.parametrize("arch", gpu_model.archs())
 def test_instructions_of_adam_stay_in_budget(arch):
     (kernel,) = gpu_model.kernels(arch, "Adam", ("f32",))
     assert kernel.masked <= BUDGET, kernel

@@ -51,9 +51,9 @@ def test_opcheck(name, optional):
 
 
 @by_op
-def test_opcheck_with_a_slope(name):
+def test_opcheck_with_a_slope_of_centralized_gradients(name):
     args, kwargs = sample(name)
-    torch.library.opcheck(op(name), [*args, torch.tensor(3.0, dtype=torch.float64)], kwargs)
+    torch.library.opcheck(op(name), [*args, True, torch.tensor(3.0, dtype=torch.float64)], kwargs)
 
 
 # The lists (counted from params) that a variant may leave empty.

@@ -155,7 +155,7 @@ def table_of(args, states):
         columns = [params[i], grads[i], *(column[i] for column in rest)]
         addresses = [t.data_ptr() for t in columns] + [0] * (MAX_STATES - states) + [args[-2][i].data_ptr()]
         code = DTYPE_CODES[torch.float32]
-        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code, 0])
+        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code, *[0] * 4])
     return rows
 
 

@@ -1,7 +1,7 @@
 """The machine code of the Triton kernels, compiled ahead of time: no spills, wide accesses, nothing approximate.
 
 LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
-every target, and two more pairs of Adam's.
+every target, and two more pairs of Adam's; with centralized gradients, f32 of Adam for sm_90 and an AMD GPU.
 """
 
 import os
@@ -18,6 +18,7 @@ FULL = os.environ.get("LRTRICKS_FULL") == "1"
 AMD = 942
 BUDGET = 80  # instructions per parameter, as of the CUDA kernels
 MASK_RATIO = 1.35
+CENTRALIZING_BUDGET = 10  # more of them: the slice, its mean, the difference; a division alone takes twice as many
 ROWS = 8
 INEXACT = re.compile(r"\.ftz|\.approx|\bfma\.")
 
@@ -30,6 +31,10 @@ def chosen(arch: int, rule: str, dtype: str) -> bool:
 
 STEPS = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in triton_model.DTYPES
          if chosen(a, r, d)]  # fmt: skip
+CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton_model.DTYPES
+                if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
+MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_lanes", "find_means") for d in triton_model.MEANS
+         if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in ("f32", "f64")
             if r != "AMSGrad" and (FULL or (a in (90, AMD) and d == "f32"))]  # fmt: skip
 
@@ -38,10 +43,12 @@ PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES fo
 def _all_at_once():
     # Submitted before the first result is awaited, so that all processors are at work.
     if not MISSING:
-        for key in STEPS:
+        for key in (*STEPS, *CENTRALIZING):
             triton_model.step_reading(*key)
         for key in PREPARES:
             triton_model.prepare_reading(*key)
+        for key in MEANS:
+            triton_model.means_reading(*key)
 
 
 def name(key: object) -> str:
@@ -74,9 +81,10 @@ def expected_widths(arch: int, rule: str, dtype: str) -> dict[int, int]:
     return widths
 
 
-@pytest.mark.parametrize(("arch", "rule", "dtype"), STEPS, ids=name)
-def test_step_kernel(arch, rule, dtype):
-    reading = triton_model.step_reading(arch, rule, dtype).result()
+@pytest.mark.parametrize("key", [*STEPS, *CENTRALIZING], ids=name)
+def test_step_kernel(key):
+    arch, rule, dtype = key[:3]
+    reading = triton_model.step_reading(*key).result()
     check_memory(reading)
     check_arithmetic(arch, reading)
     assert reading.shared_bytes == 0
@@ -93,6 +101,13 @@ def test_prepare_kernel(arch, rule, dtype):
     check_arithmetic(arch, reading)
 
 
+@pytest.mark.parametrize(("arch", "kernel", "dtype"), MEANS, ids=name)
+def test_kernels_of_means(arch, kernel, dtype):
+    reading = triton_model.means_reading(arch, kernel, dtype).result()
+    check_memory(reading)
+    check_arithmetic(arch, reading)
+
+
 def test_dwordx4_on_amd():
     text = triton_model.step_reading(AMD, "Adam", "f32").result().text
     assert re.search(r"buffer_load_dwordx4|global_load_dwordx4", text)
@@ -104,6 +119,12 @@ def test_instructions_of_adam_stay_in_budget(arch):
     reading = triton_model.step_reading(arch, "Adam", "f32").result()
     assert reading.masked <= BUDGET
     assert reading.masked <= MASK_RATIO * reading.unmasked
+
+
+@pytest.mark.parametrize("arch", [key[0] for key in CENTRALIZING if key[2] == "f32"])
+def test_a_centralized_gradient_costs_few_instructions(arch):
+    plain, centralizing = (triton_model.step_reading(arch, "Adam", "f32", *c).result() for c in ((), (True,)))
+    assert centralizing.masked - plain.masked <= CENTRALIZING_BUDGET
 
 
 AMD_LOOP = """kernel:

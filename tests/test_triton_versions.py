@@ -26,7 +26,8 @@ on_each_gpu = pytest.mark.parametrize(
 )
 OLDEST = f"{'.'.join(map(str, OLDEST_TRITON))}.0"
 OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbers, which later ones refuse
-# Of test_triton.py and this file: a variant of each rule in two dtypes, and what versions may do their own way.
+# Of these files, a variant of each rule in two dtypes, and what versions may do their own way.
+OLD_FILES = [f"tests/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
 OLD_TESTS = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
 
 
@@ -60,6 +61,22 @@ def test_the_number_of_tensors_compiles_nothing():
             train(lrt.SGD(leaves(*((size,) for size in sizes)), backend="triton"), range(1))
             assert stub.launches == list(zip(("prepare_kernel", "step_kernel"), programs, strict=False))
         assert stub.compilations == ["prepare_kernel", "step_kernel"]
+
+
+@compiled
+def test_the_number_of_slices_compiles_nothing():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, "cuda", 90, 32)
+        kernels = ["sum_lanes", "find_means", "prepare_kernel", "step_kernel"]
+        for shapes, programs in [([(1, 1)], [1, 1, 1, 1]), ([(33, 256)], [2, 2, 1, 2]), ([(5,), (16, 1)], [1, 1, 1, 2]),
+                                 ([(17, 2)] * 16, [3, 9, 1, 16]), ([(1, 2**20)], [32, 1, 1, 128])]:  # fmt: skip
+            stub.launches.clear()
+            train(lrt.SGD(leaves(*shapes), centralize=True, backend="triton"), range(1))
+            assert stub.launches == list(zip(kernels, programs, strict=True))
+        assert stub.compilations == kernels
+        train(lrt.SGD(leaves((5,), (5, 0)), centralize=True, backend="triton"), range(1))  # no slice: the plain kernel
+        assert stub.launches[4:] == [("prepare_kernel", 1), ("step_kernel", 1)]
+        assert stub.compilations == [*kernels, "step_kernel"]
 
 
 @compiled
@@ -129,7 +146,6 @@ def test_the_oldest_triton():
     here = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
     version = subprocess.run([sys.executable, "-c", "import triton; print(triton.__version__)"], **here)
     assert version.stdout.strip() == OLDEST, version.stderr
-    files = ["tests/test_triton.py", "tests/test_triton_versions.py"]
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", OLD_TESTS]
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *OLD_FILES, "-k", OLD_TESTS]
     done = subprocess.run(tests, **here)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -83,6 +83,8 @@ def _start(interpret: bool) -> None:
 
     def poisoned(call, table):
         table.prepared.fill_(POISON)
+        if call.centralize and table.slice_scratch is not None:
+            table.slice_scratch.fill_(POISON)
         run(call, table)
 
     launch._run = poisoned
@@ -115,11 +117,11 @@ def scratch(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return table.prepared.view(torch.int32)
 
 
-def late_step(case, dtype, keep_prob, backend, shapes, earlier=6):
+def late_step(case, dtype, keep_prob, backend, shapes, earlier=6, **arguments):
     """Everything after one step by ``backend``, the seventh of all tensors but the last, whose first it is."""
     params = make_params(shapes, dtype.dtype)
     optimizer = case.make(params, keep_prob=keep_prob, grad_weight=0.7, seed=SEED, backend="reference",
-                          state_dtype=dtype.state_dtype)  # fmt: skip
+                          state_dtype=dtype.state_dtype, **arguments)  # fmt: skip
     for n in range(earlier + 1):
         set_grads(params, shapes, n)
         if n < earlier:
@@ -175,7 +177,7 @@ class StubDriver:
 
 def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, warp_size: int) -> StubDriver:
     """Makes steps of CPU tensors go to a StubDriver until the monkeypatch ends."""
-    from lrtricks_fused.triton_kernels import step, upload
+    from lrtricks_fused.triton_kernels import slices, step, upload
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
@@ -183,7 +185,7 @@ def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, war
 
     stub = StubDriver(GPUTarget(backend, arch, warp_size))
     driver.set_active(stub)
-    for kernel in (step.prepare_kernel, step.step_kernel, upload.write_words):
+    for kernel in (slices.sum_lanes, slices.find_means, step.prepare_kernel, step.step_kernel, upload.write_words):
         kernel.device_caches.clear()
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.version, "hip", "6.4" if backend == "hip" else None)

@@ -13,6 +13,7 @@ from lrtricks_fused.device import scalar, step_on_device
 from lrtricks_fused.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
+from .slices import find_means, sum_lanes
 from .slope import add_columns, sum_chunks, sum_columns
 from .step import prepare_kernel, step_kernel
 from .upload import upload
@@ -20,6 +21,7 @@ from .upload import upload
 WARPS = 4
 PREPARE_BLOCK = 128
 SUM_BLOCK = 128
+MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its lanes
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
 INTERPRETED = triton.knobs.runtime.interpret
@@ -50,9 +52,9 @@ RULES = {
 }
 
 
-def options(backend: str) -> dict[str, object]:
+def options(backend: str, warps: int = WARPS) -> dict[str, object]:
     """Of the compiler, for "cuda" or "hip"; no contraction of products and sums."""
-    exact = dict(num_warps=WARPS, num_stages=1, enable_fp_fusion=False)
+    exact = dict(num_warps=warps, num_stages=1, enable_fp_fusion=False)
     return {**exact, "maxnreg": REGISTERS} if backend == "cuda" else exact
 
 
@@ -80,15 +82,29 @@ def prepare_constexprs(rule: Rule, dtype: torch.dtype) -> dict[str, object]:
 
 def step_constexprs(
     rule: Rule, flags: tuple[bool, bool], states: int, dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int,
-    slope: bool = False,
+    centralize: bool = False, slope: bool = False,
 ) -> dict[str, object]:
-    """What an instance of step_kernel is compiled for."""
+    """What an instance of step_kernel is compiled for. ``centralize``: some tensors have slices."""
     block, tail_block = block_sizes(dtype, state_dtype, warp_size)
     return dict(
         DIRECTION=rule.direction, FLAG0=flags[0], FLAG1=flags[1], STATES=states, VALUES=rule.values,
         RING=rule.ring, PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
-        UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
+        CENTRALIZE=centralize, UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip
+
+
+def sum_lanes_constexprs(dtype: torch.dtype) -> dict[str, object]:
+    """What an instance of sum_lanes is compiled for."""
+    return dict(STORAGE=DTYPES[dtype], REAL=compute_dtype(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)
+
+
+def find_means_constexprs() -> dict[str, object]:
+    """What an instance of find_means is compiled for."""
+    return dict(BLOCK=LARGEST_BLOCK if INTERPRETED else MEAN_BLOCK)
+
+
+def _compiler() -> str:
+    return "hip" if torch.version.hip else "cuda"
 
 
 def flags_of(rule: Rule, call: StepCall) -> tuple[bool, bool]:
@@ -129,12 +145,14 @@ def _run(call: StepCall, table: AddressTable) -> None:
     dtype = call.params[0].dtype
     state_dtype = states[0][0].dtype if states else dtype
     scratch = table.slope_scratch() if call.slope is not None else None
+    centralize = call.centralize and table.slices != 0
     warp_size = 64 if torch.version.hip else 32
-    compiled = options("hip" if torch.version.hip else "cuda")
+    compiled = options(_compiler())
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+        means = _launch_means(table, dtype) if centralize else 0
         prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
             table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
-            doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize),
+            doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize), means,
             0 if scratch is None else scratch.data_ptr(), *hyper, *[0] * (3 - len(hyper)),
             **prepare_constexprs(rule, dtype), **compiled,
         )  # fmt: skip
@@ -142,10 +160,23 @@ def _run(call: StepCall, table: AddressTable) -> None:
             step_kernel[(len(table.chunk_tensors),)](
                 table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
                 **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size,
-                                  scratch is not None), **compiled,
+                                  centralize, scratch is not None), **compiled,
             )  # fmt: skip
             if scratch is not None:
                 _add_slope(call, table, prepared, scratch)
+
+
+def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:
+    """Launches the kernels of slices.py; the address of the means, for what is launched next."""
+    scratch, tensors = table.slice_scratch.view(torch.promote_types(dtype, torch.float32)), len(table.rows)
+    lanes, means = sum_lanes_constexprs(dtype), find_means_constexprs()
+    sum_lanes[(triton.cdiv(table.lanes, lanes["BLOCK"]),)](
+        table.rows, scratch, tensors, table.lanes, **lanes, **options(_compiler())
+    )
+    find_means[(triton.cdiv(table.slices, means["BLOCK"]),)](
+        table.rows, scratch, tensors, table.slices, table.lanes, **means, **options(_compiler(), warps=1)
+    )
+    return scratch.data_ptr() + table.lanes * scratch.element_size()
 
 
 def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:

@@ -1,9 +1,10 @@
 """One step of a list of tensors: load -> rule -> keep -> store. Knows no optimizer; twin of ``cuda/step_kernel.cuh``.
 
-Two kernels, as there: ``prepare_kernel`` advances the step counts and rounds the constants, ``step_kernel`` steps one
-chunk a program. Both read the table of ``lrtricks_fused.table``, so that one launch serves a whole list. What changes
-from step to step arrives as a 64-bit integer that is not specialized on (a double by its bits, a device scalar by its
-address): nothing recompiles when a schedule moves.
+Two kernels, as there, after those of ``slices.py`` if gradients are centralized: ``prepare_kernel`` advances the step
+counts and rounds the constants, ``step_kernel`` steps one chunk a program. Both read the table of
+``lrtricks_fused.table``, so that one launch serves a whole list. What changes from step to step arrives as a 64-bit
+integer that is not specialized on (a double by its bits, a device scalar by its address): nothing recompiles when a
+schedule moves.
 """
 
 import triton
@@ -21,12 +22,14 @@ STEP = tl.constexpr(table.STEP)
 NUMEL = tl.constexpr(table.NUMEL)
 INDEX = tl.constexpr(table.INDEX)
 FIRST_CHUNK = tl.constexpr(table.FIRST_CHUNK)
+SLICE_LENGTH = tl.constexpr(table.SLICE_LENGTH)
+FIRST_SLICE = tl.constexpr(table.FIRST_SLICE)
 COLUMNS = tl.constexpr(table.COLUMNS)
 CHUNK = tl.constexpr(table.CHUNK)
 
 # The scratch, in words of 64 bits: eight for the call, then eight per tensor. Values of the compute type come first;
-# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count. The two words
-# before hold of the call the address of the slope's units and 1 / grad_scale, as a double.
+# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count. The three words
+# before hold of the call the addresses of the slices' means and of the slope's units, and 1 / grad_scale, as a double.
 DRAWS = tl.constexpr(1)
 
 
@@ -64,7 +67,7 @@ def last_word(words):
 NUMBERS = (
     "tensors", "lr", "lr_address", "keep_prob", "keep_prob_address", "grad_weight", "grad_weight_address", "grad_scale",
     "grad_scale_address", "found_inf", "found_inf_address", "doubles", "weight_decay", "decoupled", "maximize",
-    "slope_scratch", "hyper0", "hyper1", "hyper2",
+    "slice_means", "slope_scratch", "hyper0", "hyper1", "hyper2",
 )  # fmt: skip
 
 
@@ -87,6 +90,7 @@ def prepare_kernel(
     weight_decay: tl.int64,
     decoupled: tl.int64,
     maximize: tl.int64,
+    slice_means: tl.int64,
     slope_scratch: tl.int64,
     hyper0: tl.int64,
     hyper1: tl.int64,
@@ -109,6 +113,7 @@ def prepare_kernel(
         tl.store(shared + 1, tl.where(decoupled != 0, 0.0, decay).to(REAL))
         tl.store(shared + 2, tl.where(decoupled != 0, decay, 0.0).to(REAL))
         tl.store(shared + 3, factor.to(REAL))
+        tl.store(prepared + (WORDS - 4), slice_means)
         tl.store(prepared + (WORDS - 3), slope_scratch)
         tl.store(reals(prepared + (WORDS - 2), tl.float64), inv_scale)
         # Without draws every draw is 0, and 0 < 1 keeps all.
@@ -163,6 +168,38 @@ def pointer_to(address, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
     return pointer
 
 
+# [note: Slices of a chunk]
+# Offset i of a chunk lies in slice (into + i) // length, counted from the one that begins ``into`` elements before the
+# chunk. Of a length beyond a chunk's the excess is taken off both: the one boundary that the chunk may hold stays where
+# it is. So length <= 2**13 and into + i < 2**14, and (into + i) * inverse >> 28 with inverse = 2**28 // length + 1 is
+# exactly the quotient, because inverse * length exceeds 2**28 by at most length. A tensor without slices has the mean
+# 0, which is what its length is by its bits, too.
+TWO_28 = tl.constexpr(2**28)
+TWO_4 = tl.constexpr(2**4)
+
+
+@triton.jit
+def slices_of_chunk(row, begin, means, REAL: tl.constexpr):
+    """The means from the chunk's first slice on, ``into`` and ``inverse`` of [note: Slices of a chunk]."""
+    length = tl.load(row + SLICE_LENGTH)
+    excess = tl.maximum(length - CHUNK, 0)
+    divisor = tl.maximum(length, 1)
+    first = begin // divisor
+    into = tl.maximum(begin - first * divisor - excess, 0)
+    inverse = tl.where(length != 0, TWO_28 // (divisor - excess) + 1, 0)
+    means += (tl.load(row + FIRST_SLICE) + first) * (REAL.primitive_bitwidth // 8)
+    means = tl.where(length != 0, means, (row + SLICE_LENGTH).to(tl.int64))
+    return means.to(tl.pointer_type(REAL)), into.to(tl.int32), inverse.to(tl.uint32)
+
+
+@triton.jit
+def centred(grad, offset, mask, slices, STORAGE: tl.constexpr):
+    """The gradient less its slices' means, as it would be stored."""
+    means, into, inverse = slices
+    place = tl.umulhi((into + offset).to(tl.uint32) * TWO_4, inverse)  # the upper word, so >> 28
+    return to_real(from_real(grad - tl.load(means + place.to(tl.int32), mask), STORAGE), STORAGE)
+
+
 @triton.jit
 def decayed_grad(param, grad, scalars):
     """The gradient that a rule sees: scaled, with coupled weight decay."""
@@ -207,7 +244,7 @@ def update_ring(
 
 @triton.jit
 def step_rows(
-    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, constants, scalars, limit, slopes,
+    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, slices, constants, scalars, limit, slopes,
     DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr, RING: tl.constexpr,
     PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, SLOPE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
@@ -216,7 +253,10 @@ def step_rows(
         offset = lane + (2 * word + half) * LANES
         mask = None if FULL else offset < left
         stored = tl.load(param_row + offset, mask)
-        grad = to_real(tl.load(grad_row + offset, mask), PARAM_DTYPE)
+        raw_grad = to_real(tl.load(grad_row + offset, mask), PARAM_DTYPE)
+        grad = raw_grad
+        if len(slices) != 0:
+            grad = centred(grad, offset, mask, slices, PARAM_DTYPE)
         param = to_real(stored, PARAM_DTYPE)
         if RING:
             ring_row = state_rows[0] + offset
@@ -232,14 +272,14 @@ def step_rows(
         stored = tl.where(keep, from_real(updated, PARAM_DTYPE), stored)
         tl.store(param_row + offset, stored, mask)
         if SLOPE:
-            term = grad * (param - to_real(stored, PARAM_DTYPE))
+            term = raw_grad * (param - to_real(stored, PARAM_DTYPE))
             slopes = slopes + (term if FULL else tl.where(mask, term, 0.0))
     return slopes
 
 
 @triton.jit
 def step_chunk(
-    row, begin, left, constants, scalars, limit, draws, seed, step, units,
+    row, begin, left, slices, constants, scalars, limit, draws, seed, step, units,
     DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr, RING: tl.constexpr,
     PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, REAL: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
     FULL: tl.constexpr,
@@ -275,15 +315,15 @@ def step_chunk(
             words = (w0, w1, w2, w3)
             for word in tl.static_range(ROWS // 2):
                 slopes = step_rows(
-                    word, words[word], lane, left, param_row, grad_row, state_rows, pitch, constants, scalars, limit,
-                    slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
+                    word, words[word], lane, left, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
+                    limit, slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
                 )  # fmt: skip
         else:
             for word in range(ROWS // 2):
                 drawn = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
                 slopes = step_rows(
-                    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, constants, scalars, limit,
-                    slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, False,
+                    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
+                    limit, slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, False,
                 )  # fmt: skip
         if UNIT != 0:
             place = block * (BLOCK // UNIT) + tl.arange(0, BLOCK // UNIT)
@@ -305,6 +345,7 @@ def step_kernel(
     PARAM_DTYPE: tl.constexpr,
     STATE_DTYPE: tl.constexpr,
     REAL: tl.constexpr,
+    CENTRALIZE: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
     TAIL_BLOCK: tl.constexpr,
@@ -332,12 +373,15 @@ def step_kernel(
     if RING:  # from slot to slot
         addresses = addresses | tl.load(row + NUMEL) * (STATE_DTYPE.primitive_bitwidth // 8)
     draws = flags & DRAWS != 0
+    slices = ()
+    if CENTRALIZE:
+        slices = slices_of_chunk(row, begin, tl.load(prepared + (WORDS - 4)), REAL)
     units = shared
     if UNIT != 0:
         units = tl.load(prepared + (WORDS - 3)).to(tl.pointer_type(REAL)) + chunk * (CHUNK // ROWS // UNIT)
     if (left == CHUNK) & (addresses % 16 == 0):
-        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0, FLAG1,
-                   STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
+        step_chunk(row, begin, left, slices, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0,
+                   FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
     else:
-        step_chunk(row, begin, left, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0, FLAG1,
-                   STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip
+        step_chunk(row, begin, left, slices, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0,
+                   FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip

@@ -21,6 +21,11 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, doubl
   return part;
 }
 
+SlicedGrad sliced_grad(const TensorWork& tensor) {
+  const bool strided = tensor.layouts && tensor.layouts->grad;
+  return {tensor.whole.grad, strided ? &*tensor.layouts->grad : nullptr, tensor.dtype, tensor.slice_length};
+}
+
 // Asks for the first lines of a tensor while the one before it is at work; within it, the kernel prefetches itself.
 void prefetch(const TensorWork& tensor) {
   static constexpr int64_t kBytes = 1024;
@@ -34,10 +39,12 @@ void prefetch(const TensorWork& tensor) {
   }
 }
 
-// Offsets of one tile, computed once for operands that lie alike, as they nearly always do.
-class TileOffsets {
+constexpr int64_t kBlock = 8 * kTile;  // elements that go through buffers at a time
+
+// Offsets of one block, computed once for operands that lie alike, as they nearly always do.
+class BlockOffsets {
  public:
-  TileOffsets(int64_t first, int64_t count) : first_(first), count_(count) {}
+  BlockOffsets(int64_t first, int64_t count) : first_(first), count_(count) {}
   const int64_t* of(const StridedView& view) {
     if (!current_ || !(*current_ == view)) view.offsets(first_, count_, offsets_);
     current_ = &view;
@@ -47,25 +54,32 @@ class TileOffsets {
  private:
   int64_t first_, count_;
   const StridedView* current_ = nullptr;
-  int64_t offsets_[kTile];
+  int64_t offsets_[kBlock];
 };
 
-// One tile of a tensor with strided operands: those are gathered into buffers, and written back after the step.
-void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t tile, double* tile_slopes) {
-  alignas(64) char param[kTile * 8], grad[kTile * 8], states[kMaxStates][kTile * 8];
-  const Layouts& layouts = *tensor.layouts;
+// Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are gathered
+// into buffers, and written back after the step.
+void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, int64_t end, const ListWork& list) {
+  alignas(64) char param[kBlock * 8], grad[kBlock * 8], centralized[kBlock * 8], states[kMaxStates][kBlock * 8];
+  static const Layouts kContiguous;
+  const Layouts& layouts = tensor.layouts ? *tensor.layouts : kContiguous;
   const Range& whole = tensor.whole;
-  const int64_t first = tile * kTile, count = std::min(kTile, whole.count - first);
-  TileOffsets offsets(first, count);
+  const int64_t first = tile * kTile, count = std::min(end * kTile, whole.count) - first;
+  BlockOffsets offsets(first, count);
   const auto fetch = [&](const std::optional<StridedView>& view, const void* base, int64_t size, void* buffer) {
     gather(base, offsets.of(*view), count, size, buffer);
     return buffer;
   };
-  Range part = part_of(tensor, tile, count, tile_slopes);
+  Range part = part_of(tensor, tile, count, list.tile_slopes);
   if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, param);
   if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, grad);
   for (int k = 0; k < kMaxStates; ++k) {
     if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, states[k]);
+  }
+  if (tensor.slice_length) {
+    part.stored_grad = part.grad;
+    centre(sliced_grad(tensor), part.grad, first, count, list.means + tensor.first_slice, centralized);
+    part.grad = centralized;
   }
   tensor.kernel(step, part);
   for (int k = 0; k < kMaxStates; ++k) {
@@ -77,26 +91,44 @@ void run_strided_tile(const TensorWork& tensor, const TensorStep& step, int64_t 
 
 }  // namespace
 
-void ListWork::run(int64_t begin, int64_t end) const {
+template <class Visit>
+void ListWork::for_each_tensor(int64_t begin, int64_t end, const Visit& visit) const {
   if (begin >= end) return;
   auto tensor = std::upper_bound(tensors.begin(), tensors.end(), begin,
                                  [](int64_t tile, const TensorWork& t) { return tile < t.first_tile; }) - 1;
   for (; begin < end; ++tensor) {
-    const int64_t tensor_end =
-        std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
+    const int64_t tensor_end = std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
     if (tensor_end <= begin) continue;  // an empty tensor
-    const TensorStep step = {hyper, scalars, {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)),
-                                              tensor->param_index}, threshold, tensor->step};
-    if (tensor + 1 != tensors.end()) prefetch(tensor[1]);
-    const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
-    if (tensor->layouts) {
-      for (int64_t tile = first; tile < last; ++tile) run_strided_tile(*tensor, step, tile, tile_slopes);
-    } else {
-      const int64_t count = std::min(last * kTile, tensor->whole.count) - first * kTile;
-      tensor->kernel(step, part_of(*tensor, first, count, tile_slopes));
-    }
+    visit(*tensor, begin - tensor->first_tile, tensor_end - tensor->first_tile);
     begin = tensor_end;
   }
+}
+
+void ListWork::find_means(int64_t begin, int64_t end) const {
+  for_each_tensor(begin, end, [&](const TensorWork& tensor, int64_t first, int64_t last) {
+    if (!tensor.slice_length) return;
+    const SlicedGrad sliced = sliced_grad(tensor);
+    const int64_t last_element = std::min(last * kTile, tensor.whole.count);
+    int64_t slice = (first * kTile + sliced.length - 1) / sliced.length;
+    for (; slice * sliced.length < last_element; ++slice) {
+      means[tensor.first_slice + slice] = mean_of_slice(sliced, slice * sliced.length);
+    }
+  });
+}
+
+void ListWork::run(int64_t begin, int64_t end) const {
+  for_each_tensor(begin, end, [&](const TensorWork& tensor, int64_t first, int64_t last) {
+    const auto count = static_cast<uint32_t>(static_cast<uint64_t>(tensor.step));
+    const TensorStep step = {hyper, scalars, {seed, count, tensor.param_index}, threshold, tensor.step};
+    if (&tensor != &tensors.back()) prefetch(*(&tensor + 1));
+    if (!tensor.layouts && !tensor.slice_length) {
+      const int64_t elements = std::min(last * kTile, tensor.whole.count) - first * kTile;
+      return tensor.kernel(step, part_of(tensor, first, elements, tile_slopes));
+    }
+    for (int64_t tile = first; tile < last; tile += kBlock / kTile) {
+      run_block(tensor, step, tile, std::min(last, tile + kBlock / kTile), *this);
+    }
+  });
 }
 
 double ListWork::slope() const {

@@ -127,6 +127,7 @@ class CallWork {
     set_step(tensor, static_cast<double*>(step.mutable_data_ptr()));
     tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
     tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel(), nullptr};
+    if (call_.centralize && sizes.size() > 1 && param.numel() != 0) tensor.slice_length = param.numel() / sizes[0];
     Layouts layouts = {view_of(param), view_of(grad), {}};
     bool strided = layouts.param || layouts.grad;
     bool overlap = layouts.param && layouts.param->may_overlap();
@@ -165,6 +166,7 @@ class CallWork {
       tensor.param_index = static_cast<uint32_t>(row.param_index);
       tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
+      tensor.slice_length = row.slice_length;
       set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
       work.add(tensor);
     }
@@ -178,6 +180,7 @@ class CallWork {
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i) const {
     tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
     STD_TORCH_CHECK(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
+    tensor.dtype = *dtype;
     tensor.param_size = size_of(*dtype);
     tensor.state_size = size_of(*state_dtype);
   }
@@ -200,9 +203,12 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   ListWork& work = checked.work;
   const std::unique_ptr<double[]> tile_slopes(call.slope ? new double[work.tiles] : nullptr);  // each will be written
   work.tile_slopes = tile_slopes.get();
+  const std::unique_ptr<double[]> means(work.slices ? new double[work.slices] : nullptr);
+  work.means = means.get();
   checked.write_steps();
-  torch::stable::parallel_for(0, work.tiles, kGrainTiles,
-                              [&](int64_t begin, int64_t end) { work.run(begin, end); });
+  const auto parallel = [&](auto part) { torch::stable::parallel_for(0, work.tiles, kGrainTiles, part); };
+  if (work.slices) parallel([&](int64_t begin, int64_t end) { work.find_means(begin, end); });
+  parallel([&](int64_t begin, int64_t end) { work.run(begin, end); });
   if (!call.slope) return;
   const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
   double* slope = static_cast<double*>(call.slope->mutable_data_ptr());

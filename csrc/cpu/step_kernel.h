@@ -21,6 +21,7 @@ struct Range {
   int64_t count;
   double* slopes;  // of its tiles, or null
   int64_t whole_count = 0;  // of the whole parameter: from one slot of a ring to the next
+  const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
 };
 
 // What all ranges of one tensor share in one step.
@@ -38,18 +39,20 @@ using StepKernel = void (*)(const TensorStep&, const Range&);
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
 template <Decay kDecay, bool kSlopes, class Rule, class Param, class State, int... K>
 LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, Param* params, const Param* grads,
-                       State* const (&states)[kMaxStates], int count, const int32_t* keeps, Real<Param>* slopes,
-                       std::integer_sequence<int, K...>) {
+                       const Param* stored_grads, State* const (&states)[kMaxStates], int count, const int32_t* keeps,
+                       Real<Param>* slopes, std::integer_sequence<int, K...>) {
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {
     Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
     const Param old_param = params[i];
-    const Real<Param> grad = to_real(grads[i]);
-    const Param new_param = from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), grad, state));
+    const Param new_param =
+        from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grads[i]), state));
     ((states[K][i] = from_real<State>(state[K])), ...);
     const Param stored = keeps[i] < 0 ? new_param : old_param;
     params[i] = stored;
-    if constexpr (kSlopes) slopes[i] = slopes[i] + slope_term(grad, to_real(old_param), to_real(stored));
+    if constexpr (kSlopes) {
+      slopes[i] = slopes[i] + slope_term(to_real(stored_grads[i]), to_real(old_param), to_real(stored));
+    }
   }
 }
 
@@ -76,6 +79,7 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
                      int count, const int32_t* keeps, Real<Param>* slopes) {
   Param* const params = static_cast<Param*>(range.param) + begin;
   const Param* const grads = static_cast<const Param*>(range.grad) + begin;
+  const Param* const stored_grads = range.stored_grad ? static_cast<const Param*>(range.stored_grad) + begin : grads;
   State* states[kMaxStates] = {};
   for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<State*>(range.states[k]) + begin;
   if constexpr (kPrefetch) {
@@ -83,7 +87,7 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
     prefetch_row(grads + kAhead);
     for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kAhead);
   }
-  update_row<kDecay, kSlopes>(rule, scalars, params, grads, states, count, keeps, slopes,
+  update_row<kDecay, kSlopes>(rule, scalars, params, grads, stored_grads, states, count, keeps, slopes,
                               std::make_integer_sequence<int, Rule::kStates>{});
 }
 
@@ -173,6 +177,7 @@ void ring_kernel(const TensorStep& tensor, const Range& range) {
   for (int64_t begin = 0; begin < range.count; begin += kTile) {
     Param* const params = static_cast<Param*>(range.param) + begin;
     const Param* const grads = static_cast<const Param*>(range.grad) + begin;
+    const Param* const stored_grads = range.stored_grad ? static_cast<const Param*>(range.stored_grad) + begin : grads;
     State* const ring = static_cast<State*>(range.states[0]) + begin;
     const int count = static_cast<int>(std::min(kTile, range.count - begin));
     State* const newest = ring + rule.slot * range.whole_count;
@@ -195,7 +200,7 @@ void ring_kernel(const TensorStep& tensor, const Range& range) {
       const Param new_param = from_real<Param>(moved_param<Decay::kSelect>(scalars, to_real(old_param), mean[i]));
       const Param stored = keeps[i] < 0 ? new_param : old_param;
       params[i] = stored;
-      terms[i] = slope_term(to_real(grads[i]), to_real(old_param), to_real(stored));
+      terms[i] = slope_term(to_real(stored_grads[i]), to_real(old_param), to_real(stored));
     }
     if (!range.slopes) continue;
     Real<Param> lanes[kLanes] = {};

@@ -60,15 +60,21 @@ DeviceNumber device_number(double value, const std::optional<Tensor>& tensor, co
   return {0.0, data, code == kDoubleCode};
 }
 
+bool on_device(const std::optional<Tensor>& tensor, int32_t device) {
+  return tensor && device_code(*tensor) == kCudaCode && tensor->get_device_index() == device && tensor->is_contiguous();
+}
+
+void check_slices(const ListCall& call, Dtype param_dtype, int32_t device) {
+  const int64_t bytes = slice_bytes(call.slices, call.lanes, param_dtype);
+  STD_TORCH_CHECK(on_device(call.slice_scratch, device) && bytes_of(*call.slice_scratch) >= bytes,
+                  "Invalid slice_scratch: must be ", bytes, " bytes on the table's device");
+}
+
 void check_slope(const ListCall& call, Dtype param_dtype, int32_t device) {
-  const auto here = [&](const Tensor& tensor) {
-    return device_code(tensor) == kCudaCode && tensor.get_device_index() == device && tensor.is_contiguous();
-  };
-  STD_TORCH_CHECK(here(*call.slope) && call.slope->numel() == 1 && dtype_code(*call.slope) == kDoubleCode,
+  STD_TORCH_CHECK(on_device(call.slope, device) && call.slope->numel() == 1 && dtype_code(*call.slope) == kDoubleCode,
                   "Invalid slope: must be one float64 on the table's device");
   const int64_t bytes = slope_bytes(call.chunk_tensors->numel(), param_dtype);
-  STD_TORCH_CHECK(call.slope_scratch && here(*call.slope_scratch) &&
-                      bytes_of(*call.slope_scratch) >= bytes,
+  STD_TORCH_CHECK(on_device(call.slope_scratch, device) && bytes_of(*call.slope_scratch) >= bytes,
                   "Invalid slope_scratch: must be ", bytes, " bytes on the table's device");
 }
 
@@ -78,16 +84,14 @@ void run(const ListCall& call, const Launch& launch) {
   const Tensor& table = *call.table;
   const int32_t device = table.get_device_index();
   const TableRow* rows = table_rows(table);
-  STD_TORCH_CHECK(call.chunk_tensors && call.prepared, "Invalid chunk_tensors, prepared: must be tensors");
+  STD_TORCH_CHECK(on_device(call.chunk_tensors, device) && on_device(call.prepared, device),
+                  "Invalid chunk_tensors, prepared: must be on the table's device");
   const Tensor &chunks = *call.chunk_tensors, &prepared = *call.prepared;
-  for (const Tensor* tensor : {&chunks, &prepared}) {
-    STD_TORCH_CHECK(device_code(*tensor) == kCudaCode && tensor->get_device_index() == device &&
-                        tensor->is_contiguous(), "Invalid chunk_tensors, prepared: must be on the table's device");
-  }
   STD_TORCH_CHECK(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
   STD_TORCH_CHECK(bytes_of(prepared) >= prepared_bytes(table.size(0)),
                   "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
   const auto param_dtype = static_cast<Dtype>(call.param_dtype);
+  if (call.slices) check_slices(call, param_dtype, device);
   if (call.slope) check_slope(call, param_dtype, device);
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));
@@ -107,6 +111,9 @@ void run(const ListCall& call, const Launch& launch) {
                      call.seed,
                      param_dtype,
                      static_cast<Dtype>(call.state_dtype),
+                     call.slices,
+                     call.lanes,
+                     call.slices ? call.slice_scratch->mutable_data_ptr() : nullptr,
                      call.slope ? call.slope_scratch->mutable_data_ptr() : nullptr,
                      call.slope ? static_cast<double*>(call.slope->mutable_data_ptr()) : nullptr,
                      current_stream(device)};

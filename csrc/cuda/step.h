@@ -30,8 +30,10 @@ struct Step {
   bool decoupled_weight_decay, maximize;
   uint64_t seed;
   Dtype param, state;
-  void* slope_scratch;  // slope_bytes(chunks, param), or null where no slope is asked for
-  double* slope;        // gains the step's slope
+  int64_t slices, lanes;  // of all tensors whose gradient is centralized
+  void* slice_scratch;    // the sums of the lanes and the means of the slices, in the compute type
+  void* slope_scratch;    // slope_bytes(chunks, param), or null where no slope is asked for
+  double* slope;          // gains the step's slope
   void* stream;
 };
 
@@ -47,6 +49,10 @@ constexpr int64_t slope_bytes(int64_t chunks, Dtype param) {
                         : param == Dtype::kDouble ? slope_unit_bytes<double>(chunks)
                                                   : slope_unit_bytes<Half>(chunks);
   return units + (chunks + kSlopeColumns) * static_cast<int64_t>(sizeof(double));
+}
+
+constexpr int64_t slice_bytes(int64_t slices, int64_t lanes, Dtype param) {
+  return (slices + lanes) * static_cast<int64_t>(param == Dtype::kDouble ? sizeof(double) : sizeof(float));
 }
 
 constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 + tensors); }

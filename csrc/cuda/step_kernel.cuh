@@ -1,11 +1,12 @@
 // The CUDA step: load -> update -> keep -> store over a list of tensors. Knows no optimizer: a template over
 // (rule, storage types) that rule_*.cu instantiate.
 //
-// Two launches: prepare_kernel advances the step counts and rounds the constants, one thread a tensor; step_kernel
+// Two launches (and two more where gradients are centralized): prepare_kernel advances the step counts and rounds the constants, one thread a tensor; step_kernel
 // steps one chunk a block. Every scalar that may live on the device is read there, so that a captured graph freezes
 // nothing, and nothing but these two kernels knows whether found_inf is set.
 #pragma once
 
+#include "cuda/slices.cuh"
 #include "cuda/slope.cuh"
 
 namespace lrt::cuda {
@@ -75,17 +76,32 @@ struct Chunk {
   const TableRow& row;
   KeepStream key;
   int64_t end;  // of its elements
+  SliceMeans<Real> means;
 };
+
+// The gradients of kCount elements that the rule sees. kCentralize: there may be means, which is looked up.
+template <class Param, int kCount, bool kCentralize, class Rule>
+LRT_DEVICE Vector<Param, kCount> centralized(const Chunk<Rule, Real<Param>>& chunk, int64_t begin,
+                                             Vector<Param, kCount> grads) {
+  if constexpr (kCentralize) {
+    if (chunk.means.first) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) grads.value[e] = centred(grads.value[e], chunk.means.of(begin + e));
+    }
+  }
+  return grads;
+}
 
 // kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the limit. Each
 // lane's sum of slopes advances.
-template <class Param, class State, int kCount, class Rule>
+template <class Param, class State, int kCount, bool kCentralize, class Rule>
   requires(!kHasRing<Rule>)
 LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
                               Real<Param> (&slopes)[kCount]) {
   Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
   Vector<Param, kCount> params = stored;
-  const Vector<Param, kCount> grads = vector_at<Param, kCount>(chunk.row.grad, begin);
+  const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
+  const Vector<Param, kCount> grads = centralized<Param, kCount, kCentralize>(chunk, begin, stored_grads);
   Vector<State, kCount> states[kMaxStates];
 #pragma unroll
   for (int k = 0; k < Rule::kStates; ++k) states[k] = vector_at<State, kCount>(chunk.row.states[k], begin);
@@ -94,12 +110,13 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
     Real<Param> state[kMaxStates];
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) state[k] = to_real(states[k].value[e]);
-    const Real<Param> param = to_real(params.value[e]), grad = to_real(grads.value[e]);
-    const Real<Param> updated = update<Decay::kSelect>(chunk.rule, chunk.shared.scalars, param, grad, state);
+    const Real<Param> param = to_real(params.value[e]);
+    const Real<Param> updated =
+        update<Decay::kSelect>(chunk.rule, chunk.shared.scalars, param, to_real(grads.value[e]), state);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) states[k].value[e] = from_real<State>(state[k]);
     if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
-    slopes[e] = slopes[e] + slope_term(grad, param, to_real(params.value[e]));
+    slopes[e] = slopes[e] + slope_term(to_real(stored_grads.value[e]), param, to_real(params.value[e]));
   }
   stored = params;
 #pragma unroll
@@ -107,14 +124,15 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
 }
 
 // The same for a rule with a ring.
-template <class Param, class State, int kCount, class Rule>
+template <class Param, class State, int kCount, bool kCentralize, class Rule>
   requires kHasRing<Rule>
 LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
                               Real<Param> (&slopes)[kCount]) {
   const auto& scalars = chunk.shared.scalars;
   Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
   Vector<Param, kCount> params = stored;
-  const Vector<Param, kCount> grads = vector_at<Param, kCount>(chunk.row.grad, begin);
+  const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
+  const Vector<Param, kCount> grads = centralized<Param, kCount, kCentralize>(chunk, begin, stored_grads);
   Vector<State, kCount> newest;
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
@@ -140,14 +158,14 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
     const Real<Param> param = to_real(params.value[e]);
     const Real<Param> updated = moved_param<Decay::kSelect>(scalars, param, mean[e]);
     if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
-    slopes[e] = slopes[e] + slope_term(to_real(grads.value[e]), param, to_real(params.value[e]));
+    slopes[e] = slopes[e] + slope_term(to_real(stored_grads.value[e]), param, to_real(params.value[e]));
   }
   stored = params;
 }
 
 // kCount neighbouring lanes of a tile, whose calls serve all eight rows; returns their sum of slopes. A single lane may
 // end with the chunk, several are whole.
-template <class Param, class State, int kCount, class Rule>
+template <class Param, class State, int kCount, bool kCentralize, class Rule>
 LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane) {
   PhiloxBlock<uint32_t> draws[kCount] = {};
   if (chunk.shared.draws) {
@@ -161,7 +179,9 @@ LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t
       uint32_t bits[kCount];
       for (int e = 0; e < kCount; ++e) bits[e] = half ? draws[e].word[0] : draws[e].word[0] << 16;
       const int64_t element = tile * kTile + (2 * word + half) * kLanes + lane;
-      if (kCount > 1 || element < chunk.end) step_elements<Param, State, kCount>(chunk, element, bits, slopes);
+      if (kCount > 1 || element < chunk.end) {
+        step_elements<Param, State, kCount, kCentralize>(chunk, element, bits, slopes);
+      }
     }
     for (int e = 0; e < kCount; ++e) {  // the next word, in the place of this one: registers have no index
       draws[e] = {{draws[e].word[1], draws[e].word[2], draws[e].word[3], 0}};
@@ -172,11 +192,11 @@ LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t
 
 // Blocks per multiprocessor that the compiler shall make room for. Left alone it aims at more of them for some kernels,
 // and spills a few registers for it.
-template <class Param>
-constexpr int kMinBlocks = sizeof(Param) == 4 ? 4 : 3;
+template <class Rule, class Param>
+constexpr int kMinBlocks = sizeof(Param) == 4 ? 4 : kHasRing<Rule> && sizeof(Param) == 2 ? 2 : 3;
 
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<Param>) step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
   constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
   const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
@@ -187,7 +207,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Param>) step_kernel(Step 
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
   const Chunk<Rule, Real<Param>> chunk = {
-      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, end};
+      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, end,
+      SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
   int64_t addresses = row.param | row.grad;
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
   if constexpr (kHasRing<Rule>) addresses |= row.count * static_cast<int64_t>(sizeof(State));  // from slot to slot
@@ -198,14 +219,21 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Param>) step_kernel(Step 
     if (call.slope) slope_units<Param>(call)[of_list * kUnits + unit] = slope;
   };
   int64_t tile = begin / kTile + threadIdx.x / kUnits;
-  for (; tile < last_tile; tile += kThreads / kUnits) {
-    store_slope(tile, step_lanes<Param, State, kUnit>(chunk, tile, unit * kUnit));
+  const auto step_tiles = [&]<bool kCentralize>() {
+    for (; tile < last_tile; tile += kThreads / kUnits) {
+      store_slope(tile, step_lanes<Param, State, kUnit, kCentralize>(chunk, tile, unit * kUnit));
+    }
+  };
+  if (chunk.means.first) {
+    step_tiles.template operator()<true>();
+  } else {
+    step_tiles.template operator()<false>();
   }
   for (; tile * kTile < end; tile += kThreads / kUnits) {
     Real<Param> slope = 0;
 #pragma unroll 1
     for (int lane = unit * kUnit; lane < (unit + 1) * kUnit; ++lane) {
-      slope = slope + step_lanes<Param, State, 1>(chunk, tile, lane);
+      slope = slope + step_lanes<Param, State, 1, true>(chunk, tile, lane);
     }
     store_slope(tile, slope);
   }
@@ -217,6 +245,8 @@ const char* launch_pair(const Step& call, const Hyper& hyper) {
   const int64_t blocks = (call.tensors + kThreads - 1) / kThreads;
   const char* error = LAUNCH((prepare_kernel<R, Hyper, Real<Param>>), blocks, kThreads, call.stream, call, hyper);
   if (error || call.chunks == 0) return error;
+  if (call.slices != 0) error = launch_means<Param>(call);
+  if (error) return error;
   error = LAUNCH((step_kernel<R, Param, State>), call.chunks, kThreads, call.stream, call);
   return error || !call.slope ? error : launch_slope<Param>(call);
 }

@@ -8,6 +8,7 @@ import functools
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from .checks import (
     check_backend,
@@ -30,6 +31,7 @@ from .inventory import (
     KEEP_PROBS,
     LONG,
     RICH,
+    SLICES,
     SPECIAL,
     STORAGES,
     STRIDED,
@@ -70,8 +72,8 @@ def _inventory(quick: bool) -> Iterator[tuple[Variant, Work, Storage, float]]:
             yield variant, TINY, storage, 0.5
 
 
-def _per_variant(name: str, check: Callable[..., str | None], cuda_only: bool = True) -> list[Check]:
-    return [Check(name, str(v), functools.partial(check, variant=v), cuda_only) for v in RICH]
+def _per_variant(name: str, check: Callable[..., str | None], cuda_only: bool = True, **extra: Any) -> list[Check]:
+    return [Check(name, str(v), functools.partial(check, variant=v, **extra), cuda_only) for v in RICH]
 
 
 BACKEND = Check("backend", "can run on the device", check_backend)
@@ -79,6 +81,7 @@ FURTHER = [
     Check("groups", "several groups, dtypes, parameters without a gradient", check_groups),
     *_per_variant("tensor scalars", check_tensor_scalars, cuda_only=False),
     *_per_variant("slope for LOSSGRAD", check_slope, cuda_only=False),
+    *_per_variant("gradient centralization", check_slope, cuda_only=False, work=SLICES, centralize=True),
     *_per_variant("overflow on the first step", check_overflow, cuda_only=False),
     *(Check("resume", s.name, functools.partial(check_resume, storage=s)) for s in STORAGES),
     *_per_variant("CUDA graph", check_graph),

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .. import optim
 from ..backends import why_not
-from .inventory import REFERENCE, RICH, SMALL, STRIDED, Storage, Target, Variant, Work
+from .inventory import INTERPRETED, REFERENCE, RICH, SMALL, STRIDED, Storage, Target, Variant, Work
 from .stepping import difference, gradients, make, make_both, mismatch, params_of, set_grads, take_step
 
 SLEEP_CYCLES = 300_000_000  # of the GPU's clock: over 0.1 s, many times what the host needs for a few steps
@@ -57,13 +58,14 @@ def check_groups(target: Target) -> str | None:
     return mismatch(*results)
 
 
-def check_slope(target: Target, *, variant: Variant) -> str | None:
+def check_slope(target: Target, *, variant: Variant, work: Work = SMALL, **extra: Any) -> str | None:
     """<grad, displacement> of a step, which LOSSGRAD takes, to the bit; and the step that sums it."""
-    ours, expected = both = make_both(target, variant, SMALL)
+    work = INTERPRETED.get(work, work) if target.interpreted else work
+    ours, expected = both = make_both(target, variant, work, **extra)
     for step in range(3):
         for optimizer in both:
             optimizer._slopes = {}
-            take_step(optimizer, SMALL, step)
+            take_step(optimizer, work, step)
         (slope,), (wanted,) = (optimizer._slopes.values() for optimizer in both)
         if text := difference(slope, wanted):
             return f"step {step}: {text}"

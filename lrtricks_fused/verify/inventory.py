@@ -178,6 +178,11 @@ SPARSE_LONG = Work("7 steps", (Spec((700,)),), 7)
 TINY = Work("500 tiny tensors", tuple(Spec((1 + 37 * i % 90,)) for i in range(500)), 2)
 SPARSE_TINY = Work("20 tiny tensors", TINY.specs[:20], TINY.steps)
 SMALL = Work("small", (Spec((9000,)), Spec((700,)), Spec((5, 3)), Spec(())))
+_SLICES = [(3, 5, 7), (40, 3, 3, 3), (0, 5), (5, 0), (5, 1), (5, 64), (5, 65), (3, 513), (2, 9001), (700,), ()]
+SLICES = Work("slices", (
+    *map(Spec, _SLICES), Spec((9000, 2)), Spec((1, 64 * 4096 + 300)), Spec((2, 4500), unaligned),
+))  # fmt: skip
+SPARSE_SLICES = Work("slices, few", tuple(map(Spec, [(5, 64), (5, 65), (2, 9001), (700,)])))
 
 # What an interpreted target steps instead: as many kinds of tensors, in far fewer programs.
-INTERPRETED = {CONTIGUOUS: SPARSE, LONG: SPARSE_LONG, TINY: SPARSE_TINY}
+INTERPRETED = {CONTIGUOUS: SPARSE, LONG: SPARSE_LONG, SLICES: SPARSE_SLICES, TINY: SPARSE_TINY}

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <memory>
+#include <numeric>
 #include <thread>
 
 namespace lrt::test {
@@ -47,12 +50,12 @@ std::vector<Part> parts_of(int64_t tiles, Deal deal) {
   return parts;
 }
 
-void run_on_threads(const cpu::ListWork& work, const std::vector<Part>& parts) {
-  constexpr size_t count = 4;
+void run_parts(const std::vector<Part>& parts, Deal deal, const std::function<void(const Part&)>& run) {
+  const size_t count = deal == Deal::kThreads ? 4 : 1;
   std::vector<std::thread> threads;
   for (size_t first = 0; first < count; ++first) {
     threads.emplace_back([&, first] {
-      for (size_t i = first; i < parts.size(); i += count) work.run(parts[i].begin, parts[i].end);
+      for (size_t i = first; i < parts.size(); i += count) run(parts[i]);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -81,9 +84,37 @@ void require_same_bytes(const Bytes& got, const Bytes& expected, int64_t size, c
 
 }  // namespace
 
+namespace {
+
+template <class Param>
+void centralize_as(Param* grads, int64_t count, int64_t length) {
+  const size_t lanes = std::min<int64_t>((length + 63) / 64, 4096);
+  for (Param* slice = grads; slice < grads + count; slice += length) {
+    std::vector<Real<Param>> sums(lanes, 0);
+    for (int64_t i = 0; i < length; ++i) sums[i % lanes] += to_real(slice[i]);
+    const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
+    const auto mean = static_cast<Real<Param>>(sum / static_cast<double>(length));
+    for (int64_t i = 0; i < length; ++i) slice[i] = from_real<Param>(to_real(slice[i]) - mean);
+  }
+}
+
+}  // namespace
+
+void centralize(TestTensor& tensor) {
+  if (tensor.slice_length == 0) return;
+  const auto as = [&](auto* grads) { centralize_as(grads, tensor.count, tensor.slice_length); };
+  uint8_t* const grads = start(tensor.grad, tensor.offset, tensor.dtypes.param);
+  switch (tensor.dtypes.param) {
+    case Dtype::kFloat: return as(reinterpret_cast<float*>(grads));
+    case Dtype::kDouble: return as(reinterpret_cast<double*>(grads));
+    case Dtype::kBFloat16: return as(reinterpret_cast<BFloat16*>(grads));
+    case Dtype::kHalf: return as(reinterpret_cast<Half*>(grads));
+  }
+}
+
 TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count, int64_t offset, Random& random) {
   const size_t param_bytes = (offset + count) * size_of(dtypes.param);
-  TestTensor tensor = {dtypes, count, offset, 1, 0, Bytes(param_bytes), Bytes(param_bytes), {}, nullptr};
+  TestTensor tensor = {dtypes, count, offset, 1, 0, Bytes(param_bytes), Bytes(param_bytes), {}, nullptr, 0};
   fill(tensor.param, dtypes.param, [&] { return random.sign() * std::exp2(24 * random.uniform() - 20); });
   fill(tensor.grad, dtypes.param, [&] { return random.sign() * std::exp2(30 * random.uniform() - 26); });
   for (int k = 0; k < variant.states; ++k) {
@@ -120,16 +151,19 @@ cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
     const cpu::StepKernel kernel = call.variant.native(isa, param, state);
     require(kernel != nullptr, "no kernel for ", dtype_name(param), "/", dtype_name(state));
     work.add({kernel, range_of(call.variant, tensor), tensor.layouts.get(), tensor.step, tensor.param_index,
-              static_cast<uint8_t>(size_of(param)), static_cast<uint8_t>(size_of(state)), 0});
+              static_cast<uint8_t>(size_of(param)), static_cast<uint8_t>(size_of(state)), param, tensor.slice_length,
+              0, 0});
   }
   return work;
 }
 
 void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal) {
-  const cpu::ListWork work = work_of(call, isa, list);
+  cpu::ListWork work = work_of(call, isa, list);
   const std::vector<Part> parts = parts_of(work.tiles, deal);
-  if (deal == Deal::kThreads) return run_on_threads(work, parts);
-  for (const Part& part : parts) work.run(part.begin, part.end);
+  const std::unique_ptr<double[]> means(new double[work.slices]);  // a block of exactly their size
+  work.means = means.get();
+  run_parts(parts, deal, [&](const Part& part) { work.find_means(part.begin, part.end); });
+  run_parts(parts, deal, [&](const Part& part) { work.run(part.begin, part.end); });
 }
 
 void run_scalar(const Call& call, TestList& list) {

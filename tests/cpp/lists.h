@@ -21,6 +21,7 @@ struct TestTensor {
   uint32_t param_index;
   Bytes param, grad, states[kMaxStates];
   std::shared_ptr<const cpu::Layouts> layouts;
+  int64_t slice_length = 0;  // of the gradient, if it is to be centralized
 };
 using TestList = std::vector<TestTensor>;
 
@@ -48,6 +49,9 @@ constexpr DecayMode kDecayModes[] = {{"no decay", {0.0123, 0.0, -0.75, true}},
 TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count, int64_t offset, Random& random);
 // Every dtype pair x size x offset, in that order, with step counts and parameter indices of their own.
 TestList sample_list(const Variant& variant);
+
+// Takes the means of its slices off a contiguous gradient, element by element.
+void centralize(TestTensor& tensor);
 
 cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list);
 void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal = Deal::kWhole);

@@ -1,0 +1,33 @@
+// Gradient centralization (Yong et al., Gradient Centralization, ECCV 2020): of a parameter of more than one dimension,
+// every slice of the gradient (all elements of one index of dimension 0) loses its mean before the step.
+//
+// The mean is summed in one order on every backend: of n lanes, lane k sums elements k, k + n, k + 2n, ... of the slice
+// in the compute type; the lanes are added up in double, and their sum is divided there and rounded once.
+#pragma once
+
+#include "core/dtype.h"
+
+namespace lrt {
+
+constexpr int64_t kLaneElements = 64, kMaxSliceLanes = 4096;
+
+// Lanes of a slice: as many as leave each kLaneElements, within bounds.
+LRT_HD int64_t slice_lanes(int64_t length) {
+  const int64_t lanes = (length + kLaneElements - 1) / kLaneElements;
+  return lanes < kMaxSliceLanes ? lanes : kMaxSliceLanes;
+}
+
+template <class Real>
+LRT_HD Real slice_mean(const Real* lanes, int64_t length) {
+  double sum = 0.0;
+  for (int64_t k = 0; k < slice_lanes(length); ++k) sum = sum + static_cast<double>(lanes[k]);
+  return static_cast<Real>(sum / static_cast<double>(length));
+}
+
+// An element of the centralized gradient, as it would be stored.
+template <class Param>
+LRT_HD Param centred(Param grad, Real<Param> mean) {
+  return from_real<Param>(to_real(grad) - mean);
+}
+
+}  // namespace lrt

@@ -1,0 +1,84 @@
+// Gradient centralization (core/slice_mean.h): the means of all slices of a list, lanes first. No barriers: each stage
+// is a launch of its own, and a thread owns what it sums.
+#pragma once
+
+#include "core/slice_mean.h"
+#include "cuda/launch.h"
+#include "cuda/step.h"
+
+namespace lrt::cuda {
+
+template <class Param>
+LRT_DEVICE Real<Param>* lane_sums(const Step& call) {
+  return static_cast<Real<Param>*>(call.slice_scratch);
+}
+
+template <class Param>
+LRT_DEVICE Real<Param>* slice_means(const Step& call) {
+  return lane_sums<Param>(call) + call.lanes;
+}
+
+// The row of the table that the list's slice or lane number `item` belongs to: the last that begins with it or before.
+template <int64_t TableRow::*kFirst>
+LRT_DEVICE const TableRow& row_of(const Step& call, int64_t item) {
+  int64_t low = 0;
+  for (int64_t high = call.tensors; high - low > 1;) {
+    const int64_t middle = low + (high - low) / 2;
+    (call.rows[middle].*kFirst <= item ? low : high) = middle;
+  }
+  return call.rows[low];
+}
+
+template <class Param>
+__global__ void sum_lanes(Step call) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (item >= call.lanes) return;
+  const TableRow& row = row_of<&TableRow::first_lane>(call, item);
+  const int64_t length = row.slice_length, lanes = slice_lanes(length), of_row = item - row.first_lane;
+  const Param* grads = reinterpret_cast<const Param*>(row.grad) + of_row / lanes * length;
+  Real<Param> sum = 0;
+  for (int64_t i = of_row % lanes; i < length; i += lanes) sum = sum + to_real(grads[i]);
+  lane_sums<Param>(call)[item] = sum;
+}
+
+template <class Param>
+__global__ void find_means(Step call) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (item >= call.slices) return;
+  const TableRow& row = row_of<&TableRow::first_slice>(call, item);
+  const int64_t first_lane = row.first_lane + (item - row.first_slice) * slice_lanes(row.slice_length);
+  slice_means<Param>(call)[item] = slice_mean(lane_sums<Param>(call) + first_lane, row.slice_length);
+}
+
+// The means that the elements of one chunk lose. Its first slice is entered at any place; from there on an element's
+// slice is found by one multiplication: with lengths and offsets below 2**14 the quotient is exact, and of slices longer
+// than a chunk only the first border counts, wherever it lies.
+template <class Real>
+struct SliceMeans {
+  const Real* first = nullptr;  // null: there is nothing to lose
+  int64_t begin;                // of the chunk
+  uint32_t offset, inverse;
+
+  LRT_HD SliceMeans(const Real* means, const TableRow& row, int64_t chunk_begin) : begin(chunk_begin) {
+    if (row.slice_length == 0) return;
+    const int64_t slice = chunk_begin / row.slice_length, border = (slice + 1) * row.slice_length - chunk_begin;
+    const int64_t length = row.slice_length < kChunk ? row.slice_length : kChunk;
+    first = means + row.first_slice + slice;
+    offset = static_cast<uint32_t>(length - (border < length ? border : length));
+    inverse = static_cast<uint32_t>((uint64_t(1) << 31) / static_cast<uint64_t>(length)) + 1;
+  }
+  LRT_HD Real of(int64_t element) const {
+    const uint32_t place = static_cast<uint32_t>(element - begin) + offset;
+    return first[static_cast<uint64_t>(place) * inverse >> 31];
+  }
+};
+
+template <class Param>
+const char* launch_means(const Step& call) {
+  constexpr int threads = 128;
+  const char* error = LAUNCH((sum_lanes<Param>), (call.lanes + threads - 1) / threads, threads, call.stream, call);
+  return error ? error
+               : LAUNCH((find_means<Param>), (call.slices + threads - 1) / threads, threads, call.stream, call);
+}
+
+}  // namespace lrt::cuda
