@@ -18,7 +18,7 @@ from lrtricks_fused.optim import base
 
 CPU = verify.Target(torch.device("cpu"))
 ACCEPTED_ONLY = {"self", "params", "lr", "foreach", "fused", "capturable", "differentiable", "keep_prob", "grad_weight",
-                 "seed", "backend", "state_dtype"}  # fmt: skip
+                 "centralize", "seed", "backend", "state_dtype"}  # fmt: skip
 on_cuda_only = pytest.mark.parametrize(
     "check", [check for check in verify.FURTHER if check.cuda_only], ids=lambda c: f"{c.section}-{c.name}"
 )
@@ -49,6 +49,8 @@ def test_every_flag_of_every_class_is_tried_at_another_value():
         options = [v.options for v in verify.VARIANTS if v.optimizer == variant.optimizer]
         for name in parameters.keys() - ACCEPTED_ONLY:
             assert any(row.get(name, parameters[name].default) != parameters[name].default for row in options), name
+        centralized = [check.name for check in verify.FURTHER if check.section == "gradient centralization"]
+        assert str(variant) in centralized
 
 
 def test_full_inventory_is_the_product():
