@@ -155,7 +155,7 @@ def _target(arch: int) -> object:
 
 
 def _compile(
-    kernel: object, constants: dict[str, object], types: dict[str, str], arch: int, *warps: int
+    kernel: object, constants: dict[str, object], types: dict[str, str], arch: int, **options: object
 ) -> tuple[Reading, list]:
     """The kernel's own figures, and its instructions."""
     import triton
@@ -166,7 +166,7 @@ def _compile(
     pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): ALIGNED for i in pointers})
-    made = triton.compile(source, target=target, options=launch.options(target.backend, *warps))
+    made = triton.compile(source, target=target, options=launch.options(target.backend, **options))
     shared = made.metadata.shared
     if target.backend == "hip":
         text = made.asm["amdgcn"]
@@ -183,26 +183,40 @@ def _compile(
     return Reading(made.asm["ptx"], read.registers, read.stack_bytes, shared, spills), read.code
 
 
-def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:
-    """Compiles step_kernel and reads it."""
+def _compile_step(
+    arch: int, rule: str, dtype: str, centralize: bool, slope: bool
+) -> tuple[Reading, list, dict[str, object]]:
+    """The kernel's own figures, its instructions, and what it is compiled for."""
     import torch
     from lrtricks_fused.triton_kernels import launch, step
 
     name, flags, states = RULES[rule]
-    param, state = DTYPES[dtype]
-    warp = _target(arch).warp_size
-    dtypes = getattr(torch, param), getattr(torch, state)
-    given = launch.step_constexprs(launch.RULES[name], flags, states, *dtypes, warp, centralize)
+    dtypes = (getattr(torch, of) for of in DTYPES[dtype])
+    given = launch.step_constexprs(
+        launch.RULES[name], flags, states, *dtypes, _target(arch).warp_size, centralize, slope
+    )
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
-    reading, code = _compile(step.step_kernel, given, types, arch)
-    threads = launch.WARPS * warp
-    sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * states * BYTES[state]
+    return *_compile(step.step_kernel, given, types, arch, slope=slope), given
+
+
+def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:
+    """Compiles step_kernel and reads it."""
+    from lrtricks_fused.triton_kernels import launch
+
+    reading, code, given = _compile_step(arch, rule, dtype, centralize, False)
+    (param, state), threads = DTYPES[dtype], launch.WARPS * _target(arch).warp_size
+    sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * RULES[rule][2] * BYTES[state]
     mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
     try:
         counted = count(code, Shape(CHUNK // threads, given["BLOCK"] // threads, sizes, traffic, mean))
     except sass.UnknownStructure as error:
         raise sass.UnknownStructure(f"{rule}, {dtype}, {arch}: {error}") from None
     return Reading(**{**vars(reading), **counted})
+
+
+def read_slope_step(arch: int, rule: str, dtype: str, centralize: bool) -> Reading:
+    """The same of a step with a slope; of the executed instructions nothing is said."""
+    return _compile_step(arch, rule, dtype, centralize, True)[0]
 
 
 def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
@@ -227,7 +241,7 @@ def read_means(arch: int, kernel: str, dtype: str) -> Reading:
         given, warps = launch.sum_lanes_constexprs(getattr(torch, DTYPES[dtype][0])), launch.WARPS
     else:
         given, warps = launch.find_means_constexprs(), 1
-    return _compile(getattr(slices, kernel), given, types, arch, warps)[0]
+    return _compile(getattr(slices, kernel), given, types, arch, warps=warps)[0]
 
 
 def _compiler_not_interpreter() -> None:
@@ -244,6 +258,12 @@ def _pool() -> ProcessPoolExecutor:
 def step_reading(arch: int, rule: str, dtype: str, centralize: bool = False) -> Future[Reading]:
     """read_step in a process of its own; several are at work at a time."""
     return _pool().submit(read_step, arch, rule, dtype, centralize)
+
+
+@cache
+def slope_reading(arch: int, rule: str, dtype: str, centralize: bool) -> Future[Reading]:
+    """The same of read_slope_step."""
+    return _pool().submit(read_slope_step, arch, rule, dtype, centralize)
 
 
 @cache

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/lossgrad.h"
 #include "cpu/step.h"
 #if defined(LRT_CUDA_ARCHS)
 #include "cuda/entry.h"
@@ -177,12 +178,15 @@ STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
   }
   m.def("cpu_isa() -> str");
   m.def("cuda_archs() -> str");
+  m.def("lossgrad_(Tensor loss, Tensor trial, Tensor slope, Tensor(a!) ratio, Tensor(b!)[] lrs, float c,"
+        " float resolution) -> ()");
   m.def("upload_(Tensor(a!) target, Tensor words) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
   lrt::implement_on_cpu<false>(m);
   lrt::implement_on_cpu<true>(m);
+  m.impl("lossgrad_", TORCH_BOX(&lrt::cpu::adapt_lrs));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CompositeExplicitAutograd, m) {

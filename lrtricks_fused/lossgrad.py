@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ops import load_error
 from .optim.base import MaskedOptimizer
 from .optim.checks import check_range
 
 Closure = Callable[[], Tensor]
+CPU_SCALARS = (torch.float32, torch.float64)
 RESOLUTION = 4  # roundings in the last place that a loss may be off by
 CONVENTION = "a closure of LossGrad computes the loss and returns it; it must not call backward()"
 
@@ -106,7 +108,6 @@ class LossGrad:
         self.ratio: Tensor = torch.full((), torch.nan, dtype=torch.float64)
         self._slopes: dict[torch.device, Tensor] = {}
         self._backup: dict[Tensor, Tensor] = {}
-        self._constants: dict[tuple[float, torch.device], list[Tensor]] = {}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -200,36 +201,19 @@ class LossGrad:
     def _adapt(self, loss: Tensor, trial: Tensor) -> None:
         """H for the next step, from the losses before and after this one."""
         resolution = RESOLUTION * torch.finfo(loss.dtype).eps
-        loss, trial = loss.double(), trial.double()
+        loss, trial = (x if x.dtype in CPU_SCALARS else x.double() for x in (loss, trial))
         if self.all_reduce is not None:
-            losses = torch.stack((loss, trial))
+            losses = torch.stack((loss, trial)).double()
             self.all_reduce(losses)
             loss, trial = losses
         slopes = [slope.to(loss.device, non_blocking=True) for slope in self._slopes.values()]
-        slope = sum(slopes[1:], slopes[0]) if slopes else torch.zeros_like(loss)  # no parameter had a gradient
-        # Few operations: each is a launch on a GPU, and all of them together as long as a small model's step.
-        rise = trial - loss
-        error = rise + slope  # of the tangent at the old parameters
-        self.ratio = error / slope
-        unresolved = (slope > 0) & (torch.maximum(slope, rise.abs()) < loss.abs() * resolution)
-        grows = (error + rise <= 0) | unresolved  # false for NaN
-        finite = trial.abs() < torch.inf
-        up, down, same = self._factors(loss.device)
-        factor = torch.where(finite & (slope == 0), same, torch.where(finite & grows, up, down))
-        for group in self.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].mul_(factor.to(group["lr"].device, non_blocking=True))
+        slope = sum(slopes[1:], slopes[0]) if slopes else loss.new_zeros((), dtype=torch.float64)
+        lrs = [group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor)]
+        self.ratio = adapt(loss, trial, slope, lrs, self.c, resolution)
         if self.reject_nonfinite:
+            finite = trial.isfinite()
             for param, old in self._backup.items():
                 param.copy_(torch.where(finite.to(param.device, non_blocking=True), param, old))
-
-    def _factors(self, device: torch.device) -> list[Tensor]:
-        """C, 1 / c and 1 on a device, made once."""
-        key = (self.c, device)
-        if key not in self._constants:
-            factors = (self.c, 1 / self.c, 1.0)
-            self._constants = {key: [torch.full((), x, dtype=torch.float64, device=device) for x in factors]}
-        return self._constants[key]
 
     @torch.no_grad()
     def _back_up(self) -> None:
@@ -240,6 +224,41 @@ class LossGrad:
                 self._backup[param].copy_(param)
             else:
                 self._backup[param] = param.detach().clone()
+
+
+def adapt(loss: Tensor, trial: Tensor, slope: Tensor, lrs: list[Tensor], c: float, resolution: float) -> Tensor:
+    """Multiplies ``lrs`` by what one step says of them (see LossGrad) and returns the ratio r, a 0-dim float64.
+
+    One native op where all is on the CPU: there, too, the dozens of operations take as long as a small model's step.
+
+    Args:
+        loss: before the step, 0-dim float32 or float64.
+        trial: after it, the same.
+        slope: <gradient, displacement>, 0-dim float64 on the device of the losses.
+        lrs: learning rates, 0-dim, on any devices.
+        c: factor by which they grow or shrink.
+        resolution: relative error of the losses.
+    """
+    native = load_error is None and all(t.is_cpu and t.dtype in CPU_SCALARS for t in (loss, trial, slope, *lrs))
+    if not native:
+        return _adapt(loss.double(), trial.double(), slope, lrs, c, resolution)
+    ratio = torch.empty_like(slope)
+    torch.ops.lrtricks_fused.lossgrad_(loss, trial, slope, ratio, lrs, c, resolution)
+    return ratio
+
+
+def _adapt(loss: Tensor, trial: Tensor, slope: Tensor, lrs: list[Tensor], c: float, resolution: float) -> Tensor:
+    """The same in torch's operations; twin of ``csrc/core/lossgrad.h``."""
+    rise = trial - loss
+    error = rise + slope  # of the tangent at the old parameters
+    finite = trial.abs() < torch.inf
+    unresolved = (slope > 0) & (torch.maximum(slope, rise.abs()) < loss.abs() * resolution)
+    grows = (error + rise <= 0) | unresolved  # false for NaN
+    up, down, same = (torch.full_like(slope, factor) for factor in (c, 1 / c, 1.0))  # float64
+    factor = torch.where(finite & (slope == 0), same, torch.where(finite & grows, up, down))
+    for lr in lrs:
+        lr.mul_(factor.to(lr.device, non_blocking=True))
+    return error / slope
 
 
 def check_c(c: float) -> None:

@@ -21,9 +21,8 @@ def _load() -> str | None:
         torch.ops.load_library(path)
     except OSError as error:
         return f"the native library does not load under torch {torch.__version__}: {error}"
-    for rule in NATIVE_RULES:
-        for name in (f"{rule}_", f"{rule}_table_"):
-            torch.library.register_fake(f"lrtricks_fused::{name}", lambda *args, **kwargs: None)
+    for name in (*(f"{rule}{suffix}" for rule in NATIVE_RULES for suffix in ("_", "_table_")), "lossgrad_"):
+        torch.library.register_fake(f"lrtricks_fused::{name}", lambda *args, **kwargs: None)
     return None
 
 

@@ -1,6 +1,8 @@
 """LOSSGRAD against closed forms on quadratics and an independent loop in float64."""
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from inventory import RICH
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrtricks_fused as lrt
+from lrtricks_fused import lossgrad
 
 CURVATURES = torch.tensor([0.5, 1.0, 3.0, 7.0], dtype=torch.float64)
 
@@ -261,3 +264,35 @@ def test_the_optimizer_alone_sums_no_slope_afterwards():
     slope = tuned._slopes[torch.device("cpu")].clone()
     tuned.optimizer.step()
     assert torch.equal(slope, tuned._slopes[torch.device("cpu")])
+
+
+SPECIAL = [0.0, 1.0, -1.0, 1 + 2**-22, 1 - 2**-52, 1e-9, -1e-9, 1e300, -1e300, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_decision_equals_torchs(dtype):
+    for values in itertools.product(SPECIAL, repeat=3):
+        loss, trial = (torch.tensor(value, dtype=dtype) for value in values[:2])
+        slope = torch.tensor(values[2], dtype=torch.float64)
+        lrs, twins = ([torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.3)] for _ in range(2))
+        ratio = lossgrad.adapt(loss, trial, slope, lrs, 1.05, 1e-6)
+        expected = lossgrad._adapt(loss.double(), trial.double(), slope, twins, 1.05, 1e-6)
+        assert_same_bits([ratio, *lrs], [expected, *twins])
+
+
+@pytest.mark.parametrize("broken", range(5))
+def test_native_decision_checks_before_it_writes(broken):
+    scalars = [torch.tensor(float(i + 1), dtype=torch.float64) for i in range(5)]
+    scalars[broken] = torch.ones(2) if broken % 2 else torch.tensor(1)
+    *given, lr = scalars
+    good = torch.tensor(1.0)
+    with pytest.raises(RuntimeError, match=r"Invalid (loss|trial|slope|ratio|lrs)"):
+        torch.ops.lrtricks_fused.lossgrad_(*given, [good, lr], 1.05, 1e-6)
+    assert good == 1 and (broken == 3 or scalars[3] == 4)
+
+
+def test_opcheck_of_the_native_decision():
+    scalars = [torch.tensor(float(i + 1), dtype=torch.float64) for i in range(4)]
+    torch.library.opcheck(
+        torch.ops.lrtricks_fused.lossgrad_.default, [*scalars, [torch.tensor(0.1), torch.tensor(0.2)], 1.05, 1e-6]
+    )

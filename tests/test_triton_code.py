@@ -1,7 +1,8 @@
 """The machine code of the Triton kernels, compiled ahead of time: no spills, wide accesses, nothing approximate.
 
 LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
-every target, and two more pairs of Adam's; with centralized gradients, f32 of Adam for sm_90 and an AMD GPU.
+every target, and two more pairs of Adam's; with centralized gradients, f32 of Adam for sm_90 and an AMD GPU; with a
+slope, f32 of Adam for sm_90.
 """
 
 import os
@@ -33,6 +34,8 @@ STEPS = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d
          if chosen(a, r, d)]  # fmt: skip
 CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton_model.DTYPES
                 if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
+SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in triton_model.RULES for d in triton_model.DTYPES
+          for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_lanes", "find_means") for d in triton_model.MEANS
          if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in ("f32", "f64")
@@ -45,6 +48,8 @@ def _all_at_once():
     if not MISSING:
         for key in (*STEPS, *CENTRALIZING):
             triton_model.step_reading(*key)
+        for key in SLOPES:
+            triton_model.slope_reading(*key)
         for key in PREPARES:
             triton_model.prepare_reading(*key)
         for key in MEANS:
@@ -92,6 +97,13 @@ def test_step_kernel(key):
     times = sum(reading.widths.values()) // sum(expected.values())  # passes that were unrolled
     assert reading.widths == {width: times * number for width, number in expected.items()}
     assert reading.unmasked < reading.masked
+
+
+@pytest.mark.parametrize("key", SLOPES, ids=name)
+def test_step_kernel_with_a_slope(key):
+    reading = triton_model.slope_reading(*key).result()
+    check_memory(reading)
+    check_arithmetic(key[0], reading)
 
 
 @pytest.mark.parametrize(("arch", "rule", "dtype"), PREPARES, ids=name)

@@ -24,6 +24,8 @@ SUM_BLOCK = 128
 MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its lanes
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
+SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
+SLOPE_LANES = 4
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -52,13 +54,15 @@ RULES = {
 }
 
 
-def options(backend: str, warps: int = WARPS) -> dict[str, object]:
+def options(backend: str, warps: int = WARPS, slope: bool = False) -> dict[str, object]:
     """Of the compiler, for "cuda" or "hip"; no contraction of products and sums."""
     exact = dict(num_warps=warps, num_stages=1, enable_fp_fusion=False)
-    return {**exact, "maxnreg": REGISTERS} if backend == "cuda" else exact
+    return {**exact, "maxnreg": SLOPE_REGISTERS if slope else REGISTERS} if backend == "cuda" else exact
 
 
-def block_sizes(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int) -> tuple[int, int]:
+def block_sizes(
+    dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, slope: bool = False
+) -> tuple[int, int]:
     """Lanes a pass draws for: in full chunks as many as the threads move in one access each, in others one a thread.
 
     The wider dtype of the two decides: with more lanes its stores would go through shared memory to stay coalesced.
@@ -67,7 +71,8 @@ def block_sizes(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int) ->
     threads = WARPS * warp_size
     if INTERPRETED:
         return LARGEST_BLOCK, LARGEST_BLOCK
-    return min(threads * ACCESS // max(dtype.itemsize, state_dtype.itemsize), LARGEST_BLOCK), threads
+    lanes = ACCESS // max(dtype.itemsize, state_dtype.itemsize)
+    return min(threads * (min(lanes, SLOPE_LANES) if slope else lanes), LARGEST_BLOCK), threads
 
 
 def compute_dtype(dtype: torch.dtype) -> tl.dtype:
@@ -85,7 +90,7 @@ def step_constexprs(
     centralize: bool = False, slope: bool = False,
 ) -> dict[str, object]:
     """What an instance of step_kernel is compiled for. ``centralize``: some tensors have slices."""
-    block, tail_block = block_sizes(dtype, state_dtype, warp_size)
+    block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)
     return dict(
         DIRECTION=rule.direction, FLAG0=flags[0], FLAG1=flags[1], STATES=states, VALUES=rule.values,
         RING=rule.ring, PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
@@ -147,20 +152,20 @@ def _run(call: StepCall, table: AddressTable) -> None:
     scratch = table.slope_scratch() if call.slope is not None else None
     centralize = call.centralize and table.slices != 0
     warp_size = 64 if torch.version.hip else 32
-    compiled = options(_compiler())
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
         means = _launch_means(table, dtype) if centralize else 0
         prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
             table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
             doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize), means,
             0 if scratch is None else scratch.data_ptr(), *hyper, *[0] * (3 - len(hyper)),
-            **prepare_constexprs(rule, dtype), **compiled,
+            **prepare_constexprs(rule, dtype), **options(_compiler()),
         )  # fmt: skip
         if len(table.chunk_tensors):
             step_kernel[(len(table.chunk_tensors),)](
                 table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
                 **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size,
-                                  centralize, scratch is not None), **compiled,
+                                  centralize, scratch is not None),
+                **options(_compiler(), slope=scratch is not None),
             )  # fmt: skip
             if scratch is not None:
                 _add_slope(call, table, prepared, scratch)

@@ -108,11 +108,10 @@ void ListWork::find_means(int64_t begin, int64_t end) const {
   for_each_tensor(begin, end, [&](const TensorWork& tensor, int64_t first, int64_t last) {
     if (!tensor.slice_length) return;
     const SlicedGrad sliced = sliced_grad(tensor);
-    const int64_t last_element = std::min(last * kTile, tensor.whole.count);
-    int64_t slice = (first * kTile + sliced.length - 1) / sliced.length;
-    for (; slice * sliced.length < last_element; ++slice) {
-      means[tensor.first_slice + slice] = mean_of_slice(sliced, slice * sliced.length);
-    }
+    const auto slices_before = [&](int64_t tile) {  // those that begin in earlier tiles
+      return (std::min(tile * kTile, tensor.whole.count) + sliced.length - 1) / sliced.length;
+    };
+    cpu::find_means(sliced, slices_before(first), slices_before(last), means + tensor.first_slice);
   });
 }
 

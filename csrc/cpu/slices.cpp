@@ -33,31 +33,42 @@ int64_t add_to_lanes(const Param* grads, int64_t count, int64_t lane, int64_t la
 }
 
 template <class Param>
-double mean(const SlicedGrad& sliced, int64_t first) {
-  Real<Param> sums[kMaxSliceLanes];
-  const Param* const grads = static_cast<const Param*>(sliced.grad);
-  const int64_t lanes = slice_lanes(sliced.length);
+Real<Param> contiguous_mean(const Param* grads, int64_t length, int64_t lanes, Real<Param>* sums) {
   std::fill_n(sums, lanes, Real<Param>(0));
-  if (!sliced.view) {
-    add_to_lanes(grads + first, sliced.length, 0, lanes, sums);
+  if (lanes == 1) {
+    for (int64_t i = 0; i < length; ++i) sums[0] = sums[0] + to_real(grads[i]);
   } else {
-    int64_t offsets[kTile], lane = 0;
-    Param gathered[kTile];
-    for (int64_t done = 0; done < sliced.length; done += kTile) {
-      const int64_t count = std::min(kTile, sliced.length - done);
-      sliced.view->offsets(first + done, count, offsets);
-      gather(grads, offsets, count, sizeof(Param), gathered);
-      lane = add_to_lanes(gathered, count, lane, lanes, sums);
-    }
+    add_to_lanes(grads, length, 0, lanes, sums);
   }
-  return static_cast<double>(slice_mean(sums, sliced.length));
+  return slice_mean(sums, length);
+}
+
+template <class Param>
+Real<Param> strided_mean(const SlicedGrad& sliced, int64_t first, int64_t lanes, Real<Param>* sums) {
+  int64_t offsets[kTile], lane = 0;
+  Param gathered[kTile];
+  std::fill_n(sums, lanes, Real<Param>(0));
+  for (int64_t done = 0; done < sliced.length; done += kTile) {
+    const int64_t count = std::min(kTile, sliced.length - done);
+    sliced.view->offsets(first + done, count, offsets);
+    gather(sliced.grad, offsets, count, sizeof(Param), gathered);
+    lane = add_to_lanes(gathered, count, lane, lanes, sums);
+  }
+  return slice_mean(sums, sliced.length);
 }
 
 }  // namespace
 
-double mean_of_slice(const SlicedGrad& sliced, int64_t first) {
-  return with_type(sliced.dtype, [&](auto* type) {
-    return mean<std::remove_pointer_t<decltype(type)>>(sliced, first);
+void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means) {
+  with_type(sliced.dtype, [&](auto* type) {
+    using Param = std::remove_pointer_t<decltype(type)>;
+    Real<Param> sums[kMaxSliceLanes];
+    const Param* const grads = static_cast<const Param*>(sliced.grad);
+    const int64_t length = sliced.length, lanes = slice_lanes(length);
+    for (int64_t slice = first; slice < last; ++slice) {
+      means[slice] = sliced.view ? strided_mean<Param>(sliced, slice * length, lanes, sums)
+                                 : contiguous_mean(grads + slice * length, length, lanes, sums);
+    }
   });
 }
 

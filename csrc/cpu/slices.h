@@ -17,8 +17,8 @@ struct SlicedGrad {
   int64_t length;  // of a slice
 };
 
-// The mean of the slice that begins at element `first`.
-double mean_of_slice(const SlicedGrad& sliced, int64_t first);
+// The means of slices [first, last), to means[first] and on.
+void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means);
 
 // Elements [first, first + count) less their slices' means, of which `means[0]` is the first slice's. `grads` points to
 // element `first`; `out`, too.

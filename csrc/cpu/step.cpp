@@ -9,6 +9,7 @@
 
 #include "cpu/engine.h"
 #include "cpu/kernels.h"
+#include "cpu/tensors.h"
 
 namespace lrt::cpu {
 namespace {
@@ -18,36 +19,7 @@ using KernelOf = std::function<StepKernel(Dtype param, Dtype state)>;
 
 constexpr int64_t kGrainTiles = 64;  // 32,768 elements, torch's own grain for elementwise work
 
-// Codes of the stable ABI, read once: Tensor::scalar_type() makes up to a dozen calls each time.
-const int32_t kFloatCode = aoti_torch_dtype_float32(), kDoubleCode = aoti_torch_dtype_float64(),
-              kBFloat16Code = aoti_torch_dtype_bfloat16(), kHalfCode = aoti_torch_dtype_float16(),
-              kCpuCode = aoti_torch_device_type_cpu();
-
-std::optional<Dtype> dtype_of(const Tensor& tensor) {
-  int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  if (code == kFloatCode) return Dtype::kFloat;
-  if (code == kDoubleCode) return Dtype::kDouble;
-  if (code == kBFloat16Code) return Dtype::kBFloat16;
-  if (code == kHalfCode) return Dtype::kHalf;
-  return std::nullopt;
-}
-
-bool on_cpu(const Tensor& tensor) {
-  int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
-  return code == kCpuCode;
-}
-
 uint8_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
-
-double read_scalar(const Tensor& tensor, const char* name) {
-  const std::optional<Dtype> dtype = dtype_of(tensor);
-  STD_TORCH_CHECK(on_cpu(tensor) && tensor.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble),
-                  "Invalid ", name, ": must be one float32 or float64 on the CPU");
-  const void* data = tensor.const_data_ptr();
-  return dtype == Dtype::kFloat ? *static_cast<const float*>(data) : *static_cast<const double*>(data);
-}
 
 double read_number(const Number& number, const char* name) {
   return number.tensor ? read_scalar(*number.tensor, name) : number.value;
