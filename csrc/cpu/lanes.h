@@ -3,6 +3,8 @@
 // lanes in order.
 #pragma once
 
+#include <cstring>
+
 #include "core/keep.h"
 #include "cpu/isa.h"
 
@@ -93,8 +95,16 @@ LRT_HD void draw_piece(const KeepStream& key, uint32_t threshold, int64_t tile, 
 #endif
 }
 
+// Whether a threshold leaves anything to draw.
+LRT_HD bool draws(uint32_t threshold) { return threshold != 0 && threshold != kKeepAll; }
+
+// All decisions of one tile, drawn or not.
 template <class Isa>
-LRT_HD void draw_tile(const KeepStream& key, uint32_t threshold, int64_t tile, TileKeeps& keeps) {
+LRT_HD void decide_tile(const KeepStream& key, uint32_t threshold, int64_t tile, TileKeeps& keeps) {
+  if (!draws(threshold)) {
+    std::memset(&keeps, threshold == 0 ? 0 : -1, sizeof(keeps));
+    return;
+  }
   for (int lane = 0; lane < kLanes; lane += kPiece) draw_piece<Isa>(key, threshold, tile, lane, keeps);
 }
 

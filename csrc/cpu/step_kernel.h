@@ -35,9 +35,12 @@ struct TensorStep {
 
 using StepKernel = void (*)(const TensorStep&, const Range&);
 
-// `count` consecutive elements and their decisions, as signs; with kSlopes, each lane's sum of slopes advances.
+// Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored.
+enum class Slopes { kNone, kOfGrad, kOfStored };
+
+// `count` consecutive elements and their decisions, as signs.
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
-template <Decay kDecay, bool kSlopes, class Rule, class Param, class State, int... K>
+template <Decay kDecay, Slopes kSlopes, class Rule, class Param, class State, int... K>
 LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, Param* params, const Param* grads,
                        const Param* stored_grads, State* const (&states)[kMaxStates], int count, const int32_t* keeps,
                        Real<Param>* slopes, std::integer_sequence<int, K...>) {
@@ -50,8 +53,9 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
     ((states[K][i] = from_real<State>(state[K])), ...);
     const Param stored = keeps[i] < 0 ? new_param : old_param;
     params[i] = stored;
-    if constexpr (kSlopes) {
-      slopes[i] = slopes[i] + slope_term(to_real(stored_grads[i]), to_real(old_param), to_real(stored));
+    if constexpr (kSlopes != Slopes::kNone) {
+      const Param grad = kSlopes == Slopes::kOfGrad ? grads[i] : stored_grads[i];
+      slopes[i] = slopes[i] + slope_term(to_real(grad), to_real(old_param), to_real(stored));
     }
   }
 }
@@ -74,7 +78,7 @@ LRT_HD void prefetch_row(const T* row) {
 }
 
 // The row that begins at element `begin` of a range, and the lines that the row a tile later will ask for.
-template <Decay kDecay, bool kSlopes, bool kPrefetch, class Rule, class Param, class State>
+template <Decay kDecay, Slopes kSlopes, bool kPrefetch, class Rule, class Param, class State>
 LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range, int64_t begin,
                      int count, const int32_t* keeps, Real<Param>* slopes) {
   Param* const params = static_cast<Param*>(range.param) + begin;
@@ -92,18 +96,18 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
 }
 
 // The whole tiles of a range. `keeps[0]` holds the decisions of the first; without draws both hold those of all.
-template <class Isa, bool kDraws, Decay kDecay, bool kSlopes, class Rule, class Param, class State>
+template <class Isa, bool kDraws, Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
 LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const TensorStep& tensor,
                            const Range& range, TileKeeps (&keeps)[2]) {
   const int64_t tiles = range.count / kTile;
   alignas(64) Real<Param> slopes[2][kLanes];
   const auto store_slope = [&](int64_t tile) __attribute__((always_inline)) {
-    if constexpr (kSlopes) range.slopes[tile] = tile_slope<Param>(slopes[tile % 2]);
+    if constexpr (kSlopes != Slopes::kNone) range.slopes[tile] = tile_slope<Param>(slopes[tile % 2]);
   };
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const TileKeeps& now = keeps[tile % 2];
     TileKeeps& next = keeps[(tile + 1) % 2];
-    if constexpr (kSlopes) std::memset(slopes[tile % 2], 0, sizeof(slopes[0]));
+    if constexpr (kSlopes != Slopes::kNone) std::memset(slopes[tile % 2], 0, sizeof(slopes[0]));
     for (int r = 0; r < 8; r += kPieceRows) {
       // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
       if constexpr (kDraws) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
@@ -117,23 +121,24 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
   if (tiles != 0) store_slope(tiles - 1);
 }
 
-// The part of a tile that a range may end with. Nothing is asked for ahead: the lines would be lost. The constants come
-// by value, or the loops above would find them in memory, where what they store might change them.
+// A tile or a part of it, of any step: what a range may end with, and the slopes of a gradient that the rule does not
+// see. Nothing is asked for ahead: at an end the lines would be lost. The constants come by value, or the loops above
+// would find them in memory, where what they store might change them.
 template <class Isa, class Rule, class Param, class State>
-__attribute__((noinline)) void run_last_tile(Rule rule, UpdateScalars<Real<Param>> scalars, const Range& range,
-                                             const TileKeeps& keeps) {
+__attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>> scalars, const Range& range,
+                                            int64_t tile, const TileKeeps& keeps) {
   Real<Param> slopes[kLanes] = {};
-  const int64_t tile = range.count / kTile;
-  for (int64_t begin = tile * kTile; begin < range.count; begin += kLanes) {
-    step_row<Decay::kSelect, true, false, Rule, Param, State>(
-        rule, scalars, range, begin, static_cast<int>(std::min(kLanes, range.count - begin)),
-        keeps.row[begin / kLanes % 8], slopes);
+  const int64_t first = tile * kTile, end = std::min(range.count, first + kTile);
+  for (int64_t begin = first; begin < end; begin += kLanes) {
+    step_row<Decay::kSelect, Slopes::kOfStored, false, Rule, Param, State>(
+        rule, scalars, range, begin, static_cast<int>(std::min(kLanes, end - begin)),
+        keeps.row[(begin - first) / kLanes], slopes);
   }
   if (range.slopes) range.slopes[tile] = tile_slope<Param>(slopes);
 }
 
 // A range, with or without the slopes of its tiles.
-template <class Isa, bool kSlopes, class Rule, class Hyper, class Param, class State>
+template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
 __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& range) {
   const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
@@ -141,11 +146,11 @@ __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& 
   const auto full_tiles = [&]<bool kDraws, Decay kDecay>() __attribute__((always_inline)) {
     run_full_tiles<Isa, kDraws, kDecay, kSlopes, Rule, Param, State>(rule, scalars, tensor, range, keeps);
   };
-  if (tensor.threshold == 0 || tensor.threshold == kKeepAll) {
-    std::memset(keeps, tensor.threshold == 0 ? 0 : -1, sizeof(keeps));
+  decide_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
+  if (!draws(tensor.threshold)) {
+    keeps[1] = keeps[0];
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
-    draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
     const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
     switch (decay) {
       case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
@@ -154,15 +159,26 @@ __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& 
       case Decay::kSelect: full_tiles.template operator()<true, Decay::kSelect>(); break;
     }
   }
-  if (range.count % kTile != 0) {
-    run_last_tile<Isa, Rule, Param, State>(rule, scalars, range, keeps[range.count / kTile % 2]);
+  const int64_t tile = range.count / kTile;
+  if (range.count % kTile != 0) run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2]);
+}
+
+template <class Isa, class Rule, class Hyper, class Param, class State>
+void run_any_tiles(const TensorStep& tensor, const Range& range) {
+  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+  TileKeeps keeps;
+  for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
+    decide_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + tile, keeps);
+    run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps);
   }
 }
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const TensorStep& tensor, const Range& range) {
-  if (range.slopes) return run_range<Isa, true, Rule, Hyper, Param, State>(tensor, range);
-  run_range<Isa, false, Rule, Hyper, Param, State>(tensor, range);
+  if (!range.slopes) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(tensor, range);
+  if (!range.stored_grad) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(tensor, range);
+  run_any_tiles<Isa, Rule, Hyper, Param, State>(tensor, range);
 }
 
 // The step of a rule with a ring, a tile at a time: slots outside, elements inside, so that the loops vectorise.
@@ -170,9 +186,7 @@ template <class Isa, class Rule, class Hyper, class Param, class State>
 void ring_kernel(const TensorStep& tensor, const Range& range) {
   const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
-  const bool draws = tensor.threshold != 0 && tensor.threshold != kKeepAll;
   TileKeeps tile_keeps;
-  if (!draws) std::memset(&tile_keeps, tensor.threshold == 0 ? 0 : -1, sizeof(tile_keeps));
   const int32_t* const keeps = tile_keeps.row[0];
   for (int64_t begin = 0; begin < range.count; begin += kTile) {
     Param* const params = static_cast<Param*>(range.param) + begin;
@@ -192,7 +206,7 @@ void ring_kernel(const TensorStep& tensor, const Range& range) {
       const Real<Param> weight = Rule::weight(number);
       for (int i = 0; i < count; ++i) mean[i] = Rule::include(mean[i], to_real(slot[i]), weight);
     }
-    if (draws) draw_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + begin / kTile, tile_keeps);
+    decide_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + begin / kTile, tile_keeps);
     Real<Param>* const terms = mean;  // of the slope, in their place
 #pragma GCC ivdep
     for (int i = 0; i < count; ++i) {

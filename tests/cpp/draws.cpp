@@ -6,7 +6,7 @@ namespace lrt::test {
 
 template <>
 void draw_whole_tile<cpu::LRT_ISA>(const KeepStream& key, uint32_t threshold, int64_t tile, cpu::TileKeeps& keeps) {
-  cpu::draw_tile<cpu::LRT_ISA>(key, threshold, tile, keeps);
+  cpu::decide_tile<cpu::LRT_ISA>(key, threshold, tile, keeps);
 }
 
 template <>
