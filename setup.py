@@ -118,7 +118,7 @@ class NinjaBuild(build_ext):
         sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
         sources += [*CSRC.glob("cuda/*.cu"), *CSRC.glob("cuda/*.cpp")] if cuda else []
         for source in sorted(sources, key=lambda source: source.suffix != ".cu"):  # the slow ones first
-            isas = ISA_FLAGS if source.match("rule_*.cpp") else [None]
+            isas = ISA_FLAGS if "LRT_ISA" in source.read_text() else [None]
             for isa in isas:
                 extra = [f"-DLRT_ISA={isa}", *ISA_FLAGS[isa]] if isa else []
                 name = ".".join([source.parent.name, source.stem, *([isa] if isa else []), "o"])

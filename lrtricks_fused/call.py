@@ -7,12 +7,15 @@ from typing import Any
 from torch import Tensor
 
 LANE_ELEMENTS = 64  # csrc/core/slice_mean.h
+SLICE_LANES = 16
 MAX_SLICE_LANES = 4096
 
 
 def slice_lanes(length: int) -> int:
     """Lanes that the sum of a slice is split into, as in ``csrc/core/slice_mean.h``."""
-    return min(-(-length // LANE_ELEMENTS), MAX_SLICE_LANES)
+    if length < LANE_ELEMENTS:
+        return 1
+    return min(-(-length // (LANE_ELEMENTS * SLICE_LANES)) * SLICE_LANES, MAX_SLICE_LANES)
 
 
 @dataclass

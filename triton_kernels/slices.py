@@ -8,6 +8,7 @@ from lrtricks_fused import call, table
 from .step import COLUMNS, FIRST_SLICE, GRAD, SLICE_LENGTH, pointer_to, to_real
 
 LANE_ELEMENTS = tl.constexpr(call.LANE_ELEMENTS)
+SLICE_LANES = tl.constexpr(call.SLICE_LANES)
 MAX_SLICE_LANES = tl.constexpr(call.MAX_SLICE_LANES)
 FIRST_LANE = tl.constexpr(table.FIRST_LANE)
 UNROLL = tl.constexpr(8)  # loads on their way at a time; the sums stay in order
@@ -15,8 +16,9 @@ UNROLL = tl.constexpr(8)  # loads on their way at a time; the sums stay in order
 
 @triton.jit
 def slice_lanes(length):
-    """Lanes of a slice: as many as leave each LANE_ELEMENTS, within bounds."""
-    return tl.minimum((length + (LANE_ELEMENTS - 1)) // LANE_ELEMENTS, MAX_SLICE_LANES)
+    """Lanes of a slice: one if it is short, else a multiple of SLICE_LANES."""
+    full: tl.constexpr = LANE_ELEMENTS * SLICE_LANES
+    return tl.where(length < LANE_ELEMENTS, 1, tl.minimum((length + (full - 1)) // full * SLICE_LANES, MAX_SLICE_LANES))
 
 
 @triton.jit

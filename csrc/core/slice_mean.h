@@ -9,11 +9,12 @@
 
 namespace lrt {
 
-constexpr int64_t kLaneElements = 64, kMaxSliceLanes = 4096;
+constexpr int64_t kLaneElements = 64, kSliceLanes = 16, kMaxSliceLanes = 4096;
 
-// Lanes of a slice: as many as leave each kLaneElements, within bounds.
+// Lanes of a slice: one if it is short, else a multiple of kSliceLanes with kLaneElements each, as far as that goes.
 LRT_HD int64_t slice_lanes(int64_t length) {
-  const int64_t lanes = (length + kLaneElements - 1) / kLaneElements;
+  if (length < kLaneElements) return 1;
+  const int64_t lanes = (length + kLaneElements * kSliceLanes - 1) / (kLaneElements * kSliceLanes) * kSliceLanes;
   return lanes < kMaxSliceLanes ? lanes : kMaxSliceLanes;
 }
 

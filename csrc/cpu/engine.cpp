@@ -21,11 +21,6 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, doubl
   return part;
 }
 
-SlicedGrad sliced_grad(const TensorWork& tensor) {
-  const bool strided = tensor.layouts && tensor.layouts->grad;
-  return {tensor.whole.grad, strided ? &*tensor.layouts->grad : nullptr, tensor.dtype, tensor.slice_length};
-}
-
 // Asks for the first lines of a tensor while the one before it is at work; within it, the kernel prefetches itself.
 void prefetch(const TensorWork& tensor) {
   static constexpr int64_t kBytes = 1024;
@@ -57,9 +52,37 @@ class BlockOffsets {
   int64_t offsets_[kBlock];
 };
 
-// Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are gathered
-// into buffers, and written back after the step.
-void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, int64_t end, const ListWork& list) {
+// The means of the slices that a thread meets on its way through a tensor, each found once. It reads a slice just before
+// it steps it, from memory into its cache.
+class Means {
+ public:
+  Means(const TensorWork& tensor, const SliceFunctions& functions)
+      : sliced_{tensor.whole.grad, tensor.layouts && tensor.layouts->grad ? &*tensor.layouts->grad : nullptr,
+                tensor.dtype, tensor.slice_length}, functions_(functions) {}
+
+  // Elements [first, first + count), at most a block, of which `grads` is the first, to `out`.
+  void centre(const void* grads, int64_t first, int64_t count, void* out) {
+    const int64_t begin = first / sliced_.length, end = (first + count - 1) / sliced_.length + 1;
+    const bool goes_on = begin + 1 == end_;  // the slice that the block before ended in
+    if (goes_on) means_[0] = means_[begin - begin_];
+    const int64_t found = begin + goes_on;
+    functions_.find_means(sliced_, found, end, means_ + (found - begin));
+    begin_ = begin;
+    end_ = end;
+    functions_.centre(sliced_, grads, first, count, means_, out);
+  }
+
+ private:
+  SlicedGrad sliced_;
+  const SliceFunctions& functions_;
+  int64_t begin_ = 0, end_ = 0;  // slices whose means are there
+  double means_[kBlock + 1];
+};
+
+// Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are
+// gathered into buffers, and written back after the step.
+void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, int64_t end, Means* means,
+               double* tile_slopes) {
   alignas(64) char param[kBlock * 8], grad[kBlock * 8], centralized[kBlock * 8], states[kMaxStates][kBlock * 8];
   static const Layouts kContiguous;
   const Layouts& layouts = tensor.layouts ? *tensor.layouts : kContiguous;
@@ -70,15 +93,15 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
     gather(base, offsets.of(*view), count, size, buffer);
     return buffer;
   };
-  Range part = part_of(tensor, tile, count, list.tile_slopes);
+  Range part = part_of(tensor, tile, count, tile_slopes);
   if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, param);
   if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, grad);
   for (int k = 0; k < kMaxStates; ++k) {
     if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, states[k]);
   }
-  if (tensor.slice_length) {
+  if (means) {
+    means->centre(part.grad, first, count, centralized);
     part.stored_grad = part.grad;
-    centre(sliced_grad(tensor), part.grad, first, count, list.means + tensor.first_slice, centralized);
     part.grad = centralized;
   }
   tensor.kernel(step, part);
@@ -91,43 +114,30 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
 
 }  // namespace
 
-template <class Visit>
-void ListWork::for_each_tensor(int64_t begin, int64_t end, const Visit& visit) const {
+void ListWork::run(int64_t begin, int64_t end) const {
   if (begin >= end) return;
   auto tensor = std::upper_bound(tensors.begin(), tensors.end(), begin,
                                  [](int64_t tile, const TensorWork& t) { return tile < t.first_tile; }) - 1;
   for (; begin < end; ++tensor) {
-    const int64_t tensor_end = std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
+    const int64_t tensor_end =
+        std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
     if (tensor_end <= begin) continue;  // an empty tensor
-    visit(*tensor, begin - tensor->first_tile, tensor_end - tensor->first_tile);
+    const TensorStep step = {hyper, scalars, {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)),
+                                              tensor->param_index}, threshold, tensor->step};
+    if (tensor + 1 != tensors.end()) prefetch(tensor[1]);
+    const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
+    if (tensor->layouts || tensor->slice_length) {
+      std::optional<Means> means;
+      if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
+      for (int64_t tile = first; tile < last; tile += kBlock / kTile) {
+        run_block(*tensor, step, tile, std::min(last, tile + kBlock / kTile), means ? &*means : nullptr, tile_slopes);
+      }
+    } else {
+      const int64_t count = std::min(last * kTile, tensor->whole.count) - first * kTile;
+      tensor->kernel(step, part_of(*tensor, first, count, tile_slopes));
+    }
     begin = tensor_end;
   }
-}
-
-void ListWork::find_means(int64_t begin, int64_t end) const {
-  for_each_tensor(begin, end, [&](const TensorWork& tensor, int64_t first, int64_t last) {
-    if (!tensor.slice_length) return;
-    const SlicedGrad sliced = sliced_grad(tensor);
-    const auto slices_before = [&](int64_t tile) {  // those that begin in earlier tiles
-      return (std::min(tile * kTile, tensor.whole.count) + sliced.length - 1) / sliced.length;
-    };
-    cpu::find_means(sliced, slices_before(first), slices_before(last), means + tensor.first_slice);
-  });
-}
-
-void ListWork::run(int64_t begin, int64_t end) const {
-  for_each_tensor(begin, end, [&](const TensorWork& tensor, int64_t first, int64_t last) {
-    const auto count = static_cast<uint32_t>(static_cast<uint64_t>(tensor.step));
-    const TensorStep step = {hyper, scalars, {seed, count, tensor.param_index}, threshold, tensor.step};
-    if (&tensor != &tensors.back()) prefetch(*(&tensor + 1));
-    if (!tensor.layouts && !tensor.slice_length) {
-      const int64_t elements = std::min(last * kTile, tensor.whole.count) - first * kTile;
-      return tensor.kernel(step, part_of(tensor, first, elements, tile_slopes));
-    }
-    for (int64_t tile = first; tile < last; tile += kBlock / kTile) {
-      run_block(tensor, step, tile, std::min(last, tile + kBlock / kTile), *this);
-    }
-  });
 }
 
 double ListWork::slope() const {

@@ -25,7 +25,7 @@ struct TensorWork {
   uint8_t param_size, state_size;  // bytes an element
   Dtype dtype;                     // of the parameter
   int64_t slice_length;            // of the gradient, whose slices lose their means; 0: it stays as it is
-  int64_t first_tile, first_slice;  // of the list
+  int64_t first_tile;              // tiles of the list before this tensor
 };
 
 struct ListWork {
@@ -34,28 +34,19 @@ struct ListWork {
   uint64_t seed;
   uint32_t threshold;
   std::vector<TensorWork> tensors;
-  int64_t tiles = 0, slices = 0;
-  double* means = nullptr;        // of the slices, if there are any
+  const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
+  int64_t tiles = 0;
   double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 
   void add(TensorWork tensor) {
     tensor.first_tile = tiles;
-    tensor.first_slice = slices;
     tiles += (tensor.whole.count + kTile - 1) / kTile;
-    if (tensor.slice_length) slices += tensor.whole.count / tensor.slice_length;
     tensors.push_back(tensor);
   }
-  // Finds the means of the slices that begin in tiles [begin, end); before any tile is run.
-  void find_means(int64_t begin, int64_t end) const;
   // Tiles [begin, end) of the list; ranges that do not meet may run at the same time.
   void run(int64_t begin, int64_t end) const;
   // The slope of the whole list, after all tiles have run.
   double slope() const;
-
- private:
-  // Calls visit(tensor, first, last) for the tiles of each tensor among [begin, end), counted from the tensor's own.
-  template <class Visit>
-  void for_each_tensor(int64_t begin, int64_t end, const Visit& visit) const;
 };
 
 }  // namespace lrt::cpu

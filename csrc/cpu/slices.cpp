@@ -1,4 +1,4 @@
-// See slices.h.
+// See slices.h. Built for one instruction set, named by the build (-DLRT_ISA=Avx512, Avx2 or Baseline).
 #include "cpu/slices.h"
 
 #include <algorithm>
@@ -25,6 +25,7 @@ template <class Param>
 int64_t add_to_lanes(const Param* grads, int64_t count, int64_t lane, int64_t lanes, Real<Param>* sums) {
   for (int64_t done = 0; done < count;) {
     const int64_t run = std::min(lanes - lane, count - done);
+#pragma GCC ivdep
     for (int64_t i = 0; i < run; ++i) sums[lane + i] = sums[lane + i] + to_real(grads[done + i]);
     done += run;
     lane = lane + run == lanes ? 0 : lane + run;
@@ -32,14 +33,24 @@ int64_t add_to_lanes(const Param* grads, int64_t count, int64_t lane, int64_t la
   return lane;
 }
 
+// The mean of a slice of kCount lanes, which stay in registers.
+template <int kCount, class Param>
+Real<Param> mean_of_lanes(const Param* grads, int64_t length) {
+  Real<Param> sums[kCount] = {};
+  int64_t done = 0;
+  for (; done + kCount <= length; done += kCount) {
+    for (int k = 0; k < kCount; ++k) sums[k] = sums[k] + to_real(grads[done + k]);
+  }
+  for (int k = 0; done + k < length; ++k) sums[k] = sums[k] + to_real(grads[done + k]);
+  return slice_mean(sums, length);
+}
+
 template <class Param>
 Real<Param> contiguous_mean(const Param* grads, int64_t length, int64_t lanes, Real<Param>* sums) {
+  if (lanes == 1) return mean_of_lanes<1>(grads, length);
+  if (lanes == kSliceLanes) return mean_of_lanes<static_cast<int>(kSliceLanes)>(grads, length);
   std::fill_n(sums, lanes, Real<Param>(0));
-  if (lanes == 1) {
-    for (int64_t i = 0; i < length; ++i) sums[0] = sums[0] + to_real(grads[i]);
-  } else {
-    add_to_lanes(grads, length, 0, lanes, sums);
-  }
+  add_to_lanes(grads, length, 0, lanes, sums);
   return slice_mean(sums, length);
 }
 
@@ -57,8 +68,6 @@ Real<Param> strided_mean(const SlicedGrad& sliced, int64_t first, int64_t lanes,
   return slice_mean(sums, sliced.length);
 }
 
-}  // namespace
-
 void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means) {
   with_type(sliced.dtype, [&](auto* type) {
     using Param = std::remove_pointer_t<decltype(type)>;
@@ -66,8 +75,8 @@ void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* m
     const Param* const grads = static_cast<const Param*>(sliced.grad);
     const int64_t length = sliced.length, lanes = slice_lanes(length);
     for (int64_t slice = first; slice < last; ++slice) {
-      means[slice] = sliced.view ? strided_mean<Param>(sliced, slice * length, lanes, sums)
-                                 : contiguous_mean(grads + slice * length, length, lanes, sums);
+      means[slice - first] = sliced.view ? strided_mean<Param>(sliced, slice * length, lanes, sums)
+                                         : contiguous_mean(grads + slice * length, length, lanes, sums);
     }
   });
 }
@@ -75,16 +84,26 @@ void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* m
 void centre(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means, void* out) {
   with_type(sliced.dtype, [&](auto* type) {
     using Param = std::remove_pointer_t<decltype(type)>;
-    const Param* const from = static_cast<const Param*>(grads);
-    Param* const to = static_cast<Param*>(out);
-    int64_t slice = first / sliced.length, left = sliced.length - first % sliced.length;
-    for (int64_t done = 0; done < count; ++slice, left = sliced.length) {
-      const int64_t run = std::min(left, count - done);
-      const auto mean = static_cast<Real<Param>>(means[slice]);
-      for (int64_t i = 0; i < run; ++i) to[done + i] = centred(from[done + i], mean);
-      done += run;
+    const Param* from = static_cast<const Param*>(grads);
+    Param* to = static_cast<Param*>(out);
+    int64_t left = sliced.length - first % sliced.length;
+    for (const Param* const end = from + count; from < end; ++means, left = sliced.length) {
+      const int64_t run = std::min<int64_t>(left, end - from);
+      const auto mean = static_cast<Real<Param>>(*means);
+#pragma GCC ivdep
+      for (int64_t i = 0; i < run; ++i) to[i] = centred(from[i], mean);
+      from += run;
+      to += run;
     }
   });
+}
+
+}  // namespace
+
+template <>
+const SliceFunctions& slice_functions<LRT_ISA>() {
+  static constexpr SliceFunctions functions = {find_means, centre};
+  return functions;
 }
 
 }  // namespace lrt::cpu

@@ -1,10 +1,10 @@
-// Gradient centralization on the CPU (core/slice_mean.h): means of slices, and tiles of the centralized gradient.
-// One translation unit for all instruction sets.
+// Gradient centralization on the CPU (core/slice_mean.h): means of slices, and runs of the centralized gradient.
 #pragma once
 
 #include <optional>
 
 #include "core/slice_mean.h"
+#include "cpu/isa.h"
 #include "cpu/strided.h"
 
 namespace lrt::cpu {
@@ -17,11 +17,17 @@ struct SlicedGrad {
   int64_t length;  // of a slice
 };
 
-// The means of slices [first, last), to means[first] and on.
-void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means);
+// Compiled once per instruction set.
+struct SliceFunctions {
+  // The means of slices [first, last).
+  void (*find_means)(const SlicedGrad& sliced, int64_t first, int64_t last, double* means);
+  // `count` elements from element `first` on less their slices' means, of which `means` holds these slices' only. `grads`
+  // and `out` point to the first of these elements.
+  void (*centre)(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means,
+                 void* out);
+};
 
-// Elements [first, first + count) less their slices' means, of which `means[0]` is the first slice's. `grads` points to
-// element `first`; `out`, too.
-void centre(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means, void* out);
+template <class Isa>
+const SliceFunctions& slice_functions();
 
 }  // namespace lrt::cpu

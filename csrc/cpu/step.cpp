@@ -41,6 +41,7 @@ class CallWork {
     work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay,
                                 grad_weight, scale, call.maximize);
     work.seed = call.seed;
+    work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
     const double keep_prob = read_number(call.keep_prob, "keep_prob");
     STD_TORCH_CHECK(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
     work.threshold = keep_threshold(keep_prob);
@@ -175,12 +176,9 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   ListWork& work = checked.work;
   const std::unique_ptr<double[]> tile_slopes(call.slope ? new double[work.tiles] : nullptr);  // each will be written
   work.tile_slopes = tile_slopes.get();
-  const std::unique_ptr<double[]> means(work.slices ? new double[work.slices] : nullptr);
-  work.means = means.get();
   checked.write_steps();
-  const auto parallel = [&](auto part) { torch::stable::parallel_for(0, work.tiles, kGrainTiles, part); };
-  if (work.slices) parallel([&](int64_t begin, int64_t end) { work.find_means(begin, end); });
-  parallel([&](int64_t begin, int64_t end) { work.run(begin, end); });
+  torch::stable::parallel_for(0, work.tiles, kGrainTiles,
+                              [&](int64_t begin, int64_t end) { work.run(begin, end); });
   if (!call.slope) return;
   const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
   double* slope = static_cast<double*>(call.slope->mutable_data_ptr());

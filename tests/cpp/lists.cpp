@@ -50,15 +50,23 @@ std::vector<Part> parts_of(int64_t tiles, Deal deal) {
   return parts;
 }
 
-void run_parts(const std::vector<Part>& parts, Deal deal, const std::function<void(const Part&)>& run) {
-  const size_t count = deal == Deal::kThreads ? 4 : 1;
+void run_on_threads(const cpu::ListWork& work, const std::vector<Part>& parts) {
+  constexpr size_t count = 4;
   std::vector<std::thread> threads;
   for (size_t first = 0; first < count; ++first) {
     threads.emplace_back([&, first] {
-      for (size_t i = first; i < parts.size(); i += count) run(parts[i]);
+      for (size_t i = first; i < parts.size(); i += count) work.run(parts[i].begin, parts[i].end);
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+const cpu::SliceFunctions* slice_functions_of([[maybe_unused]] cpu::Isa isa) {
+#if defined(__x86_64__)
+  if (isa == cpu::Isa::kAvx512) return &cpu::slice_functions<cpu::Avx512>();
+  if (isa == cpu::Isa::kAvx2) return &cpu::slice_functions<cpu::Avx2>();
+#endif
+  return &cpu::slice_functions<cpu::Baseline>();
 }
 
 std::string hex(const Bytes& bytes, size_t at, int64_t size) {
@@ -88,7 +96,7 @@ namespace {
 
 template <class Param>
 void centralize_as(Param* grads, int64_t count, int64_t length) {
-  const size_t lanes = std::min<int64_t>((length + 63) / 64, 4096);
+  const size_t lanes = length < 64 ? 1 : std::min<int64_t>(16 * ((length + 1023) / 1024), 4096);
   for (Param* slice = grads; slice < grads + count; slice += length) {
     std::vector<Real<Param>> sums(lanes, 0);
     for (int64_t i = 0; i < length; ++i) sums[i % lanes] += to_real(slice[i]);
@@ -145,25 +153,23 @@ TestList sample_list(const Variant& variant) {
 }
 
 cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
-  cpu::ListWork work = {call.variant.hyper, call.scalars, call.seed, call.threshold, {}};
+  cpu::ListWork work = {call.variant.hyper, call.scalars, call.seed, call.threshold, {}, slice_functions_of(isa)};
   for (TestTensor& tensor : list) {
     const auto [param, state] = tensor.dtypes;
     const cpu::StepKernel kernel = call.variant.native(isa, param, state);
     require(kernel != nullptr, "no kernel for ", dtype_name(param), "/", dtype_name(state));
     work.add({kernel, range_of(call.variant, tensor), tensor.layouts.get(), tensor.step, tensor.param_index,
               static_cast<uint8_t>(size_of(param)), static_cast<uint8_t>(size_of(state)), param, tensor.slice_length,
-              0, 0});
+              0});
   }
   return work;
 }
 
 void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal) {
-  cpu::ListWork work = work_of(call, isa, list);
+  const cpu::ListWork work = work_of(call, isa, list);
   const std::vector<Part> parts = parts_of(work.tiles, deal);
-  const std::unique_ptr<double[]> means(new double[work.slices]);  // a block of exactly their size
-  work.means = means.get();
-  run_parts(parts, deal, [&](const Part& part) { work.find_means(part.begin, part.end); });
-  run_parts(parts, deal, [&](const Part& part) { work.run(part.begin, part.end); });
+  if (deal == Deal::kThreads) return run_on_threads(work, parts);
+  for (const Part& part : parts) work.run(part.begin, part.end);
 }
 
 void run_scalar(const Call& call, TestList& list) {
