@@ -212,7 +212,7 @@ def test_signature_is_torchs_and_more(case):
     for name, parameter in torchs.items():
         assert ours[name].kind == parameter.kind
         assert ours[name].default == parameter.default
-    extra = {"keep_prob": 1.0, "grad_weight": 1.0, "seed": 0, "backend": "auto", "state_dtype": None}
+    extra = dict(keep_prob=1.0, grad_weight=1.0, centralize=False, seed=0, backend="auto", state_dtype=None)
     if case.ours is lrt.SGD:
         extra["momentum_window"] = None
     assert {name: ours[name].default for name in ours if name not in torchs} == extra
