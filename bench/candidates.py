@@ -54,29 +54,46 @@ def torch_optim(rule: str, implementation: str) -> Candidate:
     return Candidate(f"torch {implementation}", build)
 
 
+def _optimizer(rule: str, params: list[Tensor], **extra: object) -> torch.optim.Optimizer:
+    spec = RULES[rule]
+    optimizer = getattr(lrtricks_fused, spec.class_name)
+    return optimizer(params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", **spec.options, **extra)
+
+
 def ours(rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None) -> Candidate:
     """The class of lrtricks_fused, masked, on the native backend."""
-    spec = RULES[rule]
+    of_dtype = f", {str(state_dtype).removeprefix('torch.')} states" if state_dtype else ""
+    name = f"ours{' ' + isa if isa else ''}{of_dtype}"
+    return Candidate(name, lambda params: _optimizer(rule, params, state_dtype=state_dtype).step, isa)
+
+
+def centralized(rule: str) -> Candidate:
+    """Ours with gradient centralization inside the step."""
+    return Candidate("ours, centralize=True", lambda params: _optimizer(rule, params, centralize=True).step)
+
+
+def centralized_by_hand(rule: str) -> Candidate:
+    """Ours after gradient centralization in tensor operations, tensor after tensor, as its authors' code."""
 
     def build(params: list[Tensor]) -> Step:
-        optimizer = getattr(lrtricks_fused, spec.class_name)
-        return optimizer(
-            params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", state_dtype=state_dtype, **spec.options
-        ).step
+        optimizer = _optimizer(rule, params)
+        several = [param for param in params if param.dim() > 1]
 
-    of_dtype = f", {str(state_dtype).removeprefix('torch.')} states" if state_dtype else ""
-    return Candidate(f"ours{' ' + isa if isa else ''}{of_dtype}", build, isa)
+        def step() -> None:
+            for param in several:
+                param.grad.sub_(param.grad.mean(dim=tuple(range(1, param.dim())), keepdim=True))
+            optimizer.step()
+
+        return step
+
+    return Candidate("ours after centralization by hand", build)
 
 
 def lossgrad(rule: str) -> Candidate:
     """Ours inside LossGrad: a step with its slope and the new step size, without the evaluations of the loss."""
-    spec = RULES[rule]
 
     def build(params: list[Tensor]) -> Step:
-        optimizer = getattr(lrtricks_fused, spec.class_name)
-        tuned = lrtricks_fused.LossGrad(
-            optimizer(params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", **spec.options)
-        )
+        tuned = lrtricks_fused.LossGrad(_optimizer(rule, params))
         tuned._place_lr()
         losses = torch.ones(()), torch.zeros(())
 

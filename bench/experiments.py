@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import workloads
-from .candidates import RULES, Candidate, lossgrad, ours, recipe, torch_optim
+from .candidates import RULES, Candidate, centralized, centralized_by_hand, lossgrad, ours, recipe, torch_optim
 from .timing import forced_isa
 from .workloads import Workload
 
@@ -87,6 +87,16 @@ def _lossgrad(rule: str, work: str) -> Experiment:
     return Experiment(workloads.BIG, rule, (ours(rule), lossgrad(rule)), (bar,))
 
 
+def _centralize(rule: str) -> Experiment:
+    inside, by_hand = centralized(rule), centralized_by_hand(rule)
+    work = f"ResNet-50, {rule} keep 0.5, gradient centralization"
+    bars = (
+        Bar(f"{work} / the same in tensor operations before the step", inside.name, by_hand.name, 1.00),
+        Bar(f"{work} / ours without", inside.name, "ours"),
+    )
+    return Experiment(workloads.RESNET50, rule, (ours(rule), inside, by_hand), bars)
+
+
 def all_experiments(compiled: bool = False) -> list[Experiment]:
     """Every timed row, in the order of the report; ``compiled`` adds torch.compile of the recipe."""
     return [
@@ -100,6 +110,7 @@ def all_experiments(compiled: bool = False) -> list[Experiment]:
         _against(workloads.RESNET50, "Adam", "fused", "ResNet-50, 161 tensors, Adam keep 0.5, opt.step()", 1.00),
         _lossgrad("Adam", "16M fp32, Adam keep 0.5"),
         _lossgrad("SGD+momentum", "16M fp32, SGD+momentum keep 0.5"),
+        _centralize("Adam"),
         _against(workloads.MANY, "Adam", "fused", "1,000 tensors of 1,000, Adam keep 0.5, opt.step()", 0.50),
     ]
 
