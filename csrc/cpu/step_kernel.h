@@ -60,9 +60,9 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
   }
 }
 
-// A tile's slope from those of its lanes.
-template <class Param>
-LRT_HD double tile_slope(const Real<Param> (&lanes)[kLanes]) {
+// A tile's slope from those of its lanes. Out of line: in a loop's body it is not vectorised.
+template <class Isa, class Param>
+__attribute__((noinline)) double tile_slope(const Real<Param> (&lanes)[kLanes]) {
   Real<Param> units[kTileUnits<Param>];
   for (int u = 0; u < kTileUnits<Param>; ++u) {
     units[u] = slope_unit<kSlopeLanes<Param>>(lanes + u * kSlopeLanes<Param>);
@@ -102,7 +102,7 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
   const int64_t tiles = range.count / kTile;
   alignas(64) Real<Param> slopes[2][kLanes];
   const auto store_slope = [&](int64_t tile) __attribute__((always_inline)) {
-    if constexpr (kSlopes != Slopes::kNone) range.slopes[tile] = tile_slope<Param>(slopes[tile % 2]);
+    if constexpr (kSlopes != Slopes::kNone) range.slopes[tile] = tile_slope<Isa, Param>(slopes[tile % 2]);
   };
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const TileKeeps& now = keeps[tile % 2];
@@ -134,7 +134,7 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
         rule, scalars, range, begin, static_cast<int>(std::min(kLanes, end - begin)),
         keeps.row[(begin - first) / kLanes], slopes);
   }
-  if (range.slopes) range.slopes[tile] = tile_slope<Param>(slopes);
+  if (range.slopes) range.slopes[tile] = tile_slope<Isa, Param>(slopes);
 }
 
 // A range, with or without the slopes of its tiles.
@@ -219,7 +219,7 @@ void ring_kernel(const TensorStep& tensor, const Range& range) {
     if (!range.slopes) continue;
     Real<Param> lanes[kLanes] = {};
     for (int i = 0; i < count; ++i) lanes[i % kLanes] = lanes[i % kLanes] + terms[i];
-    range.slopes[begin / kTile] = tile_slope<Param>(lanes);
+    range.slopes[begin / kTile] = tile_slope<Isa, Param>(lanes);
   }
 }
 
