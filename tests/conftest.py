@@ -1,13 +1,14 @@
-"""Fixtures: instruction sets, thread counts.
+"""Fixtures: instruction sets, the CUDA kernels on the host, thread counts.
 
-Both are restored after each test.
+All are restored after each test.
 """
 
 import pytest
 import torch
+from cuda_on_host import step as step_on_host
 from inventory import ISAS
 
-from lrtricks_fused import ops
+from lrtricks_fused import backends, ops
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,15 @@ def isa(request, monkeypatch):
         pytest.skip(f"this machine lacks {request.param}: {error}")
     assert active == request.param
     return request.param
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """Makes the native backend the CUDA kernels on the host."""
+    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "native": step_on_host})
+    backends.resolve.cache_clear()
+    yield
+    backends.resolve.cache_clear()
 
 
 @pytest.fixture(autouse=True)

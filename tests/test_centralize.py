@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from cuda_on_host import step as step_on_host
 from helpers import assert_same_bits, clones, everything, leaves, random_grads, train
 from inventory import DTYPES, RICH, TWINS
 from tensors import LAYOUTS, TensorCase, channels_last, make_params, set_grads, transposed, unaligned
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends
 
 CPU = torch.device("cpu")
 # Slices around the borders of lanes and tiles, and no slices at all; of chunks, and of the largest number of lanes.
@@ -41,15 +39,6 @@ def run(case, dtype, backend, shapes=SHAPES, steps=2, slope=True, **arguments):
         optimizer.step()
         slopes += [optimizer._slopes[CPU].clone()] if slope else []
     return [*slopes, *everything(optimizer)]
-
-
-@pytest.fixture
-def on_host(monkeypatch):
-    """Makes the native backend the CUDA kernels on the host."""
-    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "native": step_on_host})
-    backends.resolve.cache_clear()
-    yield
-    backends.resolve.cache_clear()
 
 
 @by_dtype

@@ -11,21 +11,12 @@ from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, 
 from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixture that holds here, too)
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends, table
+from lrtricks_fused import table
 
 # Odd sizes around a tile, a row and a chunk; several chunks; no elements at all, first.
 SIZES = [(0,), (), (1,), (63,), (65,), (3, 5, 7), (511,), (512,), (1027,), (8192,), (20_001,)]
 SHAPES = [TensorCase(shape) for shape in SIZES]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
-
-
-@pytest.fixture
-def on_host(monkeypatch):
-    """Makes the native backend the CUDA kernels on the host."""
-    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "native": step})
-    backends.resolve.cache_clear()
-    yield
-    backends.resolve.cache_clear()
 
 
 def test_constants_are_those_of_the_kernels():

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from cuda_on_host import step as step_on_host
 from helpers import assert_same_bits, everything
 from inventory import DTYPES, RICH
 from tensors import LAYOUTS, TensorCase, make_params, set_grads
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends
 from lrtricks_fused.keep import TILE
 from lrtricks_fused.reference import SLOPE_COLUMNS
 
@@ -44,14 +42,9 @@ def test_native_equals_reference(case, dtype, isa):
 
 @by_dtype
 @by_case
-def test_cuda_on_host_equals_reference(case, dtype, monkeypatch):
+def test_cuda_on_host_equals_reference(case, dtype, on_host):
     unaligned = [*SHAPES, LAYOUTS[0]]
-    expected = run(case, dtype, "reference", unaligned)
-    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "native": step_on_host})
-    backends.resolve.cache_clear()
-    got = run(case, dtype, "native", unaligned)
-    backends.resolve.cache_clear()
-    assert_same_bits(got, expected)
+    assert_same_bits(run(case, dtype, "native", unaligned), run(case, dtype, "reference", unaligned))
 
 
 @pytest.mark.parametrize("keep_prob", [0.0, 1.0])
