@@ -1,5 +1,6 @@
 // Op schemas, argument decoding and registration. Per rule one op over lists of tensors, and one over a table of
-// their addresses; the parts that all schemas share are written once, the rest stands in kRuleSchemas.
+// their addresses, which is private: nothing can check an address. The parts that all schemas share are written once,
+// the rest stands in kRuleSchemas.
 #include "ops.h"
 
 #include <string>
@@ -22,18 +23,20 @@ namespace {
 
 struct RuleSchema {
   const char* name;
-  std::vector<const char*> states;  // lists that may be empty where a variant has no such state
+  std::vector<const char*> states;
+  size_t required;  // states that every variant has; they come first, the lists of the others may be empty
   const char* hyper;
 };
 
-const RuleSchema kRuleSchemas[] = {
-    {"sgd", {"momentum_buffers"}, "float momentum, float dampening, bool nesterov"},
-    {"adam", {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}, "float beta1, float beta2, float eps"},
-    {"rmsprop", {"square_avgs", "grad_avgs", "momentum_buffers"}, "float alpha, float eps, float momentum"},
-    {"radam", {"exp_avgs", "exp_avg_sqs"}, "float beta1, float beta2, float eps"},
-    {"adabelief", {"exp_avgs", "exp_avg_vars"}, "float beta1, float beta2, float eps"},
-    {"average_sgd", {"window_buffers"}, "int window"},
-};
+const RuleSchema kSgd = {"sgd", {"momentum_buffers"}, 0, "float momentum, float dampening, bool nesterov"};
+const RuleSchema kAdam = {
+    "adam", {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"}, 2, "float beta1, float beta2, float eps"};
+const RuleSchema kRmsprop = {
+    "rmsprop", {"square_avgs", "grad_avgs", "momentum_buffers"}, 1, "float alpha, float eps, float momentum"};
+const RuleSchema kRadam = {"radam", {"exp_avgs", "exp_avg_sqs"}, 2, "float beta1, float beta2, float eps"};
+const RuleSchema kAdabelief = {"adabelief", {"exp_avgs", "exp_avg_vars"}, 2, "float beta1, float beta2, float eps"};
+const RuleSchema kAverageSgd = {"average_sgd", {"window_buffers"}, 1, "int window"};
+const RuleSchema* const kRuleSchemas[] = {&kSgd, &kAdam, &kRmsprop, &kRadam, &kAdabelief, &kAverageSgd};
 
 std::string list_operands(const RuleSchema& rule) {
   std::string operands = "Tensor(a!)[] params, Tensor[] grads, ";
@@ -105,32 +108,41 @@ class Arguments {
   StableIValue* next_;
 };
 
+// Raises where a state is missing that the kernels of every variant read.
+void require_states(const ListCall& call, const RuleSchema& rule) {
+  for (size_t k = 0; k < rule.required; ++k) {
+    require(call.empty() || call.has_state(k), "Invalid ", rule.states[k], ": there are none");
+  }
+}
+
 template <bool kTable, void (*Step)(ListCall&, const SGDHyper&, bool)>
 void sgd(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  ListCall call = in.take_operands(kTable, 1);
+  ListCall call = in.take_operands(kTable, kSgd.states.size());
   const double momentum = in.take<double>(), dampening = in.take<double>();
   const bool nesterov = in.take<bool>();
   in.take_scalars(call);
   Step(call, {momentum, dampening}, nesterov);
 }
 
-template <bool kTable, class Hyper, size_t kStates, void (*Step)(ListCall&, const Hyper&)>
+template <bool kTable, const RuleSchema& kRule, class Hyper, void (*Step)(ListCall&, const Hyper&)>
 void three_numbers(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  ListCall call = in.take_operands(kTable, kStates);
+  ListCall call = in.take_operands(kTable, kRule.states.size());
   const double first = in.take<double>(), second = in.take<double>(), third = in.take<double>();
   in.take_scalars(call);
+  require_states(call, kRule);
   Step(call, {first, second, third});
 }
 
 template <bool kTable, void (*Step)(ListCall&, const AverageSGDHyper&)>
 void average_sgd(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  ListCall call = in.take_operands(kTable, 1);
+  ListCall call = in.take_operands(kTable, kAverageSgd.states.size());
   call.window = in.take<int64_t>();
-  STD_TORCH_CHECK(call.window >= 1, "Invalid window=", call.window, ": must be at least 1");
   in.take_scalars(call);
+  require(call.window >= 1, "Invalid window=", call.window, ": must be at least 1");
+  require_states(call, kAverageSgd);
   Step(call, {call.window});
 }
 
@@ -142,10 +154,10 @@ template <bool kTable, class Library>
 void implement_on_cpu(Library& m) {
   const auto name = [](const char* rule) { return std::string(rule) + (kTable ? "_table_" : "_"); };
   m.impl(name("sgd").c_str(), sgd<kTable, cpu::step_sgd>);
-  m.impl(name("adam").c_str(), three_numbers<kTable, AdamHyper, 3, cpu::step_adam>);
-  m.impl(name("rmsprop").c_str(), three_numbers<kTable, RMSpropHyper, 3, cpu::step_rmsprop>);
-  m.impl(name("radam").c_str(), three_numbers<kTable, RAdamHyper, 2, cpu::step_radam>);
-  m.impl(name("adabelief").c_str(), three_numbers<kTable, AdaBeliefHyper, 2, cpu::step_adabelief>);
+  m.impl(name("adam").c_str(), three_numbers<kTable, kAdam, AdamHyper, cpu::step_adam>);
+  m.impl(name("rmsprop").c_str(), three_numbers<kTable, kRmsprop, RMSpropHyper, cpu::step_rmsprop>);
+  m.impl(name("radam").c_str(), three_numbers<kTable, kRadam, RAdamHyper, cpu::step_radam>);
+  m.impl(name("adabelief").c_str(), three_numbers<kTable, kAdabelief, AdaBeliefHyper, cpu::step_adabelief>);
   m.impl(name("average_sgd").c_str(), average_sgd<kTable, cpu::step_average_sgd>);
 }
 
@@ -153,10 +165,10 @@ void implement_on_cpu(Library& m) {
 template <class Library>
 void implement_on_cuda(Library& m) {
   m.impl("sgd_table_", sgd<true, cuda::step_sgd>);
-  m.impl("adam_table_", three_numbers<true, AdamHyper, 3, cuda::step_adam>);
-  m.impl("rmsprop_table_", three_numbers<true, RMSpropHyper, 3, cuda::step_rmsprop>);
-  m.impl("radam_table_", three_numbers<true, RAdamHyper, 2, cuda::step_radam>);
-  m.impl("adabelief_table_", three_numbers<true, AdaBeliefHyper, 2, cuda::step_adabelief>);
+  m.impl("adam_table_", three_numbers<true, kAdam, AdamHyper, cuda::step_adam>);
+  m.impl("rmsprop_table_", three_numbers<true, kRmsprop, RMSpropHyper, cuda::step_rmsprop>);
+  m.impl("radam_table_", three_numbers<true, kRadam, RAdamHyper, cuda::step_radam>);
+  m.impl("adabelief_table_", three_numbers<true, kAdabelief, AdaBeliefHyper, cuda::step_adabelief>);
   m.impl("average_sgd_table_", average_sgd<true, cuda::step_average_sgd>);
   m.impl("upload_", TORCH_BOX(&cuda::upload_words));
 }
@@ -172,20 +184,22 @@ std::string cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
 }  // namespace lrt
 
 STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
-  for (const auto& rule : lrt::kRuleSchemas) {
-    m.def(lrt::schema_of(rule, "_", lrt::list_operands(rule)).c_str());
-    m.def(lrt::schema_of(rule, "_table_", lrt::kTableOperands).c_str());
+  for (const lrt::RuleSchema* rule : lrt::kRuleSchemas) {
+    m.def(lrt::schema_of(*rule, "_", lrt::list_operands(*rule)).c_str());
+    m.def(lrt::schema_of(*rule, "_table_", lrt::kTableOperands).c_str());
   }
   m.def("cpu_isa() -> str");
   m.def("cuda_archs() -> str");
   m.def("lossgrad_(Tensor loss, Tensor trial, Tensor slope, Tensor(a!) ratio, Tensor(b!)[] lrs, float c,"
         " float resolution) -> ()");
+  m.def("check_table(Tensor table) -> ()");
   m.def("upload_(Tensor(a!) target, Tensor words) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
   lrt::implement_on_cpu<false>(m);
   lrt::implement_on_cpu<true>(m);
+  m.impl("check_table", TORCH_BOX(&lrt::cpu::check_table));
   m.impl("lossgrad_", TORCH_BOX(&lrt::cpu::adapt_lrs));
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/table.h"
+#include "require.h"
 
 namespace lrt {
 
@@ -40,15 +41,23 @@ struct ListCall {
   std::optional<Tensor> slope;  // one float64 that gains the step's slope (core/slope.h)
   int64_t window = 0;  // slots of the states' ring; 0: the states are no ring
 
+  bool empty() const { return table ? table->size(0) == 0 : params.empty(); }
+
   // Whether this variant of the rule has its k-th state.
   bool has_state(size_t k) const { return table ? state_mask >> k & 1 : !states[k].empty(); }
 };
 
-// The rows of a table; raises where the tensor cannot be one.
+inline bool is_int64(const Tensor& tensor) {
+  static const int32_t int64_code = aoti_torch_dtype_int64();
+  int32_t code = -1;
+  return aoti_torch_get_dtype(tensor.get(), &code) == AOTI_TORCH_SUCCESS && code == int64_code;
+}
+
+// The rows of a table; raises where the tensor cannot be one. What the rows point to is the caller's word: the ops that
+// take a table are for lrtricks_fused/table.py alone.
 inline const TableRow* table_rows(const Tensor& table) {
-  STD_TORCH_CHECK(table.dim() == 2 && table.is_contiguous() && table.size(1) * 8 == sizeof(TableRow) &&
-                      table.element_size() == 8,
-                  "Invalid table: must be contiguous int64 of ", sizeof(TableRow) / 8, " columns");
+  require(table.dim() == 2 && table.is_contiguous() && table.size(1) * 8 == sizeof(TableRow) && is_int64(table),
+          "Invalid table: must be contiguous int64 of ", sizeof(TableRow) / 8, " columns");
   return static_cast<const TableRow*>(table.const_data_ptr());
 }
 

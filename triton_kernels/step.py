@@ -28,8 +28,9 @@ COLUMNS = tl.constexpr(table.COLUMNS)
 CHUNK = tl.constexpr(table.CHUNK)
 
 # The scratch, in words of 64 bits: eight for the call, then eight per tensor. Values of the compute type come first;
-# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count. The three words
-# before hold of the call the addresses of the slices' means and of the slope's units, and 1 / grad_scale, as a double.
+# the last word holds two of 32 bits: of the call its limit and its flags, of a tensor its step count and whether it is
+# one. The three words before hold of the call the addresses of the slices' means and of the slope's units, and
+# 1 / grad_scale, as a double.
 DRAWS = tl.constexpr(1)
 
 
@@ -49,6 +50,13 @@ def number(bits, address, is_double):
         else:
             value = tl.load(address.to(tl.int64).to(tl.pointer_type(tl.float32))).to(tl.float64)
     return value
+
+
+@triton.jit
+def is_step_count(count):
+    """Whether this can be a count of steps: a whole number below 2**53."""
+    in_range = (count >= 0.0) & (count < 9007199254740992.0)
+    return in_range & (tl.where(in_range, count, 0.0).to(tl.int64).to(tl.float64) == count)
 
 
 @triton.jit
@@ -123,14 +131,17 @@ def prepare_kernel(
         tensor = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         mask = tensor < tensors
         count = tl.load(rows + tensor * COLUMNS + STEP, mask, 0).to(tl.pointer_type(tl.float64))
-        step = tl.load(count, mask, 0.0) + 1.0
-        tl.store(count, step, mask)
+        before = tl.load(count, mask, 0.0)
+        counted = is_step_count(before)
+        step = tl.where(counted, before, 0.0) + 1.0
+        tl.store(count, step, mask & counted)
         own = prepared + (1 + tensor) * WORDS
         constants = CONSTANTS(double(hyper0), double(hyper1), double(hyper2), step)
         for k in tl.static_range(len(constants)):
             value = tl.broadcast_to(constants[k], [BLOCK]).to(REAL)
             tl.store(reals(own, REAL) + k, value, mask)
         tl.store(last_word(own), step.to(tl.int64).to(tl.int32), mask)
+        tl.store(last_word(own) + 1, counted.to(tl.int32), mask)
 
 
 @triton.jit
@@ -279,7 +290,7 @@ def step_rows(
 
 @triton.jit
 def step_chunk(
-    row, begin, left, slices, constants, scalars, limit, draws, seed, step, units,
+    row, begin, left, stepped, slices, constants, scalars, limit, draws, seed, step, units,
     DIRECTION: tl.constexpr, FLAG0: tl.constexpr, FLAG1: tl.constexpr, STATES: tl.constexpr, RING: tl.constexpr,
     PARAM_DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr, REAL: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
     FULL: tl.constexpr,
@@ -287,7 +298,8 @@ def step_chunk(
     """The elements from ``begin`` of one tensor. FULL: a whole chunk, aligned, in accesses of 16 bytes without a mask.
 
     A pass draws for BLOCK lanes, that is, for the eight rows of BLOCK / 64 tiles. UNIT, if not 0, is the number of
-    lanes of a unit, and ``units`` where those of the chunk go.
+    lanes of a unit, and ``units`` where those of the chunk go. Of the ``left`` elements ``stepped`` are stepped: all or
+    none.
     """
     param_row = pointer_to(tl.load(row + PARAM), PARAM_DTYPE, FULL) + begin
     grad_row = pointer_to(tl.load(row + GRAD), PARAM_DTYPE, FULL) + begin
@@ -315,14 +327,14 @@ def step_chunk(
             words = (w0, w1, w2, w3)
             for word in tl.static_range(ROWS // 2):
                 slopes = step_rows(
-                    word, words[word], lane, left, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
+                    word, words[word], lane, stepped, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
                     limit, slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
                 )  # fmt: skip
         else:
             for word in range(ROWS // 2):
                 drawn = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
                 slopes = step_rows(
-                    word, drawn, lane, left, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
+                    word, drawn, lane, stepped, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
                     limit, slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, False,
                 )  # fmt: skip
         if UNIT != 0:
@@ -367,6 +379,7 @@ def step_kernel(
     step = tl.load(last_word(own)).to(tl.uint32)
     begin = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
     left = tl.minimum(tl.load(row + NUMEL) - begin, CHUNK)  # an unaligned chunk ends where the next one begins
+    stepped = tl.where(tl.load(last_word(own) + 1) != 0, left, 0)  # nothing is, without a count
     addresses = tl.load(row + PARAM) | tl.load(row + GRAD)
     for k in tl.static_range(STATES):
         addresses = addresses | tl.load(row + (STATE + k))
@@ -379,9 +392,9 @@ def step_kernel(
     units = shared
     if UNIT != 0:
         units = tl.load(prepared + (WORDS - 3)).to(tl.pointer_type(REAL)) + chunk * (CHUNK // ROWS // UNIT)
-    if (left == CHUNK) & (addresses % 16 == 0):
-        step_chunk(row, begin, left, slices, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0,
-                   FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
+    if (stepped == CHUNK) & (addresses % 16 == 0):
+        step_chunk(row, begin, left, stepped, slices, constants, scalars, limit, draws, seed, step, units, DIRECTION,
+                   FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, BLOCK, True)  # fmt: skip
     else:
-        step_chunk(row, begin, left, slices, constants, scalars, limit, draws, seed, step, units, DIRECTION, FLAG0,
-                   FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip
+        step_chunk(row, begin, left, stepped, slices, constants, scalars, limit, draws, seed, step, units, DIRECTION,
+                   FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, REAL, UNIT, TAIL_BLOCK, False)  # fmt: skip

@@ -46,6 +46,11 @@ LRT_HD Real running_maximum(Real maximum, Real value) {
   return maximum > value ? maximum : value;
 }
 
+// Whether this can be a count of steps: a whole number below 2**53, which the next step still changes.
+LRT_HD bool is_step_count(double count) {
+  return count >= 0.0 && count < 9007199254740992.0 && static_cast<double>(static_cast<int64_t>(count)) == count;
+}
+
 // base ** exponent for a whole, non-negative exponent, by squaring. Only IEEE double products, so
 // host, device and Python agree bit for bit where their pow() would not.
 LRT_HD double int_pow(double base, double exponent) {

@@ -22,7 +22,7 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, doubl
 }
 
 // Asks for the first lines of a tensor while the one before it is at work; within it, the kernel prefetches itself.
-void prefetch(const TensorWork& tensor) {
+void prefetch_first_lines(const TensorWork& tensor) {
   static constexpr int64_t kBytes = 1024;
   const auto ask = [](const void* base, int64_t bytes) {
     for (int64_t b = 0; b < std::min(bytes, kBytes); b += 64) __builtin_prefetch(static_cast<const char*>(base) + b);
@@ -36,20 +36,27 @@ void prefetch(const TensorWork& tensor) {
 
 constexpr int64_t kBlock = 8 * kTile;  // elements that go through buffers at a time
 
+// What a thread steps a block with; not on its stack, which may be small.
+struct Buffers {
+  alignas(64) char param[kBlock * 8], grad[kBlock * 8], centralized[kBlock * 8], states[kMaxStates][kBlock * 8];
+  int64_t offsets[kBlock];
+  double means[kBlock + 1];
+};
+thread_local Buffers buffers;
+
 // Offsets of one block, computed once for operands that lie alike, as they nearly always do.
 class BlockOffsets {
  public:
   BlockOffsets(int64_t first, int64_t count) : first_(first), count_(count) {}
   const int64_t* of(const StridedView& view) {
-    if (!current_ || !(*current_ == view)) view.offsets(first_, count_, offsets_);
+    if (!current_ || !(*current_ == view)) view.offsets(first_, count_, buffers.offsets);
     current_ = &view;
-    return offsets_;
+    return buffers.offsets;
   }
 
  private:
   int64_t first_, count_;
   const StridedView* current_ = nullptr;
-  int64_t offsets_[kBlock];
 };
 
 // The means of the slices that a thread meets on its way through a tensor, each found once. It reads a slice just before
@@ -64,26 +71,26 @@ class Means {
   void centre(const void* grads, int64_t first, int64_t count, void* out) {
     const int64_t begin = first / sliced_.length, end = (first + count - 1) / sliced_.length + 1;
     const bool goes_on = begin + 1 == end_;  // the slice that the block before ended in
-    if (goes_on) means_[0] = means_[begin - begin_];
+    double* const means = buffers.means;
+    if (goes_on) means[0] = means[begin - begin_];
     const int64_t found = begin + goes_on;
-    functions_.find_means(sliced_, found, end, means_ + (found - begin));
+    functions_.find_means(sliced_, found, end, means + (found - begin));
     begin_ = begin;
     end_ = end;
-    functions_.centre(sliced_, grads, first, count, means_, out);
+    functions_.centre(sliced_, grads, first, count, means, out);
   }
 
  private:
   SlicedGrad sliced_;
   const SliceFunctions& functions_;
   int64_t begin_ = 0, end_ = 0;  // slices whose means are there
-  double means_[kBlock + 1];
 };
 
 // Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are
 // gathered into buffers, and written back after the step.
 void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, int64_t end, Means* means,
                double* tile_slopes) {
-  alignas(64) char param[kBlock * 8], grad[kBlock * 8], centralized[kBlock * 8], states[kMaxStates][kBlock * 8];
+  Buffers& own = buffers;
   static const Layouts kContiguous;
   const Layouts& layouts = tensor.layouts ? *tensor.layouts : kContiguous;
   const Range& whole = tensor.whole;
@@ -94,22 +101,22 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
     return buffer;
   };
   Range part = part_of(tensor, tile, count, tile_slopes);
-  if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, param);
-  if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, grad);
+  if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, own.param);
+  if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, own.grad);
   for (int k = 0; k < kMaxStates; ++k) {
-    if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, states[k]);
+    if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, own.states[k]);
   }
   if (means) {
-    means->centre(part.grad, first, count, centralized);
+    means->centre(part.grad, first, count, own.centralized);
     part.stored_grad = part.grad;
-    part.grad = centralized;
+    part.grad = own.centralized;
   }
   tensor.kernel(step, part);
   for (int k = 0; k < kMaxStates; ++k) {
     if (!layouts.states[k]) continue;
-    scatter(whole.states[k], offsets.of(*layouts.states[k]), count, tensor.state_size, states[k]);
+    scatter(whole.states[k], offsets.of(*layouts.states[k]), count, tensor.state_size, own.states[k]);
   }
-  if (layouts.param) scatter(whole.param, offsets.of(*layouts.param), count, tensor.param_size, param);
+  if (layouts.param) scatter(whole.param, offsets.of(*layouts.param), count, tensor.param_size, own.param);
 }
 
 }  // namespace
@@ -124,7 +131,7 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor_end <= begin) continue;  // an empty tensor
     const TensorStep step = {hyper, scalars, {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)),
                                               tensor->param_index}, threshold, tensor->step};
-    if (tensor + 1 != tensors.end()) prefetch(tensor[1]);
+    if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->layouts || tensor->slice_length) {
       std::optional<Means> means;
@@ -134,7 +141,9 @@ void ListWork::run(int64_t begin, int64_t end) const {
       }
     } else {
       const int64_t count = std::min(last * kTile, tensor->whole.count) - first * kTile;
-      tensor->kernel(step, part_of(*tensor, first, count, tile_slopes));
+      Range part = part_of(*tensor, first, count, tile_slopes);
+      part.prefetch = prefetch;
+      tensor->kernel(step, part);
     }
     begin = tensor_end;
   }

@@ -35,6 +35,7 @@ struct ListWork {
   uint32_t threshold;
   std::vector<TensorWork> tensors;
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
+  bool prefetch = true;                             // see prefetches() in isa.h
   int64_t tiles = 0;
   double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 

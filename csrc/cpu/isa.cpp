@@ -29,6 +29,17 @@ const char* isa_name(Isa isa) {
   return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline";
 }
 
+bool prefetches() {
+  static const bool answer = [] {
+#if defined(__x86_64__)
+    return !__builtin_cpu_is("amdfam19h");
+#else
+    return true;
+#endif
+  }();
+  return answer;
+}
+
 Isa active_isa() {
   const char* requested = std::getenv("LRTRICKS_CPU_ISA");
   std::string available;

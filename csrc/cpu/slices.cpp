@@ -71,7 +71,7 @@ Real<Param> strided_mean(const SlicedGrad& sliced, int64_t first, int64_t lanes,
 void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means) {
   with_type(sliced.dtype, [&](auto* type) {
     using Param = std::remove_pointer_t<decltype(type)>;
-    Real<Param> sums[kMaxSliceLanes];
+    static thread_local Real<Param> sums[kMaxSliceLanes];  // not on the stack, which may be small
     const Param* const grads = static_cast<const Param*>(sliced.grad);
     const int64_t length = sliced.length, lanes = slice_lanes(length);
     for (int64_t slice = first; slice < last; ++slice) {

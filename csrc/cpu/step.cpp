@@ -2,10 +2,11 @@
 #include "cpu/step.h"
 
 #include <algorithm>
+#include <bit>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
-#include <functional>
 
 #include "cpu/engine.h"
 #include "cpu/kernels.h"
@@ -30,6 +31,16 @@ std::optional<StridedView> view_of(const Tensor& tensor) {
   return StridedView(tensor.sizes().data(), tensor.strides().data(), tensor.dim());
 }
 
+double next_step(double step, size_t i) {
+  require(is_step_count(step), "Invalid step=", step, " of params[", i, "]: must be a whole number in [0, 2**53)");
+  return step + 1;
+}
+
+const TableRow* cpu_rows(const Tensor& table) {
+  require(on_cpu(table), "Invalid table: must be on the CPU");
+  return table_rows(table);
+}
+
 // One call's work and the layouts it points to.
 class CallWork {
  public:
@@ -41,9 +52,10 @@ class CallWork {
     work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay,
                                 grad_weight, scale, call.maximize);
     work.seed = call.seed;
+    work.prefetch = prefetches();
     work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
     const double keep_prob = read_number(call.keep_prob, "keep_prob");
-    STD_TORCH_CHECK(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
+    require(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
     work.threshold = keep_threshold(keep_prob);
     if (call.table) {
       add_rows();
@@ -68,23 +80,25 @@ class CallWork {
 
  private:
   void check_length(size_t size, const char* name) const {
-    STD_TORCH_CHECK(size == call_.params.size(), "Invalid ", name, ": ", size, " tensors for ",
-                    call_.params.size(), " params");
+    require(size == call_.params.size(), "Invalid ", name, ": ", size, " tensors for ",
+            call_.params.size(), " params");
   }
 
   void check_operand(const Tensor& tensor, IntArray sizes, const char* name, size_t i) const {
-    STD_TORCH_CHECK(on_cpu(tensor), "Invalid ", name, "[", i, "]: must be on the CPU");
+    require(on_cpu(tensor), "Invalid ", name, "[", i, "]: must be on the CPU");
     const IntArray own = tensor.sizes();
-    STD_TORCH_CHECK(own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()), "Invalid ", name,
-                    "[", i, "]: its shape differs from params[", i, "]");
+    require(own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()), "Invalid ", name, "[", i,
+            "]: its shape differs from params[", i, "]");
+    require_memory(tensor, name, i);
   }
 
   // A ring lies contiguously, whatever the layout of the parameter.
   void check_ring(const Tensor& tensor, IntArray sizes, size_t i) const {
     const IntArray own = tensor.sizes();
-    STD_TORCH_CHECK(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 &&
-                        own[0] == call_.window && std::equal(sizes.begin(), sizes.end(), own.begin() + 1),
-                    "Invalid states[", i, "]: must be contiguous on the CPU, ", call_.window, " times params[", i, "]");
+    require(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 &&
+                own[0] == call_.window && std::equal(sizes.begin(), sizes.end(), own.begin() + 1),
+            "Invalid states[", i, "]: must be contiguous on the CPU, ", call_.window, " times params[", i, "]");
+    require_memory(tensor, "states", i);
   }
 
   void add(size_t i) {
@@ -93,11 +107,12 @@ class CallWork {
     const IntArray sizes = param.sizes();
     check_operand(param, sizes, "params", i);
     check_operand(grad, sizes, "grads", i);
-    STD_TORCH_CHECK(dtype_of(grad) == dtype, "Invalid grads[", i, "]: its dtype differs from params[", i, "]");
-    STD_TORCH_CHECK(on_cpu(step) && step.numel() == 1 && dtype_of(step) == Dtype::kDouble, "Invalid steps[", i,
-                    "]: must be one float64 on the CPU");
+    require(dtype_of(grad) == dtype, "Invalid grads[", i, "]: its dtype differs from params[", i, "]");
+    require(on_cpu(step) && step.numel() == 1 && dtype_of(step) == Dtype::kDouble, "Invalid steps[", i,
+            "]: must be one float64 on the CPU");
+    require_memory(step, "steps", i);
     TensorWork tensor = {};
-    set_step(tensor, static_cast<double*>(step.mutable_data_ptr()));
+    set_step(tensor, static_cast<double*>(step.mutable_data_ptr()), i);
     tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
     tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel(), nullptr};
     if (call_.centralize && sizes.size() > 1 && param.numel() != 0) tensor.slice_length = param.numel() / sizes[0];
@@ -114,28 +129,29 @@ class CallWork {
         check_operand(list[i], sizes, "states", i);
       }
       const std::optional<Dtype> own = dtype_of(list[i]);
-      STD_TORCH_CHECK(used == 0 || own == state_dtype, "Invalid states[", i, "]: their dtypes differ");
+      require(used == 0 || own == state_dtype, "Invalid states[", i, "]: their dtypes differ");
       state_dtype = own;
       auto& layout = layouts.states[used] = view_of(list[i]);
       strided = strided || layout;
       overlap = overlap || (layout && layout->may_overlap());
       tensor.whole.states[used++] = list[i].mutable_data_ptr();
     }
-    STD_TORCH_CHECK(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
+    require(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
     set_kernel(tensor, dtype, state_dtype, i);
     if (strided) tensor.layouts = &layouts_.emplace_back(std::move(layouts));
     work.add(tensor);
   }
 
   void add_rows() {
-    STD_TORCH_CHECK(on_cpu(*call_.table), "Invalid table: must be on the CPU");
-    const TableRow* rows = table_rows(*call_.table);
+    const TableRow* rows = cpu_rows(*call_.table);
     const size_t size = static_cast<size_t>(call_.table->size(0));
+    require(call_.state_mask >> kMaxStates == 0, "Invalid state_mask=", call_.state_mask);
     work.tensors.reserve(size);
     for (size_t i = 0; i < size; ++i) {
       const TableRow& row = rows[i];
       TensorWork tensor = {};
-      set_step(tensor, reinterpret_cast<double*>(row.step));
+      check_row(row, i);
+      set_step(tensor, reinterpret_cast<double*>(row.step), i);
       tensor.param_index = static_cast<uint32_t>(row.param_index);
       tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
@@ -145,14 +161,22 @@ class CallWork {
     }
   }
 
-  void set_step(TensorWork& tensor, double* step) {
-    tensor.step = *step + 1;
+  void check_row(const TableRow& row, size_t i) const {
+    bool there = row.step != 0 && (row.count == 0 || (row.param != 0 && row.grad != 0));
+    for (int k = 0; k < std::popcount(static_cast<uint64_t>(call_.state_mask)) && row.count != 0; ++k) {
+      there = there && row.states[k] != 0;
+    }
+    require(there && row.count >= 0, "Invalid table: row ", i, " lacks an address");
+  }
+
+  void set_step(TensorWork& tensor, double* step, size_t i) {
+    tensor.step = next_step(*step, i);
     steps_.push_back(step);
   }
 
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i) const {
     tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
-    STD_TORCH_CHECK(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
+    require(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
     tensor.dtype = *dtype;
     tensor.param_size = size_of(*dtype);
     tensor.state_size = size_of(*state_dtype);
@@ -165,8 +189,8 @@ class CallWork {
 };
 
 void check_slope(const Tensor& slope) {
-  STD_TORCH_CHECK(on_cpu(slope) && slope.numel() == 1 && dtype_of(slope) == Dtype::kDouble,
-                  "Invalid slope: must be one float64 on the CPU");
+  require(on_cpu(slope) && slope.numel() == 1 && dtype_of(slope) == Dtype::kDouble,
+          "Invalid slope: must be one float64 on the CPU");
 }
 
 void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
@@ -186,6 +210,11 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
 }
 
 }  // namespace
+
+void check_table(Tensor table) {
+  const TableRow* rows = cpu_rows(table);
+  for (int64_t i = 0; i < table.size(0); ++i) next_step(*reinterpret_cast<const double*>(rows[i].step), i);
+}
 
 void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov) {
   const bool momentum = call.has_state(0);

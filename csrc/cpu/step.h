@@ -11,6 +11,9 @@
 
 namespace lrt::cpu {
 
+// Raises where a step of these rows would: what a list's own call would find too late, after another list was stepped.
+void check_table(Tensor table);
+
 void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov);
 void step_adam(ListCall& call, const AdamHyper& hyper);
 void step_rmsprop(ListCall& call, const RMSpropHyper& hyper);

@@ -22,6 +22,7 @@ struct Range {
   double* slopes;  // of its tiles, or null
   int64_t whole_count = 0;  // of the whole parameter: from one slot of a ring to the next
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
+  bool prefetch = false;              // see prefetches() in isa.h
 };
 
 // What all ranges of one tensor share in one step.
@@ -86,7 +87,7 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
   const Param* const stored_grads = range.stored_grad ? static_cast<const Param*>(range.stored_grad) + begin : grads;
   State* states[kMaxStates] = {};
   for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<State*>(range.states[k]) + begin;
-  if constexpr (kPrefetch) {
+  if (kPrefetch && range.prefetch) {
     prefetch_row(params + kAhead);
     prefetch_row(grads + kAhead);
     for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kAhead);

@@ -29,10 +29,23 @@ inline bool on_cpu(const Tensor& tensor) {
   return code == kCpuCode;
 }
 
+// Raises unless the storage holds every element: it may have been resized since, and a tensor without memory may have
+// an address.
+inline void require_memory(const Tensor& tensor, const char* name, size_t i) {
+  if (tensor.numel() == 0) return;
+  int64_t bytes, last;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &last));
+  for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
+  const int64_t needed = (last + 1) * static_cast<int64_t>(tensor.element_size());
+  require(needed <= bytes && tensor.const_data_ptr(), "Invalid ", name, "[", i, "]: its storage has ", bytes,
+          " bytes, and it needs ", needed);
+}
+
 inline double read_scalar(const Tensor& tensor, const char* name) {
   const std::optional<Dtype> dtype = dtype_of(tensor);
-  STD_TORCH_CHECK(on_cpu(tensor) && tensor.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble),
-                  "Invalid ", name, ": must be one float32 or float64 on the CPU");
+  require(on_cpu(tensor) && tensor.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble),
+          "Invalid ", name, ": must be one float32 or float64 on the CPU");
   const void* data = tensor.const_data_ptr();
   return dtype == Dtype::kFloat ? *static_cast<const float*>(data) : *static_cast<const double*>(data);
 }

@@ -36,27 +36,27 @@ void* current_stream(int32_t device) {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
     return library ? reinterpret_cast<Lookup>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  STD_TORCH_CHECK(lookup, "lrtricks_fused: libtorch_cuda.so is not loaded, or offers no current stream");
+  require(lookup, "lrtricks_fused: libtorch_cuda.so is not loaded, or offers no current stream");
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(lookup(device, &stream));
   return stream;
 }
 
 void check(const char* error) {
-  STD_TORCH_CHECK(!error, "lrtricks_fused, built for ", LRT_CUDA_ARCHS, ": ", error);
+  require(!error, "lrtricks_fused, built for ", LRT_CUDA_ARCHS, ": ", error);
 }
 
 DeviceNumber device_number(double value, const std::optional<Tensor>& tensor, const char* name, int32_t device) {
   if (!tensor) return {value, nullptr, false};
   const int32_t code = dtype_code(*tensor);
-  STD_TORCH_CHECK(tensor->numel() == 1 && (code == kFloatCode || code == kDoubleCode), "Invalid ", name,
-                  ": must be one float32 or float64");
+  require(tensor->numel() == 1 && (code == kFloatCode || code == kDoubleCode), "Invalid ", name,
+          ": must be one float32 or float64");
   const void* data = tensor->const_data_ptr();
   if (device_code(*tensor) == kCpuCode) {
     return {code == kDoubleCode ? *static_cast<const double*>(data) : *static_cast<const float*>(data), nullptr, false};
   }
-  STD_TORCH_CHECK(device_code(*tensor) == kCudaCode && tensor->get_device_index() == device, "Invalid ", name,
-                  ": must be on the CPU or on the parameters' device");
+  require(device_code(*tensor) == kCudaCode && tensor->get_device_index() == device, "Invalid ", name,
+          ": must be on the CPU or on the parameters' device");
   return {0.0, data, code == kDoubleCode};
 }
 
@@ -66,30 +66,30 @@ bool on_device(const std::optional<Tensor>& tensor, int32_t device) {
 
 void check_slices(const ListCall& call, Dtype param_dtype, int32_t device) {
   const int64_t bytes = slice_bytes(call.slices, call.lanes, param_dtype);
-  STD_TORCH_CHECK(on_device(call.slice_scratch, device) && bytes_of(*call.slice_scratch) >= bytes,
-                  "Invalid slice_scratch: must be ", bytes, " bytes on the table's device");
+  require(on_device(call.slice_scratch, device) && bytes_of(*call.slice_scratch) >= bytes,
+          "Invalid slice_scratch: must be ", bytes, " bytes on the table's device");
 }
 
 void check_slope(const ListCall& call, Dtype param_dtype, int32_t device) {
-  STD_TORCH_CHECK(on_device(call.slope, device) && call.slope->numel() == 1 && dtype_code(*call.slope) == kDoubleCode,
-                  "Invalid slope: must be one float64 on the table's device");
+  require(on_device(call.slope, device) && call.slope->numel() == 1 && dtype_code(*call.slope) == kDoubleCode,
+          "Invalid slope: must be one float64 on the table's device");
   const int64_t bytes = slope_bytes(call.chunk_tensors->numel(), param_dtype);
-  STD_TORCH_CHECK(on_device(call.slope_scratch, device) && bytes_of(*call.slope_scratch) >= bytes,
-                  "Invalid slope_scratch: must be ", bytes, " bytes on the table's device");
+  require(on_device(call.slope_scratch, device) && bytes_of(*call.slope_scratch) >= bytes,
+          "Invalid slope_scratch: must be ", bytes, " bytes on the table's device");
 }
 
 template <class Launch>
 void run(const ListCall& call, const Launch& launch) {
-  STD_TORCH_CHECK(call.table, "lrtricks_fused: on CUDA a step takes a table of addresses");
+  require(call.table, "lrtricks_fused: on CUDA a step takes a table of addresses");
   const Tensor& table = *call.table;
   const int32_t device = table.get_device_index();
   const TableRow* rows = table_rows(table);
-  STD_TORCH_CHECK(on_device(call.chunk_tensors, device) && on_device(call.prepared, device),
-                  "Invalid chunk_tensors, prepared: must be on the table's device");
+  require(on_device(call.chunk_tensors, device) && on_device(call.prepared, device),
+          "Invalid chunk_tensors, prepared: must be on the table's device");
   const Tensor &chunks = *call.chunk_tensors, &prepared = *call.prepared;
-  STD_TORCH_CHECK(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
-  STD_TORCH_CHECK(bytes_of(prepared) >= prepared_bytes(table.size(0)),
-                  "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
+  require(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
+  require(bytes_of(prepared) >= prepared_bytes(table.size(0)),
+          "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
   const auto param_dtype = static_cast<Dtype>(call.param_dtype);
   if (call.slices) check_slices(call, param_dtype, device);
   if (call.slope) check_slope(call, param_dtype, device);
@@ -147,9 +147,9 @@ void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper) {
 }
 
 void upload_words(Tensor target, Tensor words) {
-  STD_TORCH_CHECK(device_code(words) == kCpuCode && words.is_contiguous() && target.is_contiguous() &&
-                      words.element_size() == 8 && target.element_size() == 8 && words.numel() == target.numel(),
-                  "Invalid words: must be contiguous int64 on the CPU, as many as the target holds");
+  require(device_code(words) == kCpuCode && words.is_contiguous() && target.is_contiguous() &&
+              words.element_size() == 8 && target.element_size() == 8 && words.numel() == target.numel(),
+          "Invalid words: must be contiguous int64 on the CPU, as many as the target holds");
   const int32_t device = target.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));

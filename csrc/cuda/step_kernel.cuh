@@ -25,6 +25,7 @@ template <class Rule>
 struct Own {
   Rule rule;
   uint32_t step;
+  bool counted;  // the count of steps was one; else the tensor is left alone
 };
 struct alignas(16) Prepared {
   char bytes[kPreparedBytes];
@@ -48,9 +49,11 @@ __global__ void prepare_kernel(Step call, Hyper hyper) {
   }
   if (tensor >= call.tensors || skip) return;
   double* step = reinterpret_cast<double*>(call.rows[tensor].step);
-  *step = *step + 1;
-  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {Rule(hyper, *step),
-                                                          static_cast<uint32_t>(static_cast<uint64_t>(*step))};
+  const bool counted = is_step_count(*step);
+  const double next = counted ? *step + 1 : 1;
+  if (counted) *step = next;
+  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {
+      Rule(hyper, next), static_cast<uint32_t>(static_cast<uint64_t>(next)), counted};
 }
 
 // kCount elements in as few accesses as their size allows.
@@ -206,13 +209,14 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kern
   const TableRow row = call.rows[tensor];
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
+  const int64_t stepped_end = own.counted ? end : begin;  // nothing is, without a count
   const Chunk<Rule, Real<Param>> chunk = {
-      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, end,
+      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, stepped_end,
       SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
   int64_t addresses = row.param | row.grad;
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
   if constexpr (kHasRing<Rule>) addresses |= row.count * static_cast<int64_t>(sizeof(State));  // from slot to slot
-  const int64_t last_tile = addresses % kAccess == 0 ? end / kTile : begin / kTile;  // of those in wide accesses
+  const int64_t last_tile = addresses % kAccess == 0 ? stepped_end / kTile : begin / kTile;  // of those in wide accesses
   const int unit = threadIdx.x % kUnits;
   const auto store_slope = [&](int64_t tile, Real<Param> slope) {
     const int64_t of_list = static_cast<int64_t>(blockIdx.x) * kChunkTiles + tile % kChunkTiles;
