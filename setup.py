@@ -64,13 +64,13 @@ def check_tools() -> None:
         if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
             lacks.append(f"torch >= 2.10 (here is {torch.__version__})")
     except ImportError as error:
-        lacks.append(f"torch >= 2.10, seen with --no-build-isolation only ({error})")
+        lacks.append(f"torch >= 2.10, and pip's --no-build-isolation ({error})")
     if ninja() is None:
         lacks.append("ninja (pip install ninja)")
     if shutil.which(compiler()[0]) is None:
         lacks.append(f"a C++20 compiler ({compiler()[0]} is not on PATH; CXX names another)")
     if lacks:
-        raise SystemExit(f"To build lrtricks_fused there lacks {'; '.join(lacks)}")
+        raise SystemExit(f"lrtricks_fused cannot be built without: {'; '.join(lacks)}")
 
 
 def said(nvcc: str, *arguments: str) -> str:
