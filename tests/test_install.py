@@ -42,7 +42,7 @@ def test_the_sdist_holds_what_a_build_needs(sdist):
         needed |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.*")
                    if path.suffix in (".py", ".h", ".cuh", ".cpp", ".cu") and "lrtricks_fused/triton" not in str(path)}
     assert needed <= names
-    assert not any(name.startswith(("bench/", "examples/", ".")) or name.endswith(".so") for name in names)
+    assert not any(name.startswith(("bench/", "examples/", "tests/", ".")) or name.endswith(".so") for name in names)
 
 
 def test_metadata(sdist):
