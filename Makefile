@@ -1,11 +1,23 @@
 # Each target, alone, sets up .venv (pinned), builds the native library and runs. A second run starts at once.
-# Switches: PYTHON=python3.x, DEBUG=1, USE_CUDA=auto|0|1.
+# Switches, at any run: PYTHON=python3.x, DEBUG=1, USE_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CXX, CUDA_HOME.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+SOURCES := setup.py build_backend.py pyproject.toml $(shell find csrc -type f)
+# What the library is built by: when one of these changes, it is built again.
+SWITCHES := DEBUG=$(DEBUG) USE_CUDA=$(USE_CUDA) TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST) CXX=$(CXX) \
+  CUDA_HOME=$(CUDA_HOME)
 
-.PHONY: demo test test-all bench gpu-model lint sanitize clean
+# A PYTHON that is named, and is another than .venv's: .venv is made anew. Not named, .venv's stays.
+WHICH := -c 'import sys; print(*sys.version_info[:2], sys.base_prefix)'
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) $(WHICH)),$(shell $(BIN)/python $(WHICH) 2>/dev/null))
+$(VENV)/.installed: force
+CLEAR := --clear
+endif
+endif
+
+.PHONY: demo test test-all bench gpu-model lint sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -38,10 +50,14 @@ clean:
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+# Written only when it changes.
+$(VENV)/.switches: force | $(VENV)/.installed
+	@echo '$(SWITCHES)' | cmp -s - $@ || echo '$(SWITCHES)' > $@
+
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.switches $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@

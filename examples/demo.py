@@ -1,9 +1,11 @@
-"""Trains on handwritten digits with and without a mask, times one step, and draws both: ``python -m examples.demo``.
+"""Trains on handwritten digits with and without a mask, times one step, and draws both: ``make demo``.
 
 Everything it says is computed from this run's numbers.
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,6 +23,8 @@ from . import figures
 from .digits import BATCH, TRAIN_IMAGES
 from .study import MASKED, OPTIMIZERS, VARIANTS, Runs, curve_distance, final_accuracies, run_all, verdict
 
+COMMAND = f"{os.path.relpath(sys.executable)} -m examples.demo"  # as it can be typed, whatever `python` is here
+FIGURES, TRACKED_FIGURES = Path("build/figures"), Path("docs/figures")  # the second are the README's
 THREADS = 2
 BASELINE = "torch fused"
 # Name of the candidate -> what tables and figures call it.
@@ -34,8 +38,8 @@ STEP_LABELS = {
 
 def parse_arguments() -> argparse.Namespace:
     """Command line of the demo."""
-    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder of the figures")
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the figures (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=8, help="runs per variant (2 or more)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs per run")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps per candidate")
@@ -105,6 +109,12 @@ def draw(all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, fo
     )
 
 
+def places(folder: Path) -> list[str]:
+    """Where the figures are, and how to draw the README's."""
+    drawn = f"Figures: {folder}/digits_curves.png, {folder}/step_times.png"
+    return [drawn] if folder == TRACKED_FIGURES else [drawn, f"To draw the README's: {COMMAND} --out {TRACKED_FIGURES}"]
+
+
 def measure(arguments: argparse.Namespace, console: Console) -> tuple[Runs, Timings]:
     """Train, then time, under one progress display."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -134,7 +144,8 @@ def main() -> None:
     draw(all_runs, timings, facts, arguments.seeds, arguments.out)
     console.print(accuracy_table(all_runs))
     console.print(step_table(timings))
-    console.print(f"Figures: {arguments.out}/digits_curves.png, {arguments.out}/step_times.png", highlight=False)
+    for line in places(arguments.out):
+        console.print(line, highlight=False, soft_wrap=True)
     for name, runs in all_runs.items():
         console.print(verdict(name, runs), highlight=False)
 

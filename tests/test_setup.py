@@ -1,51 +1,195 @@
-"""The switches of setup.py: what is compiled for which GPU."""
+"""What setup.py decides, with a stand-in for nvcc: architectures, toolkit, what a build lacks. Nothing is built."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import setuptools
 
-SETUP = Path(__file__).parent.parent / "setup.py"
+ROOT = Path(__file__).parent.parent
+CUDA_13 = [f"compute_{number}" for number in (75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121)]
+CUDA_12_0 = [f"compute_{number}" for number in (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90)]
 
 
 @pytest.fixture
 def functions(monkeypatch):
+    for name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "USE_CUDA", "CXX"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(setuptools, "setup", lambda **kwargs: None)
-    return runpy.run_path(str(SETUP))
+    return runpy.run_path(str(ROOT / "setup.py"))
 
 
-def test_default_architectures(functions, monkeypatch):
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    flags = functions["cuda_flags"]()
-    codes = [flag.split(",code=")[1] for flag in flags if flag.startswith("-gencode")]
-    assert codes == ["sm_80", "sm_90", "sm_100", "sm_120", "compute_120"]
+@pytest.fixture
+def nvcc(monkeypatch, tmp_path):
+    """Makes nvcc a script that says it is of this version, and knows these architectures, in a folder alone on PATH."""
+
+    def make(version: str, archs: list[str], runtime: str = "lib64") -> Path:
+        path = tmp_path / "cuda" / "bin" / "nvcc"
+        (tmp_path / "cuda" / runtime).mkdir(parents=True)
+        (tmp_path / "cuda" / runtime / "libcudart_static.a").touch()
+        path.parent.mkdir()
+        path.write_text(
+            f'#!/bin/sh\ncase "$1" in\n--version) echo "Cuda compilation tools, release {version}, V{version}.1";;\n'
+            f'-dryrun) echo "#\\$ TOP={tmp_path}/cuda" >&2;;\n--list-gpu-arch) echo "{" ".join(archs)}";;\nesac\n'
+        )
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", str(path.parent))
+        return path
+
+    return make
+
+
+def gencode(flags: list[str]) -> list[str]:
+    return [flag.removeprefix("-gencode=arch=") for flag in flags if flag.startswith("-gencode")]
+
+
+@pytest.mark.parametrize(
+    ("known", "archs"),
+    [
+        (CUDA_13, ["8.0", "9.0", "10.0", "12.0+PTX"]),
+        (CUDA_12_0, ["8.0", "9.0+PTX"]),
+        ([*CUDA_12_0, "compute_100"], ["8.0", "9.0", "10.0+PTX"]),
+        (["compute_100", "compute_120", "compute_140"], ["10.0", "12.0+PTX"]),
+    ],
+)
+def test_default_architectures_are_those_nvcc_knows(functions, known, archs):
+    assert functions["cuda_archs"](known) == archs
+
+
+def test_flags(functions):
+    flags = functions["cuda_flags"](["8.0", "9.0a", "10.0f+PTX"])
+    assert gencode(flags) == [
+        "compute_80,code=sm_80",
+        "compute_90a,code=sm_90a",
+        "compute_100f,code=sm_100f",
+        "compute_100f,code=compute_100f",
+    ]
     assert "-fmad=false" in flags and "-use_fast_math" not in flags
 
 
-def test_named_architectures(functions, monkeypatch):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 9.0+PTX")
-    assert [flag for flag in functions["cuda_flags"]() if flag.startswith("-gencode")] == [
-        "-gencode=arch=compute_86,code=sm_86", "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_90,code=compute_90",
-    ]  # fmt: skip
+@pytest.mark.parametrize("separator", ["; ", " ", ","])
+def test_named_architectures(functions, monkeypatch, separator):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", separator.join(["8.6", "9.0a", "10.0f", "9.0a", "12.1+PTX"]))
+    assert functions["cuda_archs"](CUDA_13) == ["8.6", "9.0a", "10.0f", "12.1+PTX"]
 
 
-def test_use_cuda(functions, monkeypatch, tmp_path):
+@pytest.mark.parametrize("arch", ["Hopper", "90", "9.0b", "9.0+ptx", "9.0aa", "10.0"])
+def test_bad_architectures_are_named(functions, monkeypatch, arch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", f"8.0;{arch}")
+    with pytest.raises(SystemExit) as stop:
+        functions["cuda_archs"](CUDA_12_0)
+    assert str(stop.value).startswith(f"Invalid TORCH_CUDA_ARCH_LIST: {arch} ")
+
+
+@pytest.mark.parametrize("runtime", ["lib64", "lib", "targets/x86_64-linux/lib"])
+def test_toolkit(functions, nvcc, tmp_path, runtime):
+    path = nvcc("12.0", CUDA_12_0, runtime)
+    cudart = tmp_path / "cuda" / runtime / "libcudart_static.a"
+    assert functions["cuda"]() == (str(path), cudart, ["8.0", "9.0+PTX"])
+
+
+def test_cuda_home_comes_before_path(functions, nvcc, monkeypatch, tmp_path):
+    path = nvcc("13.0", CUDA_13)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(path.parent.parent))
+    assert functions["cuda"]().nvcc == str(path)
+
+
+def break_version(path: Path) -> str:
+    path.write_text(path.read_text().replace("release 13.0", "release 11.8"))
+    return f"{path} is of CUDA 11.8: 12.0 or later is needed, for C++20"
+
+
+def break_interpreter(path: Path) -> str:
+    path.write_text("#!/no/such/shell\n")
+    return f"{path} does not run"
+
+
+def break_runtime(path: Path) -> str:
+    (path.parent.parent / "lib64" / "libcudart_static.a").unlink()
+    return f"the toolkit of {path} lacks libcudart_static.a"
+
+
+def break_all(path: Path) -> str:
+    path.unlink()
+    return "nvcc is neither on PATH nor in CUDA_HOME/bin"
+
+
+@pytest.mark.parametrize("damage", [break_version, break_interpreter, break_runtime, break_all])
+def test_an_unusable_toolkit(functions, nvcc, monkeypatch, capsys, damage):
+    why = damage(nvcc("13.0", CUDA_13))
+    assert functions["cuda"]() is None
+    told = "" if damage is break_all else f"lrtricks_fused is built without CUDA: {why}\n"  # none at all is ordinary
+    assert capsys.readouterr().err == told
+    monkeypatch.setenv("USE_CUDA", "1")
+    with pytest.raises(SystemExit) as stop:
+        functions["cuda"]()
+    assert str(stop.value) == f"Invalid USE_CUDA=1: {why}"
+
+
+def test_use_cuda(functions, nvcc, monkeypatch):
+    nvcc("13.0", CUDA_13)
     monkeypatch.setenv("USE_CUDA", "0")
-    assert functions["cuda_root"]() is None
+    assert functions["cuda"]() is None
     monkeypatch.setenv("USE_CUDA", "maybe")
     with pytest.raises(SystemExit, match="USE_CUDA=maybe"):
-        functions["cuda_root"]()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.setenv("USE_CUDA", "1")
-    with pytest.raises(SystemExit, match="USE_CUDA=1"):
-        functions["cuda_root"]()
-    monkeypatch.setenv("USE_CUDA", "auto")
-    assert functions["cuda_root"]() is None
+        functions["cuda"]()
 
 
-def test_without_cuda_nothing_of_it_is_compiled(functions, tmp_path):
-    text = functions["ninja_text"]([(Path("a.cpp"), Path("a.o"), [])], tmp_path / "b.so", None)
-    assert "LRT_CUDA_ARCHS" not in text and "cudart" not in text
+def test_what_is_compiled(functions, tmp_path):
+    """Without CUDA nothing of it; with it, only what reads the architectures depends on them."""
+    plain = functions["ninja_text"](tmp_path, tmp_path / "b.so", None)
+    assert "LRT_CUDA_ARCHS" not in plain and "cudart" not in plain and ".cu\n" not in plain
+    texts = [
+        functions["ninja_text"](tmp_path, tmp_path / "b.so", functions["Cuda"]("nvcc", Path("cudart.a"), archs))
+        for archs in (["8.0"], ["9.0a", "12.0+PTX"])
+    ]
+    assert all("cudart.a" in text and "cuda/rule_adam.cu" in text for text in texts)
+    one, other = ({line for line in text.splitlines() if line.strip()} for text in texts)
+    assert sorted(line.split(" = ")[0].strip() for line in one ^ other) == ["cuda_flags"] * 2 + ["extra"] * 2
+
+
+def remove_ninja(functions, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+
+def remove_compiler(functions, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-g++ -pipe")
+
+
+def remove_torch(functions, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def age_torch(functions, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.__version__", "2.9.1+cu128")
+
+
+@pytest.mark.parametrize(
+    ("damage", "lacking"),
+    [
+        (remove_ninja, "ninja (pip install ninja)"),
+        (remove_compiler, "a C++20 compiler (no-such-g++ is not on PATH; CXX names another)"),
+        (remove_torch, "torch >= 2.10, and pip's --no-build-isolation (import of torch halted; None in sys.modules)"),
+        (age_torch, "torch >= 2.10 (here is 2.9.1+cu128)"),
+    ],
+)
+def test_what_lacks_is_named(functions, monkeypatch, tmp_path, damage, lacking):
+    for name in ("ninja", "g++"):
+        tool = tmp_path / ("python_dir" if name == "ninja" else "bin") / name
+        tool.parent.mkdir()
+        tool.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python_dir" / "python"))
+    functions["check_tools"]()
+    damage(functions, monkeypatch, tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        functions["check_tools"]()
+    assert str(stop.value) == f"lrtricks_fused cannot be built without: {lacking}"
+
+
+def test_without_sources(functions, monkeypatch, tmp_path):
+    monkeypatch.setitem(functions["check_tools"].__globals__, "CSRC", tmp_path)
+    with pytest.raises(SystemExit, match=r"No sources in .*: build from the repository or from the sdist"):
+        functions["check_tools"]()

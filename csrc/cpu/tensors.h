@@ -15,7 +15,7 @@ inline const int32_t kFloatCode = aoti_torch_dtype_float32(), kDoubleCode = aoti
 
 inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
   int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   if (code == kFloatCode) return Dtype::kFloat;
   if (code == kDoubleCode) return Dtype::kDouble;
   if (code == kBFloat16Code) return Dtype::kBFloat16;
@@ -25,7 +25,7 @@ inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
 
 inline bool on_cpu(const Tensor& tensor) {
   int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
   return code == kCpuCode;
 }
 

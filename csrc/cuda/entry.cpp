@@ -17,13 +17,13 @@ const int32_t kFloatCode = aoti_torch_dtype_float32(), kDoubleCode = aoti_torch_
 
 int32_t dtype_code(const Tensor& tensor) {
   int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   return code;
 }
 
 int32_t device_code(const Tensor& tensor) {
   int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
   return code;
 }
 
@@ -38,7 +38,7 @@ void* current_stream(int32_t device) {
   }();
   require(lookup, "lrtricks_fused: libtorch_cuda.so is not loaded, or offers no current stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(lookup(device, &stream));
+  TORCH_ERROR_CODE_CHECK(lookup(device, &stream));
   return stream;
 }
 
