@@ -10,6 +10,7 @@
 #include "cpu/step.h"
 #if defined(LRT_CUDA_ARCHS)
 #include "cuda/entry.h"
+#include "cuda/upload.h"
 #endif
 #include "rules/adabelief.h"
 #include "rules/adam.h"
@@ -174,8 +175,10 @@ void implement_on_cuda(Library& m) {
 }
 
 std::string cuda_archs() { return LRT_CUDA_ARCHS; }
+int64_t cuda_version() { return cuda::toolkit_version(); }
 #else
 std::string cuda_archs() { return ""; }
+int64_t cuda_version() { return 0; }
 #endif
 
 std::string cpu_isa() { return cpu::isa_name(cpu::active_isa()); }
@@ -190,6 +193,7 @@ STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
   }
   m.def("cpu_isa() -> str");
   m.def("cuda_archs() -> str");
+  m.def("cuda_version() -> int");
   m.def("lossgrad_(Tensor loss, Tensor trial, Tensor slope, Tensor(a!) ratio, Tensor(b!)[] lrs, float c,"
         " float resolution) -> ()");
   m.def("check_table(Tensor table) -> ()");
@@ -206,6 +210,7 @@ STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&lrt::cpu_isa));
   m.impl("cuda_archs", TORCH_BOX(&lrt::cuda_archs));
+  m.impl("cuda_version", TORCH_BOX(&lrt::cuda_version));
 }
 
 #if defined(LRT_CUDA_ARCHS)

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 
+import numpy
 import torch
 
 from . import ops, reference
@@ -16,6 +17,8 @@ from .call import StepCall
 logger = logging.getLogger(__name__)
 
 OLDEST_TRITON = (3, 6)
+# The interpreter of the oldest takes arrays of one element for numbers, which numpy 2.4 refuses (triton pull 9172).
+TRITON_FOR_NEW_NUMPY, NEW_NUMPY = (3, 7), (2, 4)
 BACKENDS = ("auto", "native", "triton", "reference")
 
 
@@ -28,8 +31,22 @@ def why_not(backend: str, device: torch.device) -> str | None:
     if ops.load_error is not None:
         return ops.load_error
     if device.type == "cuda":
-        return why_not_cuda(ops.cuda_archs(), device)
+        return why_not_cuda(ops.cuda_archs(), device) or why_not_driver(ops.cuda_version())
     return None if device.type == "cpu" else f"the native library has no kernels for {device.type} tensors"
+
+
+def _serves(name: str, capability: tuple[int, int]) -> bool:
+    """Whether kernels built for the architecture of that name run on a device of that compute capability.
+
+    "9.0" runs on later minor versions, "10.0f" (a family) too, "9.0a" on no other; "+PTX" on all that are later, unless
+    what it holds is of a family or of one architecture.
+    """
+    arch = name.removesuffix("+PTX")
+    built = tuple(map(int, arch.rstrip("af").split(".")))
+    if arch.endswith("a"):
+        return built == capability
+    same_major = built[0] == capability[0] and built <= capability
+    return same_major or (arch != name and not arch.endswith("f") and built <= capability)
 
 
 def why_not_cuda(built: list[str], device: torch.device) -> str | None:
@@ -42,16 +59,40 @@ def why_not_cuda(built: list[str], device: torch.device) -> str | None:
             "USE_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
         )
     capability = torch.cuda.get_device_capability(device)
-    for name in built:
-        major, minor = map(int, name.removesuffix("+PTX").split("."))
-        same_binary = major == capability[0] and minor <= capability[1]
-        if same_binary or (name.endswith("+PTX") and (major, minor) <= capability):
-            return None
+    if any(_serves(name, capability) for name in built):
+        return None
     here = f"{capability[0]}.{capability[1]}"
     return (
         f"the native library is built for compute capabilities {', '.join(built)}, not {here}; "
         f"build it again with TORCH_CUDA_ARCH_LIST={here}"
     )
+
+
+def driver_version() -> int:
+    """The newest CUDA that the driver serves: 12080 is 12.8; 0 where there is none, or torch cannot ask."""
+    lookup = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return 0 if lookup is None or torch.version.hip else lookup()
+
+
+def why_not_driver(toolkit: int) -> str | None:
+    """The reason why this machine's driver cannot run kernels built with that CUDA toolkit; None if it can.
+
+    Any driver of the toolkit's major version or a later one can (CUDA's minor version compatibility).
+    """
+    driver = driver_version()
+    needed = toolkit // 1000
+    if driver == 0 or driver // 1000 >= needed:
+        return None
+    return (
+        f"the native library is built with CUDA {cuda_name(toolkit)}, but the driver serves no later than "
+        f"{cuda_name(driver)}; install a driver for CUDA {needed} (CUDA 12: 525, CUDA 13: 580 or later), or build it "
+        f"again with CUDA {driver // 1000}"
+    )
+
+
+def cuda_name(version: int) -> str:
+    """A version of CUDA as people write it: 12080 is 12.8."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def triton_version() -> str | None:
@@ -66,19 +107,31 @@ def triton_version() -> str | None:
     return importlib.import_module("triton").__version__
 
 
+def _two_numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
 def why_not_triton(device: torch.device) -> str | None:
     """The reason why the Triton kernels cannot run on ``device``; None if they can."""
     version = triton_version()
     if version is None:
         return "triton is not installed (pip install triton)"
-    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+    if _two_numbers(version) < OLDEST_TRITON:
         return f"triton {version} is too old: {'.'.join(map(str, OLDEST_TRITON))} or later is needed"
     if device.type not in ("cpu", "cuda"):
         return f"the Triton kernels are not made for {device.type} tensors"
-    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-    if device.type == "cpu" and not interpreted:
-        return "Triton runs on a GPU; on the CPU only interpreted: set TRITON_INTERPRET=1 before Python starts"
-    return None
+    return _why_not_interpreted(version) if device.type == "cpu" else None
+
+
+def _why_not_interpreted(version: str) -> str | None:
+    """What is missing for steps by the interpreter of that version of Triton."""
+    missing = []
+    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
+        missing.append("Triton runs on a GPU; on the CPU only interpreted: set TRITON_INTERPRET=1 before Python starts")
+    if _two_numbers(version) < TRITON_FOR_NEW_NUMPY and _two_numbers(numpy.__version__) >= NEW_NUMPY:
+        missing.append(f"the interpreter of triton {version} cannot use numpy {numpy.__version__} "
+                       f"(pip install 'numpy<{'.'.join(map(str, NEW_NUMPY))}')")  # fmt: skip
+    return "; ".join(missing) or None
 
 
 @torch._disable_dynamo  # a compiled step runs this part as it is

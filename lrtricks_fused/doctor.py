@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import numpy
 import torch
 
 from . import __version__, backends, ops, optim
@@ -31,11 +32,8 @@ def torch_build() -> str:
 
 def driver_version() -> str:
     """The newest CUDA that the driver serves, as torch reports it."""
-    lookup = getattr(torch._C, "_cuda_getDriverVersion", None)
-    if lookup is None or torch.version.hip:
-        return "none"
-    version = lookup()
-    return f"{version // 1000}.{version % 1000 // 10}" if version else "none"
+    version = backends.driver_version()
+    return backends.cuda_name(version) if version else "none"
 
 
 def native_library() -> str:
@@ -96,6 +94,7 @@ def software() -> dict[str, str]:
         "native library": native_library(),
         "torch": f"{torch.__version__}, {torch_build()}",
         "Triton": triton(),
+        "numpy": numpy.__version__,
         "driver's CUDA": driver_version(),
         "Python": f"{platform.python_version()}, {platform.platform()}",
     }

@@ -34,6 +34,11 @@ def cuda_archs() -> list[str]:
     return [] if load_error else torch.ops.lrtricks_fused.cuda_archs().split()
 
 
+def cuda_version() -> int:
+    """The CUDA toolkit that the native library is built with, as the driver numbers its own: 13000 is 13.0; 0: none."""
+    return 0 if load_error else torch.ops.lrtricks_fused.cuda_version()
+
+
 def _split(value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
     return (0.0, scalar(value, device)) if isinstance(value, Tensor) else (value, None)
 

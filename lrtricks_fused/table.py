@@ -81,6 +81,7 @@ class AddressTable:
         self.slices = self.lanes = 0  # of all tensors
         self.slice_scratch = None
         self.rows = self.chunk_tensors = self.prepared = self._slope_scratch = None
+        self._streams: set[torch.cuda.Stream] = set()  # that have read this table
         if _fits(call, self._layouts):
             self._fill(call)
 
@@ -137,6 +138,14 @@ class AddressTable:
             size = (self.slices + self.lanes) * max(self._param_size, 4)  # the lanes' sums, then the means
             self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
 
+    def use_on(self, stream: torch.cuda.Stream) -> None:
+        """Keep the table's memory, should it be dropped, from others until ``stream`` has done with it."""
+        if stream not in self._streams:
+            self._streams.add(stream)
+            for tensor in (self.rows, self.chunk_tensors, self.prepared, self.slice_scratch, self._slope_scratch):
+                if tensor is not None:
+                    tensor.record_stream(stream)
+
     def slope_scratch(self) -> Tensor:
         """Device memory for the partial sums of a slope (csrc/core/slope.h), made when first asked for."""
         if self._slope_scratch is None:
@@ -144,6 +153,8 @@ class AddressTable:
             units = chunks * CHUNK // 8 * self._param_size // ACCESS
             size = units * max(self._param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
             self._slope_scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
+            for stream in self._streams:
+                self._slope_scratch.record_stream(stream)
         return self._slope_scratch
 
     def update(self, call: StepCall) -> bool:

@@ -171,7 +171,7 @@ def test_scaler_over_cpu_and_cuda_parameters():
         for step in range(6):
             set_grads(params, cases, step)
             if on is CUDA:
-                torch.cuda._sleep(verify.SLEEP_CYCLES // 10)
+                torch.cuda._sleep(verify.checks.SLEEP_CYCLES // 10)
             scale.fill_(2.0 + step)
             found_inf.fill_(float(step in (0, 3)))
             optimizer.step()

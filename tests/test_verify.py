@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrtricks_fused import backends, cli, doctor, ops, optim, verify
 from lrtricks_fused.optim import base
@@ -39,7 +40,7 @@ def test_quick_passes_on_the_cpu_and_reports(tmp_path, capsys):
     assert torch.__version__ in text
     assert f"  Triton          {doctor.triton()}\n" in text
     assert "interpreted" not in text
-    for section in ("CUDA graph", "side stream", "no synchronisation", "no allocation"):
+    for section in ("CUDA graph", "CUDA graph of training", "side stream", "no synchronisation", "no allocation"):
         assert f"{section}: 6 not run (CUDA only)" in text
 
 
@@ -190,8 +191,28 @@ def test_difference_is_of_bits():
     assert verify.difference(zeros[:2], zeros) is not None
 
 
+class Recorder(TorchDispatchMode):
+    """Appends every tensor operation to a list, as what repeats it into the same memory."""
+
+    def __init__(self, work):
+        super().__init__()
+        self.work = work
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+
+        def repeat():
+            again = function(*args, **(kwargs or {}))
+            if again.data_ptr() != made.data_ptr():  # no view
+                made.copy_(again)
+
+        if isinstance(made, torch.Tensor):  # and not one of the profiler's marks
+            self.work.append(repeat)
+        return made
+
+
 class StandIns:
-    """A GPU that obeys at once; capture records the steps' calls, replay runs them."""
+    """A GPU that obeys at once; capture records operations and the steps' calls, replay runs them."""
 
     def __init__(self):
         self.graph = None
@@ -205,7 +226,7 @@ class StandIns:
 
     def native_step(self, call):
         if self.graph is not None:
-            self.graph.calls.append(call)
+            self.graph.work.append(lambda: ops.native_step(call))
             return
         if self.stale and self.on_side:
             call.grads = [torch.zeros_like(grad) for grad in call.grads]
@@ -214,7 +235,8 @@ class StandIns:
     @contextlib.contextmanager
     def capture(self, graph, stream):
         self.graph = graph
-        yield
+        with Recorder(graph.work):
+            yield
         self.graph = None
 
     @contextlib.contextmanager
@@ -234,11 +256,11 @@ class StandIns:
 
         class Graph:
             def __init__(self):
-                self.calls = []
+                self.work = []
 
             def replay(self):
-                for call in self.calls:
-                    ops.native_step(call)
+                for repeat in self.work:
+                    repeat()
 
         class Event:
             def record(self):
@@ -277,5 +299,17 @@ def test_cuda_checks_can_fail(monkeypatch):
     growing = itertools.count()
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"allocation.all.allocated": next(growing)})
     assert first["no allocation"].run(CPU) == "allocations in three steps: [1, 1, 1]"
+    stand_ins.stale = False
+    honest = ops.native_step
+    warm = {}  # a graph that never learns where its gradients are
+
+    def on_old_gradients(call):
+        call.grads = warm.setdefault(id(call.params[0]), [grad.clone() for grad in call.grads])
+        honest(call)
+
+    monkeypatch.setattr(ops, "native_step", on_old_gradients)
+    assert "differ" in first["CUDA graph of training"].run(CPU)
+    monkeypatch.setattr(ops, "native_step", honest)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
-    assert "after capture, which executes nothing" in first["CUDA graph"].run(CPU)
+    for section in ("CUDA graph", "CUDA graph of training"):
+        assert "after capture, which executes nothing" in first[section].run(CPU)

@@ -152,23 +152,22 @@ def _run(call: StepCall, table: AddressTable) -> None:
     scratch = table.slope_scratch() if call.slope is not None else None
     centralize = call.centralize and table.slices != 0
     warp_size = 64 if torch.version.hip else 32
-    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
-        means = _launch_means(table, dtype) if centralize else 0
-        prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
-            table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
-            doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize), means,
-            0 if scratch is None else scratch.data_ptr(), *hyper, *[0] * (3 - len(hyper)),
-            **prepare_constexprs(rule, dtype), **options(_compiler()),
+    means = _launch_means(table, dtype) if centralize else 0
+    prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
+        table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
+        doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize), means,
+        0 if scratch is None else scratch.data_ptr(), *hyper, *[0] * (3 - len(hyper)),
+        **prepare_constexprs(rule, dtype), **options(_compiler()),
+    )  # fmt: skip
+    if len(table.chunk_tensors):
+        step_kernel[(len(table.chunk_tensors),)](
+            table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
+            **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size,
+                              centralize, scratch is not None),
+            **options(_compiler(), slope=scratch is not None),
         )  # fmt: skip
-        if len(table.chunk_tensors):
-            step_kernel[(len(table.chunk_tensors),)](
-                table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
-                **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size,
-                                  centralize, scratch is not None),
-                **options(_compiler(), slope=scratch is not None),
-            )  # fmt: skip
-            if scratch is not None:
-                _add_slope(call, table, prepared, scratch)
+        if scratch is not None:
+            _add_slope(call, table, prepared, scratch)
 
 
 def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:

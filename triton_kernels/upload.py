@@ -1,5 +1,7 @@
 """Words from the host into device memory in stream order, in a captured graph, too; twin of ``csrc/cuda/upload.cu``."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -22,11 +24,19 @@ def write_words(
             tl.store(target + first + k, words[k])
 
 
+@functools.cache
+def _load(device: torch.device) -> None:
+    """Compiles and loads write_words, which a capture forbids, by a launch that writes nothing."""
+    target = torch.empty(1, dtype=torch.int64, device=device)
+    write_words[(1,)](target, 0, 0, *[0] * WORDS, num_warps=1)
+
+
 def upload(target: Tensor, words: Tensor) -> None:
-    """Copies int64 words from the CPU into ``target`` without waiting for the device."""
+    """Copies int64 words from the CPU into ``target`` on the current device, without waiting for the device."""
     if target.is_cpu:
         target.copy_(words)
     elif not torch.cuda.is_current_stream_capturing():
+        _load(target.device)
         target.copy_(words.pin_memory(), non_blocking=True)
     else:  # a copy would read host memory at every replay
         flat = words.flatten().tolist()

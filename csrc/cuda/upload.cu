@@ -22,7 +22,10 @@ __global__ void write_words(int64_t* target, Words words, int count) {
 
 #if defined(LRT_CUDA_ON_HOST)
 const char* use_device(int) { return nullptr; }
+int toolkit_version() { return 0; }
 #else
+int toolkit_version() { return CUDART_VERSION; }
+
 const char* use_device(int device) {
   const cudaError_t error = cudaSetDevice(device);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -6,6 +6,9 @@
 
 namespace lrt::cuda {
 
+// The CUDA toolkit this was compiled with, as the driver numbers its own: 13000 is 13.0.
+int toolkit_version();
+
 // Makes `device` current for this library's own copy of the CUDA runtime, which torch's guard need not reach.
 // Returns the error's text, or null.
 const char* use_device(int device);

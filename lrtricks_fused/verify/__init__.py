@@ -22,6 +22,7 @@ from .checks import (
     check_side_stream,
     check_slope,
     check_tensor_scalars,
+    check_training_graph,
 )
 from .inventory import (
     _OPTIONS,
@@ -85,6 +86,7 @@ FURTHER = [
     *_per_variant("overflow on the first step", check_overflow, cuda_only=False),
     *(Check("resume", s.name, functools.partial(check_resume, storage=s)) for s in STORAGES),
     *_per_variant("CUDA graph", check_graph),
+    *_per_variant("CUDA graph of training", check_training_graph),
     *_per_variant("side stream", check_side_stream),
     *_per_variant("no synchronisation", check_no_synchronisation),
     *_per_variant("no allocation", check_no_allocation),

@@ -3,7 +3,7 @@
 import inspect
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import optim
-from ..backends import why_not
+from ..doctor import why_not
 from .inventory import INTERPRETED, REFERENCE, RICH, SMALL, STRIDED, Storage, Target, Variant, Work
 from .stepping import difference, gradients, make, make_both, mismatch, params_of, set_grads, take_step
 
@@ -165,39 +165,68 @@ def check_tensor_scalars(target: Target, *, variant: Variant) -> str | None:
 
 def check_graph(target: Target, *, variant: Variant) -> str | None:
     """A captured step, replayed with new gradients and scalars, and eager steps in between."""
-    ours, expected = _make_capturable(target, variant)
+    both = ours, _ = _make_capturable(target, variant)
     params = params_of(ours)
     static = gradients(params, SMALL, 0)
+    set_grads(params, static)
+
+    def eager() -> None:
+        set_grads(params, [grad.clone() for grad in static])
+        ours.step()
+        set_grads(params, static)
+
+    return _replay(target, both, static, ours.step, eager)
+
+
+def check_training_graph(target: Target, *, variant: Variant) -> str | None:
+    """Forward, backward and step in one captured graph: its gradients are new memory, whose addresses it must enter."""
+    both = ours, _ = _make_capturable(target, variant)
+    params = params_of(ours)
+    inputs = gradients(params, SMALL, 0)
+
+    def train() -> None:
+        ours.zero_grad(set_to_none=True)
+        # The gradient of each parameter is the input beside it, to the bit.
+        torch.stack([(param * x).sum() for param, x in zip(params, inputs, strict=True)]).sum().backward()
+        ours.step()
+
+    return _replay(target, both, inputs, train, train)
+
+
+def _replay(
+    target: Target,
+    both: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    static: list[Tensor],  # the gradients of the captured step, or what they are copies of
+    captured: Callable[[], Any],
+    eager: Callable[[], Any],
+) -> str | None:
+    """Warm up, capture a step of the first optimizer, and replay it; the second steps as it should."""
+    ours, expected = both
+    params = params_of(ours)
 
     def prepare(step: int) -> None:
-        for optimizer in (ours, expected):
+        for optimizer in both:
             _change_scalars(optimizer, step)
-        for grad, new in zip(static, gradients(params, SMALL, step), strict=True):
-            grad.copy_(new)
+        for tensor, new in zip(static, gradients(params, SMALL, step), strict=True):
+            tensor.copy_(new)
         take_step(expected, SMALL, step)
 
-    set_grads(params, static)
     with torch.cuda.device(target.device):
         side = torch.cuda.Stream()
         for step in range(3):  # as torch's documentation of CUDA graphs asks
             prepare(step)
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                ours.step()
+                captured()
             torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side):  # torch's own would be of the device that captured first
-            ours.step()
-        text = mismatch(ours, expected)
-        if text:
+            captured()
+        if text := mismatch(ours, expected):
             return f"after capture, which executes nothing: {text}"
         for step in range(3, 12):
             prepare(step)
-            if step in (6, 8):  # an eager step, on gradients elsewhere, must not disturb the graph
-                take_step(ours, SMALL, step)
-                set_grads(params, static)
-            else:
-                graph.replay()
+            (eager if step in (6, 8) else graph.replay)()  # a step on other gradients must not disturb the graph
         torch.cuda.synchronize()
         return mismatch(ours, expected)
 
