@@ -13,6 +13,7 @@ import torch
 
 from . import ops, reference
 from .call import StepCall
+from .operands import check_operands
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +142,30 @@ def _triton_step(call: StepCall) -> None:
     triton_step(call)
 
 
+@torch._disable_dynamo
+def _triton_prepare(call: StepCall) -> None:
+    from .triton_kernels.launch import prepare
+
+    prepare(call)
+
+
 _STEP: dict[str, Callable[[StepCall], None]] = {
     "native": ops.native_step, "triton": _triton_step, "reference": reference.step
 }  # fmt: skip
+
+
+_PREPARE: dict[Callable[[StepCall], None], Callable[[StepCall], None]] = {
+    ops.native_step: ops.prepare, _triton_step: _triton_prepare
+}  # fmt: skip
+
+
+def prepare(step: Callable[[StepCall], None], call: StepCall) -> None:
+    """Whatever ``step`` would refuse of ``call`` is refused now; it can do its part of the work before the step, too.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an operand does not fit; nothing has been changed.
+    """
+    _PREPARE.get(step, check_operands)(call)
 
 
 def check_backend(backend: str) -> None:

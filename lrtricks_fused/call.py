@@ -49,6 +49,10 @@ class StepCall:
     slope: Tensor | None = None
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
+    alone: bool = True  # no other call belongs to the same step, which must be refused as a whole
+    prepared: bool = False  # by a backend: the operands are checked, and the table, if there is one, is this call's
+    table: Any = None
+    copies: "StepCall | None" = None  # what is stepped instead, and copied back
 
     @property
     def window(self) -> int | None:

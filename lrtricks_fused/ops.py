@@ -1,12 +1,15 @@
 """Loads the native library, which registers ``torch.ops.lrtricks_fused.<rule>_``, and calls its ops."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .call import StepCall
-from .device import scalar, step_on_device
+from .device import prepare_on_device, scalar, step_on_device
+from .operands import copy_back, is_lazy, operands, plain
 from .table import AddressTable, address_table
 
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief", "average_sgd")
@@ -21,9 +24,24 @@ def _load() -> str | None:
         torch.ops.load_library(path)
     except OSError as error:
         return f"the native library does not load under torch {torch.__version__}: {error}"
-    for name in (*(f"{rule}{suffix}" for rule in NATIVE_RULES for suffix in ("_", "_table_")), "lossgrad_"):
-        torch.library.register_fake(f"lrtricks_fused::{name}", lambda *args, **kwargs: None)
+    for rule in NATIVE_RULES:
+        torch.library.register_fake(f"lrtricks_fused::{rule}_", _fake)
+        torch.library.register_fake(f"lrtricks_fused::{rule}_table_", _no_fake)
+    torch.library.register_fake("lrtricks_fused::lossgrad_", _fake)
+    torch.library.register_fake("lrtricks_fused::check_table", _no_fake)
     return None
+
+
+def _fake(*args: Any, **kwargs: Any) -> None:
+    """What a tracer runs: nothing is returned. A tensor on the meta device is no tracer's, and has nothing to step."""
+    for argument in (*args, *kwargs.values()):
+        for tensor in argument if isinstance(argument, list) else [argument]:
+            if isinstance(tensor, Tensor) and tensor.is_meta and not isinstance(tensor, FakeTensor):
+                raise NotImplementedError(f"lrtricks_fused: an operand of shape {tuple(tensor.shape)} is on meta")
+
+
+def _no_fake(*args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError("lrtricks_fused: a table of addresses cannot be traced, nor lie on meta")
 
 
 load_error = _load()
@@ -43,15 +61,35 @@ def _split(value: float | Tensor, device: torch.device) -> tuple[float, Tensor |
     return (0.0, scalar(value, device)) if isinstance(value, Tensor) else (value, None)
 
 
+def prepare(call: StepCall) -> None:
+    """Checks the operands and finds or makes the table of their addresses; ``native_step`` then takes both as they are.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an operand is not what the kernels take it for.
+    """
+    if not call.params[0].is_cpu:
+        return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
+    call.table = address_table(call)
+    if call.table is not None and not call.alone:
+        torch.ops.lrtricks_fused.check_table(call.table.rows)
+    elif call.table is None and not torch.compiler.is_compiling() and any(map(is_lazy, operands(call))):
+        call.copies = plain(call)
+    call.prepared = True
+
+
 def native_step(call: StepCall) -> None:
     """One fused step by the native op of ``call.rule``.
 
     On the CPU the op reads any layout; on a GPU strided operands go through contiguous copies.
     """
-    if call.params[0].is_cpu:
-        _run(call, address_table(call))
-    else:
+    if not call.prepared:
+        prepare(call)
+    if not call.params[0].is_cpu:
         step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
+    else:
+        _run(call.copies or call, call.table)
+        if call.copies is not None:
+            copy_back(call.copies, call)
     # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
     torch.autograd.graph.increment_version(call.params)
 

@@ -8,14 +8,15 @@ their lanes. On a GPU the table, the chunks and the scratch of the step live on 
 """
 
 from collections.abc import Callable, Hashable
+from itertools import chain
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .call import StepCall, slice_lanes
+from .operands import check_operands, is_lazy, operands
 
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, COLUMNS = 11, 12, 13, 14
@@ -25,8 +26,10 @@ CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
 PREPARED_BYTES = 64  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
+HOST = torch.device("cpu")
 
 _CAPTURED = "captured"
+_storage, _nbytes, _offset = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
 Upload = Callable[[Tensor, Tensor], None]  # copies int64 words from the CPU to the device of its first argument
 Layouts = tuple[list[torch.dtype], list[torch.Size], list[bool]]
 
@@ -35,31 +38,31 @@ def _addresses(tensors: list[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
+def _holds(tensor: Tensor) -> bool:
+    """Whether the storage of a contiguous tensor has its bytes."""
+    return _nbytes(_storage(tensor)) >= (_offset(tensor) + tensor.numel()) * tensor.itemsize
+
+
 def _layouts(tensors: list[Tensor]) -> Layouts:
     """Dtypes, shapes and contiguity: lists of their own, which compare faster than one of tuples."""
     return [t.dtype for t in tensors], [t.shape for t in tensors], list(map(Tensor.is_contiguous, tensors))
+
+
+def _integers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=HOST)
 
 
 def _same(these: list[Tensor], those: list[Tensor]) -> bool:
     return len(these) == len(those) and all(map(is_, these, those))
 
 
-def _fits(call: StepCall, layouts: Layouts) -> bool:
-    """Whether addresses and sizes say all: contiguous tensors of matching shapes and of one device and dtype."""
-    device = call.params[0].device
-    dtypes, _, contiguous = layouts
-    state_shapes = [call.state_shape(param) for param in call.params]
-    used = [column for column in call.states.values() if column]
-    state_dtypes = {state.dtype for column in used for state in column}
+def _fits(call: StepCall) -> bool:
+    """Whether addresses and sizes say all of checked operands: contiguous, not lazy, of one dtype and its states' one."""
+    states = chain(*call.states.values())
     return (
-        all(t.device == device for tensors in (call.params, call.grads, *used, call.steps) for t in tensors)
-        and all(contiguous)
-        and _layouts(call.grads) == layouts
-        and all(_layouts(column)[1:] == (state_shapes, contiguous) for column in used)
-        and len({*dtypes}) == 1
-        and len(state_dtypes) <= 1
-        and {*dtypes} | state_dtypes <= DTYPE_CODES.keys()
-        and all(step.dtype == torch.float64 and step.numel() == 1 for step in call.steps)
+        all(tensor.is_contiguous() and not is_lazy(tensor) for tensor in operands(call))
+        and len({param.dtype for param in call.params}) == 1
+        and len({state.dtype for state in states}) <= 1
     )
 
 
@@ -72,6 +75,7 @@ class AddressTable:
     """
 
     def __init__(self, call: StepCall, upload: Upload | None) -> None:
+        check_operands(call)
         self._upload = upload
         self._held = self._lists(call)
         self._addresses = list(map(_addresses, self._held))
@@ -82,7 +86,8 @@ class AddressTable:
         self.slice_scratch = None
         self.rows = self.chunk_tensors = self.prepared = self._slope_scratch = None
         self._streams: set[torch.cuda.Stream] = set()  # that have read this table
-        if _fits(call, self._layouts):
+        self._devices = [param.device for param in call.params]
+        if _fits(call):
             self._fill(call)
 
     @staticmethod
@@ -92,18 +97,18 @@ class AddressTable:
     def _fill(self, call: StepCall) -> None:
         used = [column for column in call.states.values() if column]
         params, *states, steps = self._addresses
-        numel = torch.tensor([param.numel() for param in call.params])
+        numel = _integers([param.numel() for param in call.params])
         chunks = (numel + CHUNK - 1) // CHUNK
         self._param_size = call.params[0].element_size()
         param_code = DTYPE_CODES[call.params[0].dtype]
         state_code = DTYPE_CODES[used[0][0].dtype] if used else param_code
-        rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64)
+        rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64, device=HOST)
         closed_up = [addresses for addresses in states if addresses]
         for number, column in enumerate([params, self._grad_addresses, *closed_up]):
-            rows[:, number] = torch.tensor(column)
-        rows[:, STEP] = torch.tensor(steps)
+            rows[:, number] = _integers(column)
+        rows[:, STEP] = _integers(steps)
         rows[:, NUMEL] = numel
-        rows[:, INDEX] = torch.tensor(call.param_indices)
+        rows[:, INDEX] = _integers(call.param_indices)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
         self.rows = self._host_rows = rows
@@ -115,9 +120,9 @@ class AddressTable:
             self.place(call.params[0].device, chunks)
 
     def _fill_slices(self, call: StepCall, rows: Tensor) -> None:
-        lengths = torch.tensor(list(map(call.slice_length, call.params)))
+        lengths = _integers(list(map(call.slice_length, call.params)))
         slices = rows[:, NUMEL] // lengths.clamp(min=1) * (lengths != 0)
-        lanes = slices * torch.tensor(list(map(slice_lanes, lengths.tolist())))
+        lanes = slices * _integers(list(map(slice_lanes, lengths.tolist())))
         rows[:, SLICE_LENGTH] = lengths
         rows[:, FIRST_SLICE] = slices.cumsum(0) - slices
         rows[:, FIRST_LANE] = lanes.cumsum(0) - lanes
@@ -128,7 +133,8 @@ class AddressTable:
         self.rows = torch.empty_like(self._host_rows, device=device)
         self._upload(self.rows, self._host_rows)
         tensors = torch.repeat_interleave(chunks).int()
-        pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32)  # whole words; an odd one out is never read
+        # Whole words; an odd one out is never read.
+        pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32, device=HOST)
         pairs.view(-1)[: len(tensors)] = tensors
         words = torch.empty(len(pairs), dtype=torch.int64, device=device)
         self._upload(words, pairs.view(torch.int64).flatten())
@@ -171,28 +177,33 @@ class AddressTable:
         grads = _addresses(call.grads)
         if self.rows is None:
             return grads == self._grad_addresses
-        if _layouts(call.grads) != self._layouts:
+        if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, call.grads)):
             return False
         if grads != self._grad_addresses:
-            if any(grad.device != param.device for grad, param in zip(call.grads, call.params, strict=True)):
+            if [grad.device for grad in call.grads] != self._devices or not all(map(_holds, call.grads)):
                 return False
             self._grad_addresses = grads
-            self._host_rows[:, GRAD] = torch.tensor(grads)
+            self._host_rows[:, GRAD] = _integers(grads)
             if self.rows is not self._host_rows:
                 self._upload(self.rows, self._host_rows)
         return True
 
 
 def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable | None:
-    """The table of ``call``, or None where only the tensors themselves say enough (strided ones, subclasses).
+    """The table of ``call``, or None where only the tensors themselves say enough (see _fits); all of them are checked.
 
     With ``upload`` it lies on the parameters' device, with what a step needs there; else on the CPU, alone.
+
+    Raises:
+        ValueError, TypeError: an operand is not what the kernels take it for.
     """
-    if call.tables is None or torch.compiler.is_compiling() or not {*map(type, call.params)} <= {Tensor, Parameter}:
-        return None
+    if call.tables is None or torch.compiler.is_compiling():
+        return check_operands(call)
     table: Any = call.tables.pop(call.table_key, None)
     if table is None or not table.update(call):
         table = AddressTable(call, upload)
+    elif table.rows is None:
+        check_operands(call)  # which a table without rows does not vouch for
     if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         # The graph will be replayed with this very table: no later step may find it and enter other gradients.
         call.tables.setdefault(_CAPTURED, []).append(table)
@@ -201,7 +212,7 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
     return table if table.rows is not None else None
 
 
-def forget(tables: dict[Hashable, Any]) -> None:
-    """Drop all tables but those that captured graphs read."""
-    for key in tables.keys() - {_CAPTURED}:
+def forget(tables: dict[Hashable, Any], keep: set[Hashable] = frozenset()) -> None:
+    """Drop the other tables, and what they hold alive; not those that captured graphs read."""
+    for key in tables.keys() - {_CAPTURED} - keep:
         del tables[key]

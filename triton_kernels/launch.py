@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lrtricks_fused.call import StepCall
-from lrtricks_fused.device import scalar, step_on_device
+from lrtricks_fused.device import prepare_on_device, scalar, step_on_device
 from lrtricks_fused.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
@@ -194,6 +194,11 @@ def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: T
     )  # fmt: skip
     sum_columns[(1,)](sums, chunks, enable_fp_fusion=False)
     add_columns[(1,)](sums, chunks, call.slope, prepared, enable_fp_fusion=False, num_warps=1)
+
+
+def prepare(call: StepCall) -> None:
+    """Checks the operands and puts their addresses onto the device."""
+    prepare_on_device(call, _run, upload)
 
 
 def triton_step(call: StepCall) -> None:

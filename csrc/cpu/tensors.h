@@ -34,8 +34,8 @@ inline bool on_cpu(const Tensor& tensor) {
 inline void require_memory(const Tensor& tensor, const char* name, size_t i) {
   if (tensor.numel() == 0) return;
   int64_t bytes, last;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &last));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &last));
   for (int64_t d = 0; d < tensor.dim(); ++d) last += (tensor.size(d) - 1) * tensor.stride(d);
   const int64_t needed = (last + 1) * static_cast<int64_t>(tensor.element_size());
   require(needed <= bytes && tensor.const_data_ptr(), "Invalid ", name, "[", i, "]: its storage has ", bytes,

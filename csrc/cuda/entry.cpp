@@ -80,7 +80,7 @@ void check_slope(const ListCall& call, Dtype param_dtype, int32_t device) {
 
 template <class Launch>
 void run(const ListCall& call, const Launch& launch) {
-  require(call.table, "lrtricks_fused: on CUDA a step takes a table of addresses");
+  require(call.table.has_value(), "lrtricks_fused: on CUDA a step takes a table of addresses");
   const Tensor& table = *call.table;
   const int32_t device = table.get_device_index();
   const TableRow* rows = table_rows(table);

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import Group, MaskedOptimizer
-from .checks import check_range
+from .checks import check_range, plain
 
 
 class BetaOptimizer(MaskedOptimizer):
@@ -16,6 +16,7 @@ class BetaOptimizer(MaskedOptimizer):
     def _check_rule(self, group: Group) -> None:
         check_range("eps", group["eps"], 0.0, math.inf)
         betas = group["betas"]
+        betas = plain(betas)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"Invalid betas={betas!r}: must be two floats")
         for i, beta in enumerate(betas):
@@ -23,7 +24,7 @@ class BetaOptimizer(MaskedOptimizer):
 
     def _hyper(self, group: Group) -> dict[str, float | bool]:
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        return {"beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+        return {"beta1": beta1, "beta2": beta2, "eps": float(group["eps"])}
 
 
 class Adam(BetaOptimizer):
@@ -57,6 +58,7 @@ class Adam(BetaOptimizer):
     """
 
     rule = "adam"
+    _optional = frozenset({"max_exp_avg_sq"})
 
     def __init__(
         self,

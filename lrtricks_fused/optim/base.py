@@ -1,5 +1,8 @@
 """What all masked optimizers share: groups, state, checkpoints, and the hand-over to a backend. No arithmetic."""
 
+import math
+import operator
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import check_backend, resolve
+from ..backends import check_backend, prepare, resolve
 from ..call import StepCall
 from ..keep import keep_mask
-from ..ops import native_step
+from ..operands import check_param as check_operand
+from ..operands import check_state, is_step_count, is_wrapper, storage_holds, waited
 from ..table import forget
-from .checks import check_grads, check_group, check_param
+from .checks import check_group, check_kind, check_param, plain
 
 Group = dict[str, Any]
 
@@ -35,7 +39,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
     """
 
     rule: str
-    _step_supports_amp_scaling = True
+    _optional: frozenset[str] = frozenset()  # states of some variants only
 
     def __init__(
         self,
@@ -57,7 +61,15 @@ class MaskedOptimizer(torch.optim.Optimizer):
         common = dict(keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed)
         defaults = {**defaults, **common}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
+        self._flattened = False  # whether a parameter is a shard that FSDP1 has flattened
         super().__init__(params, defaults)
+        if state_dtype is not None and not any(p.dtype.itemsize == 2 for g in self.param_groups for p in g["params"]):
+            warnings.warn(f"state_dtype={state_dtype} is of no effect: no parameter is bfloat16 or float16", stacklevel=3)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """As torch's: with ``fused=True`` a step unscales and skips by itself, without waiting for the device."""
+        return bool(self.defaults.get("fused"))
 
     # -- what a subclass defines ---------------------------------------------------------------------------
 
@@ -73,6 +85,14 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """The rule's hyper-parameters, by the names in its op."""
         raise NotImplementedError
 
+    def _first_hyper(self, group: Group) -> dict[str, float | bool]:
+        """Those of a step for which the parameter's states have just been made; the same by default."""
+        return self._hyper(group)
+
+    def _required_states(self, group: Group) -> set[str]:
+        """The states that a checkpoint of this group holds of every parameter that has been stepped."""
+        return {name for name, used in self._state_names(group).items() if used}
+
     def _check_rule(self, group: Group) -> None:
         """Raises ValueError for hyper-parameters that only this rule has."""
         raise NotImplementedError
@@ -83,24 +103,40 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _check_group(self, group: Group) -> None:
         check_group(group)
         self._check_rule(group)
+        if self._flattened:
+            self._check_flattened(group)
+
+    def _check_flattened(self, group: Group) -> None:
+        """Raises TypeError for what takes the shape of a parameter, which FSDP1's flattened shards have lost."""
+        masked = isinstance(group["keep_prob"], Tensor) or group["keep_prob"] != 1
+        for name, used in (("keep_prob", masked), ("centralize", group["centralize"])):
+            if used:
+                raise TypeError(f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: "
+                                "they are shards of another shape")
 
     # -- groups and state ----------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as torch.optim does. Keep bits of parameters added earlier do not change."""
         if isinstance(param_group, dict) and "params" in param_group:
-            self._check_group({**self.defaults, **param_group})
+            group = {**self.defaults, **param_group}
+            self._check_group(group)
             params = param_group["params"]
             params = [params] if isinstance(params, Tensor) else params
             if not isinstance(params, set):
                 param_group["params"] = params = list(params)
-                for param in params:
-                    self._check_param(param[1] if isinstance(param, tuple) else param)
+                tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+                for tensor in tensors:
+                    self._check_param(tensor)
+                if any(getattr(tensor, "_fsdp_flattened", False) for tensor in tensors):
+                    self._check_flattened(group)
+                    self._flattened = True
         super().add_param_group(param_group)
 
     def _check_param(self, param: Any) -> None:
-        check_param(param, self.state_dtype)
-        if isinstance(param, Tensor):
+        check_kind(param)
+        if isinstance(param, Tensor) and param.requires_grad:  # a frozen one may be of any dtype, on any device
+            check_param(param, self.state_dtype)
             resolve(self.backend, param.device)
 
     def _state_dtype_of(self, param: Tensor) -> torch.dtype:
@@ -110,19 +146,30 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """Shape of a state: the parameter's, unless the subclass says otherwise (such a state is contiguous)."""
         return tuple(param.shape)
 
-    def _init_state(self, group: Group, param: Tensor, names: list[str]) -> None:
-        """Create what is missing of the parameter's state, as zeros."""
-        state = self.state[param]
+    def _new_states(self, group: Group, param: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """What is missing of the parameter's state, as zeros.
+
+        Raises:
+            ValueError: a state is missing that the steps taken have advanced: zeros would be another one.
+        """
+        state = self.state.get(param, {})
+        present = [name for name in ("step", *names) if name in state]
+        lost = [name for name in ("step", *names) if name not in state and name not in self._optional]
+        if lost and present and not (present == ["step"] and not state["step"]):
+            raise ValueError(f"Invalid state of a parameter of shape {tuple(param.shape)}: it has {', '.join(present)}, "
+                             f"but no {', '.join(lost)}")
+        new = {}
         if "step" not in state:
             # float64, and not torch.optim's float32, which would count to 2**24 only.
-            state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
+            new["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
         for name in names:
             if name not in state:
                 shape, dtype = self._state_shape(group, name, param), self._state_dtype_of(param)
                 if shape == param.shape:
-                    state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+                    new[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
                 else:
-                    state[name] = torch.zeros(shape, dtype=dtype, device=param.device)
+                    new[name] = torch.zeros(shape, dtype=dtype, device=param.device)
+        return new
 
     def _indexed(self) -> Iterator[tuple[Group, range]]:
         """Groups with the indices of their parameters in state_dict order."""
@@ -148,18 +195,28 @@ class MaskedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [part for group, indices in self._indexed() for part in self._gather(group, indices)]
-        runs = [resolve(self.backend, part.params[0].device) for part in work]
-        if len(work) > 1 or runs != [native_step]:  # a single native call checks all before it writes
-            for part in work:
-                check_grads(part.params, part.grads)
-        for run, part in zip(runs, work, strict=True):
-            try:
-                run(self._call(part))
-            except RuntimeError:
-                check_grads(part.params, part.grads)  # the same error, naming the argument and the value
-                raise
+        if torch.compiler.is_compiling():
+            self._step()
+        else:
+            with torch._C.DisableTorchFunctionSubclass():  # plain subclasses are stepped as tensors
+                self._step()
         return loss
+
+    def _step(self) -> None:
+        """The step, after the closure: every call is built and checked before the first one runs."""
+        work = [part for group, indices in self._indexed() for part in self._gather(group, indices)]
+        new: dict[Tensor, dict[str, Tensor]] = {}
+        calls = [call for part in work for call in self._calls(part, new)]
+        runs = [resolve(self.backend, call.params[0].device) for call in calls]
+        for run, call in zip(runs, calls, strict=True):
+            call.alone = len(calls) == 1
+            prepare(run, call)
+        for param, states in new.items():
+            self.state[param].update(states)
+        for run, call in zip(runs, calls, strict=True):
+            run(call)
+        if len(self._tables) > len(calls):
+            forget(self._tables, {call.table_key for call in calls})
 
     def _gather(self, group: Group, indices: range) -> list[_Part]:
         """The parameters of a checked group that have a gradient, in parts that one call can step."""
@@ -167,6 +224,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         params = group["params"]
         self._check_state(group, params)
         grads = [param.grad for param in params]
+        if not torch.compiler.is_compiling() and any(map(is_wrapper, {*map(type, grads)} - {type(None)})):
+            grads = [grad if grad is None else waited(grad) for grad in grads]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and all(g is not None for g in grads) and all(param.is_cpu for param in params):
             return [_Part(params[0].device, group, list(params), grads, list(indices))]
@@ -181,39 +240,63 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 own.indices.append(index)
         return list(parts.values())
 
-    def _call(self, part: _Part) -> StepCall:
-        group = part.group
+    def _calls(self, part: _Part, new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
+        """The calls of a part. States that are missing are made and entered into ``new``, not yet into the optimizer."""
+        group, get = part.group, self.state.get
         names = self._state_names(group)
         wanted = ["step", *(name for name, used in names.items() if used)]
-        states = [self.state[param] for param in part.params]
+        states = [get(param) for param in part.params]
         try:
             columns = {name: [state[name] for state in states] for name in wanted}
-        except KeyError:
-            check_grads(part.params, part.grads)  # before states are created
-            for param in part.params:
-                self._init_state(group, param, wanted[1:])
-            columns = {name: [state[name] for state in states] for name in wanted}
+        except (KeyError, TypeError):  # of a parameter that has no state at all
+            return self._first_calls(part, wanted, new)
+        return [self._call(part, columns, self._hyper(group), part.key)]
+
+    def _first_calls(self, part: _Part, wanted: list[str], new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
+        """The same where states are missing: parameters that get some in this step, and the others."""
+        group = part.group
+        for param in part.params:
+            check_operand(param)
+            made = self._new_states(group, param, wanted[1:])
+            if made:
+                new[param] = made
+        calls = []
+        first, later = self._first_hyper(group), self._hyper(group)
+        for hyper, fresh in ((first, True), (later, False)) if first != later else ((later, None),):
+            own = [i for i, param in enumerate(part.params) if fresh is None or (param in new) == fresh]
+            if own:
+                columns = [[column[i] for i in own] for column in (part.params, part.grads, part.indices)]
+                some = _Part((part.key, fresh), group, *columns)
+                states = [{**self.state.get(param, {}), **new.get(param, {})} for param in some.params]
+                columns = {name: [state[name] for state in states] for name in wanted}
+                calls.append(self._call(some, columns, hyper, part.key if fresh is None else some.key))
+        return calls
+
+    def _call(
+        self, part: _Part, columns: dict[str, list[Tensor]], hyper: dict[str, float | bool], key: Hashable
+    ) -> StepCall:
+        group = part.group
         return StepCall(
             rule=self._rule(group),
             params=part.params,
             grads=part.grads,
-            states={name: columns.get(name, []) for name in names},
+            states={name: columns.get(name, []) for name in self._state_names(group)},
             steps=columns["step"],
             param_indices=part.indices,
-            hyper=self._hyper(group),
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            decoupled_weight_decay=group.get("decoupled_weight_decay", False),
-            maximize=group["maximize"],
-            keep_prob=group["keep_prob"],
-            grad_weight=group["grad_weight"],
-            seed=group["seed"],
+            hyper=hyper,
+            lr=_number(group["lr"]),
+            weight_decay=float(group["weight_decay"]),
+            decoupled_weight_decay=bool(group.get("decoupled_weight_decay", False)),
+            maximize=bool(group["maximize"]),
+            keep_prob=_number(group["keep_prob"]),
+            grad_weight=_number(group["grad_weight"]),
+            seed=operator.index(plain(group["seed"])),
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            centralize=group["centralize"],
+            centralize=bool(group["centralize"]),
             slope=self._slope(part.params[0].device),
             tables=self._tables,
-            table_key=(id(group), part.key),
+            table_key=(id(group), key),
         )
 
     def _slope(self, device: torch.device) -> Tensor | None:
@@ -243,15 +326,16 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for group, indices in self._indexed():
             for index, candidate in zip(indices, group["params"], strict=True):
                 if candidate is param:
-                    return keep_mask(param.shape, float(group["keep_prob"]), group["seed"], step, index, param.device)
+                    seed = operator.index(plain(group["seed"]))
+                    return keep_mask(param.shape, float(group["keep_prob"]), seed, step, index, param.device)
         raise ValueError(f"Invalid param of shape {tuple(param.shape)}: it is not in this optimizer")
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy keep."""
-        return {**super().__getstate__(), "backend": self.backend, "state_dtype": self.state_dtype, "_tables": {},
-                "_slopes": None}
+        own = {"backend": self.backend, "state_dtype": self.state_dtype, "_flattened": self._flattened}
+        return {**super().__getstate__(), **own, "_tables": {}, "_slopes": None}
 
     def _complete_group(self, saved: Group, current: Group) -> Group:
         """A saved group with what torch.optim's checkpoints lack taken from the present one."""
@@ -261,30 +345,34 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of the torch.optim class of the same name.
 
-        Differs from torch in that fp32 states of 16-bit parameters stay fp32 (see ``state_dtype``), and that shapes
-        and hyper-parameters are checked before anything is changed.
+        Differs from torch in that fp32 states of 16-bit parameters stay fp32 (see ``state_dtype``), and that all is
+        checked, and all that will be stored is made, before anything is changed. Entries that are not the rule's are
+        carried along as torch does.
 
         Raises:
-            ValueError: the groups, shapes or hyper-parameters do not fit; the optimizer is as it was.
+            ValueError, TypeError: a group, a hyper-parameter or a state does not fit; the optimizer is as it was.
         """
-        seen: dict[str, Any] = {}
+        restored: dict[Tensor, dict[str, Tensor]] = {}
 
         def before(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             groups = loaded["param_groups"]
             if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
                 return loaded  # torch's own error
             completed = [self._complete_group(s, c) for s, c in zip(groups, self.param_groups, strict=True)]
-            for group in completed:
-                self._check_group(group)
-            seen.update(loaded, param_groups=completed)
-            for group, param, saved in self._saved_states(seen):
-                self._check_saved(group, param, saved)
-            return dict(seen)
+            others = dict(loaded["state"])  # what torch itself shall carry along
+            for saved, current in zip(completed, self.param_groups, strict=True):
+                self._check_group(saved)
+                for key, param in zip(saved["params"], current["params"], strict=True):
+                    if key in others:
+                        restored[param] = self._restored(saved, param, others[key])
+                        own = {"step", *self._state_names(saved)}
+                        others[key] = {name: value for name, value in others[key].items() if name not in own}
+            return {**loaded, "param_groups": completed, "state": others}
 
         def after(_: torch.optim.Optimizer) -> None:
             forget(self._tables)
-            for _, param, saved in self._saved_states(seen):
-                self.state[param] = self._restored(param, saved)
+            for param, state in restored.items():
+                self.state[param].update(state)
 
         # Innermost of all hooks: the user's own see the dict that is loaded, and the final state.
         hooks = [
@@ -292,35 +380,67 @@ class MaskedOptimizer(torch.optim.Optimizer):
             self.register_load_state_dict_post_hook(after, prepend=True),
         ]
         try:
-            super().load_state_dict(state_dict)
+            with torch._C.DisableTorchFunctionSubclass():
+                super().load_state_dict(state_dict)
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _saved_states(self, state_dict: dict[str, Any]) -> Iterator[tuple[Group, Tensor, dict[str, Any]]]:
-        for saved, current in zip(state_dict["param_groups"], self.param_groups, strict=True):
-            for key, param in zip(saved["params"], current["params"], strict=True):
-                if key in state_dict["state"]:
-                    yield saved, param, state_dict["state"][key]
+    def _restored(self, group: Group, param: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """A parameter's saved state in this optimizer's dtypes, on its device; never the caller's own tensors.
 
-    def _check_saved(self, group: Group, param: Tensor, saved: dict[str, Any]) -> None:
-        for name, value in saved.items():
-            if name == "step" or not isinstance(value, Tensor):
-                continue
-            shape = self._state_shape(group, name, param)
-            if value.shape != shape:
-                raise ValueError(f"Invalid state_dict: {name} has shape {tuple(value.shape)}, "
-                                 f"its parameter {tuple(param.shape)}: must be {shape}")
-
-    def _restored(self, param: Tensor, saved: dict[str, Any]) -> dict[str, Any]:
-        """A saved state in this optimizer's dtypes, on the parameter's device; never the caller's own tensors."""
-        state = {}
-        for name, value in saved.items():
-            if name != "step" and isinstance(value, Tensor) and value.is_floating_point():
-                value = value.detach().to(dtype=self._state_dtype_of(param), device=param.device, copy=True)
-            if value is not None:  # torch.optim.SGD saves momentum_buffer=None
-                state[name] = value
+        Raises:
+            ValueError, TypeError: a state is missing, or is not what it says.
+        """
+        if not isinstance(saved, dict):
+            raise TypeError(f"Invalid state_dict: the state of a parameter is {saved!r}, not a dict")
+        state = {name: saved[name] for name in self._state_names(group) if saved.get(name) is not None}
         # torch.optim.SGD counts no steps: with a momentum buffer, at least one was taken.
-        step = saved.get("step", 1.0 if state else 0.0)
-        state["step"] = torch.tensor(float(step), dtype=torch.float64, device=param.device)
-        return state
+        step = _step_count(saved.get("step", 1.0 if state else 0.0))
+        lost = self._required_states(group) - state.keys()
+        if lost and (state or step > 0):
+            raise ValueError(f"Invalid state_dict: a parameter of shape {tuple(param.shape)} has taken {step:g} steps, "
+                             f"and its state has no {', '.join(sorted(lost))}")
+        if not param.dtype.is_floating_point or param.dtype.itemsize == 1:
+            check_param(param, self.state_dtype)
+        copies = {name: self._copied(group, param, name, value) for name, value in state.items()}
+        return {**copies, "step": torch.tensor(step, dtype=torch.float64, device=param.device)}
+
+    def _copied(self, group: Group, param: Tensor, name: str, saved: Any) -> Tensor:
+        if not isinstance(saved, Tensor) or is_wrapper(type(saved)):
+            raise TypeError(f"Invalid state_dict: {name} is a {type(saved).__name__}: must be a plain tensor")
+        shape = self._state_shape(group, name, param)
+        if tuple(saved.shape) != tuple(shape):
+            raise ValueError(f"Invalid state_dict: {name} has shape {tuple(saved.shape)}, "
+                             f"its parameter {tuple(param.shape)}: must be {tuple(shape)}")
+        if not saved.is_floating_point() or saved.layout is not torch.strided or saved.is_meta:
+            raise ValueError(f"Invalid state_dict: {name} is {saved.dtype}, {saved.layout} on {saved.device}: "
+                             "must be floating and strided")
+        if not saved._is_zerotensor() and not storage_holds(saved):
+            raise ValueError(f"Invalid state_dict: the storage of {name} does not hold its shape {tuple(shape)}")
+        dtype = self._state_dtype_of(param)
+        if shape == param.shape:
+            copy = torch.empty_like(saved.detach(), dtype=dtype, device=param.device).copy_(saved)
+        else:
+            copy = torch.empty(shape, dtype=dtype, device=param.device).copy_(saved)
+        check_state(name, copy, param, shape)
+        return copy
+
+
+def _number(value: Any) -> float | Tensor:
+    """A checked hyper-parameter as a backend takes it."""
+    return value if isinstance(value, Tensor) else float(value)
+
+
+def _step_count(step: Any) -> float:
+    """A saved count of steps.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = plain(step) if not isinstance(step, Tensor) or step.numel() == 1 and not step.is_meta else None
+    number = number[0] if isinstance(number, list) and len(number) == 1 else number
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    if not is_number or not is_step_count(number):
+        raise ValueError(f"Invalid state_dict: step={step!r}: must be a whole number in [0, 2**53)")
+    return float(number)

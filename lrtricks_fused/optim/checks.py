@@ -1,14 +1,29 @@
-"""Checks of hyper-parameters, groups, parameters and gradients: errors that name the argument and the value."""
+"""Checks of hyper-parameters, groups and parameters: errors that name the argument and the value."""
 
 import math
-from operator import attrgetter
+import operator
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_MATCH = ("dtype", "device", "shape")
-PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from ..operands import STATE_DTYPES, is_wrapper
+
+FLAGS = ("amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov")
+
+
+def plain(value: Any) -> Any:
+    """Arrays and scalars of numpy and torch as Python's lists and numbers, which a checkpoint can hold."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def check_real(name: str, value: Any) -> float:
+    """``value`` as a Python number; raises TypeError unless it is a real one, of any library, or holds just one."""
+    number = plain(value)
+    if not isinstance(number, Real):
+        raise TypeError(f"Invalid {name}={value!r}: must be a float")
+    return number if type(number) in (int, float) else float(number)
 
 
 def check_range(name: str, value: float | Tensor, low: float, high: float, brackets: str = "[]") -> None:
@@ -17,18 +32,28 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
     Tensors that are not on the CPU are not read: that would synchronise with the device.
     """
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            shape = tuple(value.shape)
-            raise ValueError(f"Invalid {name} of shape {shape}: must be a float or a tensor of one element")
+        if is_wrapper(type(value)):
+            raise TypeError(f"Invalid {name} of type {type(value).__name__}: must be a float or a plain tensor")
+        if value.numel() != 1 or value.is_complex():
+            described = f"shape {tuple(value.shape)}" if value.numel() != 1 else f"dtype {value.dtype}"
+            raise ValueError(f"Invalid {name} of {described}: must be a float or a real tensor of one element")
         if value.device.type != "cpu":
             return
         value = float(value)
-    elif not isinstance(value, (int, float)):
-        raise TypeError(f"Invalid {name}={value!r}: must be a float")
+    else:
+        value = check_real(name, value)
     below_high = value < high if brackets[1] == ")" else value <= high
     if not (low <= value and below_high):
         wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{brackets[1]}"
         raise ValueError(f"Invalid {name}={value}: must be {wanted}")
+    if isinstance(value, int) and abs(value) > 2**1023:
+        raise ValueError(f"Invalid {name} of {len(hex(value)) * 4} bits: too large for a float")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is true or false, in Python's or numpy's way, or as 0 or 1."""
+    if plain(value) not in (False, True):
+        raise TypeError(f"Invalid {name}={value!r}: must be a bool")
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -38,36 +63,35 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("keep_prob", group["keep_prob"], 0.0, 1.0)
     lowest = -math.inf if group.get("allow_negative_grad_weight", False) else 0.0  # set by GradientWeight
     check_range("grad_weight", group["grad_weight"], lowest, math.inf)
-    if not isinstance(group["centralize"], bool):
+    if not isinstance(plain(group["centralize"]), bool):
         raise TypeError(f"Invalid centralize={group['centralize']!r}: must be a bool")
-    seed = group["seed"]
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+    for name in FLAGS:
+        if name in group:
+            check_flag(name, group[name])
+    seed = plain(group["seed"])
+    if not hasattr(seed, "__index__") or not 0 <= operator.index(seed) < 2**64:
         raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
     if group.get("differentiable"):
         raise ValueError("Invalid differentiable=True: a fused step cannot be differentiated through")
+
+
+def check_kind(param: Any) -> None:
+    """Raises TypeError for a tensor subclass that is stepped by dispatch: its memory is not its value."""
+    if isinstance(param, Tensor) and is_wrapper(type(param)):
+        sharded = " (DTensor parameters, of FSDP2 or tensor parallelism, are not supported yet)"
+        raise TypeError(
+            f"Invalid parameter of type {type(param).__name__}: must be a plain tensor"
+            + (sharded if type(param).__name__ == "DTensor" else "")
+        )
 
 
 def check_param(param: Any, state_dtype: torch.dtype | None) -> None:
     """Raises TypeError or ValueError unless a kernel exists for the parameter and the dtype of its states."""
     if not isinstance(param, Tensor):
         return  # torch's own error
-    if param.dtype not in PARAM_DTYPES:
-        raise TypeError(f"Invalid parameter of dtype {param.dtype}: must be one of {PARAM_DTYPES}")
-    if state_dtype not in (None, torch.float32, param.dtype) and param.dtype.itemsize == 2:
+    if param.dtype not in STATE_DTYPES:
+        raise TypeError(f"Invalid parameter of dtype {param.dtype}: must be one of {', '.join(map(str, STATE_DTYPES))}")
+    if state_dtype is not None and param.dtype.itemsize == 2 and state_dtype not in STATE_DTYPES[param.dtype]:
         raise ValueError(
             f"Invalid state_dtype={state_dtype} for a {param.dtype} parameter: must be torch.float32 or {param.dtype}"
         )
-
-
-def check_grads(params: list[Tensor], grads: list[Tensor]) -> None:
-    """Raises ValueError unless every gradient is dense and matches its parameter."""
-    matching = attrgetter(*_MATCH)
-    if list(map(matching, grads)) == list(map(matching, params)) and all(g.layout is torch.strided for g in grads):
-        return  # as nearly always; the rest finds which one it is
-    for param, grad in zip(params, grads, strict=True):
-        if grad.layout is not torch.strided:
-            raise ValueError(f"Invalid gradient of layout {grad.layout}: sparse gradients are not supported")
-        for what in _MATCH:
-            of_grad, of_param = getattr(grad, what), getattr(param, what)
-            if of_grad != of_param:
-                raise ValueError(f"Invalid gradient of {what} {of_grad}: its parameter has {of_param}")

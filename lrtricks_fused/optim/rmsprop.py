@@ -42,6 +42,7 @@ class RMSprop(MaskedOptimizer):
     """
 
     rule = "rmsprop"
+    _optional = frozenset({"grad_avg", "momentum_buffer"})
 
     def __init__(
         self,
@@ -82,4 +83,4 @@ class RMSprop(MaskedOptimizer):
         return {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"] > 0}
 
     def _hyper(self, group: Group) -> dict[str, float | bool]:
-        return {name: group[name] for name in ("alpha", "eps", "momentum")}
+        return {name: float(group[name]) for name in ("alpha", "eps", "momentum")}

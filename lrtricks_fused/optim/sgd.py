@@ -51,6 +51,8 @@ class SGD(MaskedOptimizer):
             the message names it.
     """
 
+    _optional = frozenset({"momentum_buffer"})
+
     def __init__(
         self,
         params: Iterable,
@@ -84,6 +86,7 @@ class SGD(MaskedOptimizer):
 
     def _check_rule(self, group: Group) -> None:
         check_range("momentum", group["momentum"], 0.0, math.inf)
+        check_range("dampening", group["dampening"], -math.inf, math.inf)
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(
                 f"Invalid nesterov=True with momentum={group['momentum']} and dampening={group['dampening']}: "
@@ -108,7 +111,17 @@ class SGD(MaskedOptimizer):
     def _hyper(self, group: Group) -> dict[str, float | bool | int]:
         if group["momentum_window"] is not None:
             return {"window": group["momentum_window"]}
-        return {name: group[name] for name in ("momentum", "dampening", "nesterov")}
+        momentum, dampening = float(group["momentum"]), float(group["dampening"])
+        return {"momentum": momentum, "dampening": dampening, "nesterov": bool(group["nesterov"])}
+
+    def _first_hyper(self, group: Group) -> dict[str, float | bool | int]:
+        # As torch.optim: a buffer begins as the undamped gradient, also where momentum is switched on in mid-run.
+        hyper = self._hyper(group)
+        return {**hyper, "dampening": 0.0} if "dampening" in hyper else hyper
+
+    def _required_states(self, group: Group) -> set[str]:
+        # torch.optim saves momentum_buffer=None before it is there.
+        return super()._required_states(group) - {"momentum_buffer"}
 
     def _check_state(self, group: Group, params: list[Tensor]) -> None:
         window = group["momentum_window"]

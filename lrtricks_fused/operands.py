@@ -1,0 +1,183 @@
+"""What the tensors of a step must be, whichever backend takes it: checked before any of them is touched.
+
+[note: What an address does not say] A kernel reads memory. A tensor may stand for other values than its memory holds
+(lazily negated or conjugated, a zero tensor), for none of its own (FakeTensor, AsyncCollectiveTensor, DTensor and every
+other wrapper subclass), or its storage may have been resized under it. Wrappers are refused, lazy operands go through
+plain copies, and a storage that is too small is an error.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from .call import StepCall
+
+# The dtypes that the states of a parameter may have.
+STATE_DTYPES = {
+    torch.float32: (torch.float32,),
+    torch.float64: (torch.float64,),
+    torch.bfloat16: (torch.float32, torch.bfloat16),
+    torch.float16: (torch.float32, torch.float16),
+}
+MAX_STEP = 2**53  # a float64 counts to here
+
+
+def is_wrapper(kind: type) -> bool:
+    """Whether tensors of this type compute by a dispatch of their own: their memory is not their value."""
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def waited(grad: Tensor) -> Tensor:
+    """A gradient as a plain tensor: what a functional collective has not delivered yet is waited for.
+
+    Raises:
+        TypeError: it is another wrapper subclass.
+    """
+    if not is_wrapper(type(grad)):
+        return grad
+    collectives = sys.modules.get("torch.distributed._functional_collectives")  # there where one has been made
+    if collectives is not None and isinstance(grad, collectives.AsyncCollectiveTensor):
+        return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device).copy_(grad)
+    raise TypeError(f"Invalid gradient of type {type(grad).__name__}: must be a plain tensor, as its parameter is")
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether the values differ from what lies in memory."""
+    return tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor()
+
+
+def storage_holds(tensor: Tensor) -> bool:
+    """Whether the storage has the bytes that shape, strides and offset name."""
+    if tensor.numel() == 0:
+        return True
+    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    storage = tensor.untyped_storage()
+    return storage.data_ptr() != 0 and (last + 1) * tensor.element_size() <= storage.nbytes()
+
+
+def may_overlap(tensor: Tensor) -> bool:
+    """Whether two indices may name one address, which no update in place can honour; as ``csrc/cpu/strided.cpp``."""
+    reach = 0  # the largest offset that the inner dimensions span
+    for stride, size in sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"of dtype {tensor.dtype} and shape {tuple(tensor.shape)}"
+
+
+def _check_memory(name: str, tensor: Tensor, written: bool) -> None:
+    if written and tensor._is_zerotensor():
+        raise ValueError(f"Invalid {name} {_describe(tensor)}: a zero tensor cannot be written to")
+    if not tensor._is_zerotensor() and not storage_holds(tensor):
+        size = tensor.untyped_storage().nbytes()
+        raise ValueError(f"Invalid {name} {_describe(tensor)}: its storage of {size} bytes does not hold it")
+    if written and not tensor.is_contiguous() and may_overlap(tensor):
+        raise ValueError(f"Invalid {name} {_describe(tensor)}: elements of it share memory")
+
+
+def check_grad(param: Tensor, grad: Tensor) -> None:
+    """Raises ValueError unless a gradient is dense, in memory, and matches its parameter."""
+    if grad.layout is not torch.strided:
+        raise ValueError(f"Invalid gradient of layout {grad.layout}: sparse gradients are not supported")
+    for what in ("dtype", "device", "shape"):
+        of_grad, of_param = getattr(grad, what), getattr(param, what)
+        if of_grad != of_param:
+            raise ValueError(f"Invalid gradient of {what} {of_grad}: its parameter has {of_param}")
+    _check_memory("gradient", grad, written=False)
+
+
+def check_param(param: Tensor) -> None:
+    """Raises TypeError or ValueError unless a kernel can step the parameter."""
+    if is_wrapper(type(param)):
+        raise TypeError(f"Invalid parameter of type {type(param).__name__}: must be a plain tensor")
+    if param.dtype not in STATE_DTYPES:
+        raise TypeError(f"Invalid parameter of dtype {param.dtype}: must be one of {', '.join(map(str, STATE_DTYPES))}")
+    if param.layout is not torch.strided:
+        raise ValueError(f"Invalid parameter of layout {param.layout}: must be strided")
+    _check_memory("parameter", param, written=True)
+
+
+def check_state(name: str, state: object, param: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises TypeError or ValueError unless ``state`` can be a state of ``param``, of this shape."""
+    if not isinstance(state, Tensor) or is_wrapper(type(state)):
+        raise TypeError(f"Invalid state {name} of type {type(state).__name__}: must be a plain tensor")
+    if state.layout is not torch.strided:
+        raise ValueError(f"Invalid state {name} of layout {state.layout}: must be strided")
+    if state.device != param.device:
+        raise ValueError(f"Invalid state {name} on {state.device}: its parameter is on {param.device}")
+    if tuple(state.shape) != tuple(shape):
+        raise ValueError(f"Invalid state {name} of shape {tuple(state.shape)}: must be {tuple(shape)}")
+    if state.dtype not in STATE_DTYPES[param.dtype]:
+        allowed = " or ".join(map(str, STATE_DTYPES[param.dtype]))
+        raise ValueError(f"Invalid state {name} of dtype {state.dtype}: must be {allowed} for a {param.dtype} parameter")
+    _check_memory(f"state {name}", state, written=True)
+
+
+def is_step_count(value: float) -> bool:
+    """Whether this can be a count of steps: a whole number in [0, 2**53)."""
+    return 0 <= value < MAX_STEP and value == int(value)
+
+
+def check_step(step: object, param: Tensor) -> None:
+    """Raises TypeError or ValueError unless ``step`` can be the count of ``param``'s steps; read on the CPU only."""
+    if not isinstance(step, Tensor) or is_wrapper(type(step)):
+        raise TypeError(f"Invalid state step of type {type(step).__name__}: must be a plain tensor")
+    if step.dtype != torch.float64 or step.numel() != 1 or step.device != param.device or is_lazy(step):
+        raise ValueError(f"Invalid state step {_describe(step)} on {step.device}: must be one float64 on {param.device}")
+    _check_memory("state step", step, written=True)
+    if step.is_cpu and not is_step_count(float(step)):
+        raise ValueError(f"Invalid state step={float(step)}: must be a whole number in [0, 2**53)")
+
+
+def check_operands(call: StepCall) -> None:
+    """Raises TypeError or ValueError unless every operand of the call is what the kernels take it for."""
+    if torch.compiler.is_compiling():
+        return  # a tracer's tensors have no memory; the op looks when it runs
+    used = {name: column for name, column in call.states.items() if column}
+    for index, (param, grad, step) in enumerate(zip(call.params, call.grads, call.steps, strict=True)):
+        check_param(param)
+        check_grad(param, grad)
+        for name, column in used.items():
+            state = column[index]
+            check_state(name, state, param, call.state_shape(param))
+            if state.dtype != next(iter(used.values()))[index].dtype:
+                raise ValueError(f"Invalid state {name} of dtype {state.dtype}: the states of a parameter have one")
+            if call.window is not None and not state.is_contiguous():
+                raise ValueError(f"Invalid state {name} {_describe(state)}: must be contiguous")
+        check_step(step, param)
+
+
+def operands(call: StepCall) -> Iterable[Tensor]:
+    """All that the address table would point to but the counts of steps."""
+    return chain(call.params, call.grads, *call.states.values())
+
+
+def plain(call: StepCall, contiguous: bool = False) -> StepCall:
+    """The same call with copies in the place of lazy operands, and of strided ones with ``contiguous``."""
+
+    def copies(tensors: list[Tensor]) -> list[Tensor]:
+        return [
+            torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t)
+            if is_lazy(t) or (contiguous and not t.is_contiguous())
+            else t.detach()
+            for t in tensors
+        ]
+
+    states = {name: copies(column) for name, column in call.states.items()}
+    return replace(call, params=copies(call.params), grads=copies(call.grads), states=states, tables={})
+
+
+def copy_back(copies: StepCall, call: StepCall) -> None:
+    """What a step of ``copies`` has written, into the operands of ``call``."""
+    for mine, theirs in ((copies.params, call.params), *zip(copies.states.values(), call.states.values(), strict=True)):
+        for copy, tensor in zip(mine, theirs, strict=True):
+            if copy.data_ptr() != tensor.data_ptr() or is_lazy(tensor):
+                tensor.copy_(copy)
