@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .optim.checks import check_grads, check_param, check_range
-from .schedules.base import check_real
+from .schedules.base import check_real, plain
 
 Group = dict[str, Any]
 
@@ -24,8 +24,11 @@ def _check_positive(name: str, value: float) -> None:
 def _make_plain(group: Group, names: Iterable[str]) -> None:
     """Numbers of other libraries' types become Python's, which a checkpoint can hold; tensors stay."""
     for name in names:
-        if name in group and not isinstance(group[name], Tensor):
-            group[name] = check_real(name, group[name])
+        value = plain(group[name]) if name in group and not isinstance(group[name], Tensor) else None
+        if isinstance(value, (list, tuple)):
+            group[name] = tuple(check_real(name, part) for part in value)
+        elif value is not None:
+            group[name] = check_real(name, value)
 
 
 class _Baseline(torch.optim.Optimizer):
