@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .optim.checks import check_grads, check_param, check_range
+from .schedules.base import check_real, plain
 
 Group = dict[str, Any]
 
@@ -20,12 +21,23 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"Invalid {name}={value}: must be > 0")
 
 
+def _make_plain(group: Group, names: Iterable[str]) -> None:
+    """Numbers of other libraries' types become Python's, which a checkpoint can hold; tensors stay."""
+    for name in names:
+        value = plain(group[name]) if name in group and not isinstance(group[name], Tensor) else None
+        if isinstance(value, (list, tuple)):
+            group[name] = tuple(check_real(name, part) for part in value)
+        elif value is not None:
+            group[name] = check_real(name, value)
+
+
 class _Baseline(torch.optim.Optimizer):
     """A rule with scalars that belong to no parameter: they are kept with the first one's state, as in LBFGS."""
 
     _one_for_all: tuple[str, ...] = ()  # hyper-parameters of those scalars: a group cannot have its own
 
     def __init__(self, params: Iterable, defaults: Group) -> None:
+        _make_plain(defaults, defaults)
         self._check(defaults)
         super().__init__(params, defaults)
 
@@ -35,6 +47,7 @@ class _Baseline(torch.optim.Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as torch.optim does."""
         if isinstance(param_group, dict):
+            _make_plain(param_group, self.defaults)
             self._check({**self.defaults, **param_group})
             for name in self._one_for_all:
                 if param_group.get(name, self.defaults[name]) != self.defaults[name]:
@@ -110,7 +123,7 @@ class WNGrad(_Baseline):
         if not work or not math.isfinite(square):
             return loss
         scalars = self.state[self._first()]
-        scalars["b"] = self.b + square / self.b if "b" in scalars else self.b
+        scalars["b"] = float(self.b + square / self.b if "b" in scalars else self.b)
         for group, param, g in work:
             param.add_(g, alpha=-float(group["lr"]) / scalars["b"])
         return loss
@@ -183,7 +196,7 @@ class _L4(_Baseline):
             estimate, direction = self._advance(group, param, g)
             derivative += float((estimate.double() * direction.double()).sum())
             directions.append(direction)
-        alpha, gamma, init_factor, tau = (self.param_groups[0][name] for name in self._one_for_all)
+        alpha, gamma, init_factor, tau = (float(self.param_groups[0][name]) for name in self._one_for_all)
         min_loss = init_factor * loss if self.min_loss is None else min(self.min_loss, loss)
         step_size = alpha * (loss - gamma * min_loss) / (derivative + 1e-12)
         for (_, param, _), direction in zip(work, directions, strict=True):

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from .ops import load_error
 from .optim.base import MaskedOptimizer
-from .optim.checks import check_range
+from .schedules.base import check_finite
 
 Closure = Callable[[], Tensor]
 CPU_SCALARS = (torch.float32, torch.float64)
@@ -67,7 +67,11 @@ class LossGrad:
 
     Everything stays on the device: nothing waits for it, and a step can be captured in a CUDA graph. The learning
     rate of each group becomes a 0-dim float64 tensor on the device of its parameters and is changed in place, for all
-    groups by the same factor.
+    groups by the same factor; of a group added later, too.
+
+    It has an optimizer's ``param_groups``, ``defaults``, ``state``, ``zero_grad``, ``add_param_group`` and state_dict,
+    but is no torch.optim.Optimizer: whatever is handed one may call ``step()`` without a closure, or with a closure
+    that calls backward(). Hooks and schedulers belong on ``.optimizer``.
 
     Source: Wojcik, Maziarka, Tabor, LOSSGRAD: automatic learning rate in gradient descent, arXiv 1902.07656.
 
@@ -79,11 +83,13 @@ class LossGrad:
         reject_nonfinite: where the trial loss is not finite, put the parameters back, bit for bit (not the optimizer's
             states). Holds a copy of the parameters.
         all_reduce: called with a tensor of the two losses, to average it in place over replicas, whose h would drift
-            apart otherwise; for example ``lambda losses: dist.all_reduce(losses, dist.ReduceOp.AVG)``.
+            apart otherwise; for example ``lambda losses: dist.all_reduce(losses, dist.ReduceOp.AVG)`` (gloo has no AVG:
+            sum, and divide in place). Needed in a process group of several; False says that this process trains a
+            model that no other one has a replica of.
 
     Raises:
-        TypeError: the optimizer is not one of ours.
-        ValueError: c <= 1 or not finite.
+        TypeError: the optimizer is not one of ours, c is no number, or all_reduce neither a function nor False.
+        ValueError: c <= 1 or not finite, or there are several processes and no all_reduce.
     """
 
     def __init__(
@@ -94,18 +100,20 @@ class LossGrad:
         model: nn.Module | None = None,
         replay_rng: bool = False,
         reject_nonfinite: bool = False,
-        all_reduce: Callable[[Tensor], Any] | None = None,
+        all_reduce: Callable[[Tensor], Any] | Literal[False] | None = None,
     ) -> None:
         if not isinstance(optimizer, MaskedOptimizer):
             raise TypeError(f"Invalid optimizer of type {type(optimizer).__name__}: must be one of lrtricks_fused")
-        check_c(c)
+        if not (all_reduce is None or all_reduce is False or callable(all_reduce)):
+            raise TypeError(f"Invalid all_reduce={all_reduce!r}: must be a function of the losses, or False")
+        check_replicas(all_reduce)
         self.optimizer = optimizer
-        self.c = c
+        self.c = check_c(c)
         self.model = model
         self.replay_rng = replay_rng
         self.reject_nonfinite = reject_nonfinite
         self.all_reduce = all_reduce
-        self.ratio: Tensor = torch.full((), torch.nan, dtype=torch.float64)
+        self.ratio: Tensor = torch.full((), torch.nan, dtype=torch.float64, device="cpu")
         self._slopes: dict[torch.device, Tensor] = {}
         self._backup: dict[Tensor, Tensor] = {}
 
@@ -113,6 +121,24 @@ class LossGrad:
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of the optimizer."""
         return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those of the optimizer."""
+        return self.optimizer.defaults
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """That of the optimizer."""
+        return self.optimizer.state
+
+    def __repr__(self) -> str:
+        """What it tunes, and how."""
+        return f"LossGrad(c={self.c}, optimizer={self.optimizer!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy.deepcopy keep: all but what a step makes anew."""
+        return {**self.__dict__, "_slopes": {}, "_backup": {}}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """The optimizer's."""
@@ -127,11 +153,16 @@ class LossGrad:
         return {"optimizer": self.optimizer.state_dict(), "c": self.c, "ratio": self.ratio}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume; the dictionary is not changed."""
-        check_c(state_dict["c"])
+        """Resume; the dictionary is not changed.
+
+        Raises:
+            KeyError, TypeError, ValueError: a part is missing or does not fit; nothing has been changed then.
+        """
+        c, ratio = check_c(state_dict["c"]), state_dict["ratio"]
+        if not isinstance(ratio, Tensor) or ratio.shape or ratio.dtype != torch.float64:
+            raise TypeError(f"Invalid ratio={ratio!r}: must be a 0-dim float64 tensor")
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.c = state_dict["c"]
-        self.ratio = state_dict["ratio"].clone()
+        self.c, self.ratio = c, ratio.clone()
 
     def _params(self) -> Iterable[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
@@ -163,7 +194,9 @@ class LossGrad:
 
         Raises:
             RuntimeError: the closure called backward().
+            ValueError: there are several processes and no all_reduce; nothing has been changed then.
         """
+        check_replicas(self.all_reduce)
         self._place_lr()
         states = [(generator, generator.get_state()) for generator in self._generators()] if self.replay_rng else []
         loss = self._evaluate(closure)
@@ -202,7 +235,7 @@ class LossGrad:
         """H for the next step, from the losses before and after this one."""
         resolution = RESOLUTION * torch.finfo(loss.dtype).eps
         loss, trial = (x if x.dtype in CPU_SCALARS else x.double() for x in (loss, trial))
-        if self.all_reduce is not None:
+        if self.all_reduce:
             losses = torch.stack((loss, trial)).double()
             self.all_reduce(losses)
             loss, trial = losses
@@ -217,13 +250,9 @@ class LossGrad:
 
     @torch.no_grad()
     def _back_up(self) -> None:
-        for param in self._params():
-            if param.grad is None:
-                self._backup.pop(param, None)
-            elif param in self._backup:
-                self._backup[param].copy_(param)
-            else:
-                self._backup[param] = param.detach().clone()
+        params = [param for param in self._params() if param.grad is not None]  # others are none of this step's
+        old, new = self._backup, torch.empty_like
+        self._backup = {param: (old[param] if param in old else new(param)).copy_(param) for param in params}
 
 
 def adapt(loss: Tensor, trial: Tensor, slope: Tensor, lrs: list[Tensor], c: float, resolution: float) -> Tensor:
@@ -261,8 +290,18 @@ def _adapt(loss: Tensor, trial: Tensor, slope: Tensor, lrs: list[Tensor], c: flo
     return error / slope
 
 
-def check_c(c: float) -> None:
-    """Raises ValueError unless c is a finite number > 1."""
-    check_range("c", c, 1.0, float("inf"), "[)")
-    if c == 1.0:
+def check_c(c: float) -> float:
+    """``c`` as a float; raises TypeError or ValueError unless it is a finite number > 1."""
+    c = float(check_finite("c", c))
+    if not c > 1:
         raise ValueError(f"Invalid c={c}: must be greater than 1")
+    return c
+
+
+def check_replicas(all_reduce: Callable[[Tensor], Any] | Literal[False] | None) -> None:
+    """Raises ValueError for None in a process group of several."""
+    if all_reduce is None and distributed.is_available() and distributed.is_initialized():
+        processes = distributed.get_world_size()
+        if processes > 1:
+            raise ValueError(f"Invalid all_reduce=None: the step sizes of {processes} processes would drift apart; "
+                             "average the losses, or give False if this one's model has no replica")

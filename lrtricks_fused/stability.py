@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .schedules.base import check_count
 from .stability_report import StabilityReport
 from .untouched import seeded, untouched
 
@@ -80,7 +81,7 @@ class StabilityProbe:
         class_dim: dimension of the classes in the model's output; 1 as for torch.nn.CrossEntropyLoss.
 
     Raises:
-        ValueError: a layer is not a module of the model.
+        ValueError, TypeError: a layer is not a module of the model, seed or class_dim is not an int.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class StabilityProbe:
         self.model = model
         self.loss_fn = loss_fn
         self.training = training
-        self.seed = seed
-        self.class_dim = class_dim
+        self.seed = check_count("seed", seed, -(2**63))
+        self.class_dim = check_count("class_dim", class_dim, -(2**63))
         self._inputs, self._targets = _copies(inputs), _copies(targets)
         self._recurse = layers is not None
         self._modules = _modules(model, layers)

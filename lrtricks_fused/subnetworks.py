@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from .schedules.base import check_count, check_real
+from .schedules.follow import FollowingLR
+
 Group = dict[str, Any]
 
 
@@ -81,13 +84,15 @@ def layer_groups(
     return groups + ([{"params": members[None], "name": rest}] if members[None] else [])
 
 
-class SubnetworkLR(LambdaLR):
+class SubnetworkLR(FollowingLR, LambdaLR):
     r"""LambdaLR on the groups of some names; the learning rates of all other groups are left as they are.
 
     .. math::
         \eta_t = \eta_0 \cdot \text{lr\_lambda}(t) \quad \text{in the groups named by names}
 
-    Several of them, or another scheduler that writes other groups only, can work on one optimizer side by side.
+    Several of them, or another scheduler that writes other groups only, can work on one optimizer side by side. A group
+    of such a name that is added later goes on from the lr it is given: its eta_0 is that lr / lr_lambda(t), or that lr
+    where lr_lambda(t) is 0.
 
     Args:
         optimizer: with groups that have a "name", as from ``layer_groups``.
@@ -115,11 +120,27 @@ class SubnetworkLR(LambdaLR):
         for name in self.names:
             if name not in present:
                 raise ValueError(f"Invalid names: {name!r} is not the name of a group; the groups are {present}")
+        last_epoch = check_count("last_epoch", last_epoch, -1)
+        self._watch(optimizer)
         super().__init__(optimizer, lr_lambda, last_epoch)
+
+    def _factor(self) -> float | Tensor:
+        factor = self.lr_lambdas[0](self.last_epoch)
+        return factor if isinstance(factor, Tensor) else check_real("lr_lambda", factor)
+
+    def _adopt(self, lr: float | Tensor, place: int) -> Group:
+        factor = self._factor()
+        lr = lr.clone() if isinstance(lr, Tensor) else lr
+        return {"base_lrs": lr / factor if factor else lr, "_last_lr": lr}
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates of all groups at the present step."""
+        factor = self._factor()
         return [
-            lr if group.get("name") in self.names else group["lr"]
-            for lr, group in zip(super().get_lr(), self.optimizer.param_groups, strict=True)
+            base * factor if group.get("name") in self.names else group["lr"]
+            for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As LambdaLR's; there is one lr_lambda, however many groups the checkpoint has."""
+        super().load_state_dict({**state_dict, "lr_lambdas": state_dict["lr_lambdas"][: len(self.lr_lambdas)]})

@@ -5,7 +5,9 @@ greatest value it ever takes, and ``at_step(step)``, for one that depends on the
 """
 
 import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -18,34 +20,52 @@ def between(start: float | Tensor, end: float | Tensor, share: float) -> float |
     return end + (start - end) * share
 
 
-def check_finite(name: str, value: Any) -> None:
-    """Raises TypeError unless ``value`` is a number, ValueError unless it is finite."""
-    if not isinstance(value, (int, float)):
+def plain(value: Any) -> Any:
+    """Arrays and scalars of numpy and torch as Python's lists and numbers, which a checkpoint can hold."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def check_real(name: str, value: Any) -> float:
+    """``value`` as a Python number; raises TypeError unless it is a real one, of any library, or holds just one."""
+    number = plain(value)
+    if not isinstance(number, Real):
         raise TypeError(f"Invalid {name}={value!r}: must be a float")
-    if not math.isfinite(value):
-        raise ValueError(f"Invalid {name}={value}: must be finite")
+    return number if type(number) in (int, float) else float(number)
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_finite(name: str, value: Any) -> float:
+    """As :func:`check_real`, and raises ValueError unless it is finite."""
+    number = check_real(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"Invalid {name}={number}: must be finite")
+    return number
+
+
+def check_positive(name: str, value: Any) -> float:
     """As :func:`check_finite`, and raises ValueError unless value > 0."""
-    check_finite(name, value)
-    if value <= 0:
-        raise ValueError(f"Invalid {name}={value}: must be > 0")
+    number = check_finite(name, value)
+    if number <= 0:
+        raise ValueError(f"Invalid {name}={number}: must be > 0")
+    return number
 
 
-def check_not_negative(name: str, value: Any) -> None:
+def check_not_negative(name: str, value: Any) -> float:
     """As :func:`check_finite`, and raises ValueError unless value >= 0."""
-    check_finite(name, value)
-    if value < 0:
-        raise ValueError(f"Invalid {name}={value}: must be >= 0")
+    number = check_finite(name, value)
+    if number < 0:
+        raise ValueError(f"Invalid {name}={number}: must be >= 0")
+    return number
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raises TypeError unless ``value`` is an int, ValueError unless it is at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def check_count(name: str, value: Any, least: int) -> int:
+    """``value`` as an int; raises TypeError unless it is a whole one, no bool; ValueError if below ``least``."""
+    count = plain(value)
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"Invalid {name}={value!r}: must be an int")
-    if value < least:
-        raise ValueError(f"Invalid {name}={value}: must be >= {least}")
+    count = operator.index(count)
+    if count < least:
+        raise ValueError(f"Invalid {name}={count}: must be >= {least}")
+    return count
 
 
 class Schedule:
@@ -81,8 +101,7 @@ class Decay(Schedule):
 
     def __post_init__(self) -> None:
         """Checks both ends, then what the subclass adds."""
-        check_finite("start", self.start)
-        check_finite("end", self.end)
+        vars(self).update(start=check_finite("start", self.start), end=check_finite("end", self.end))
         self._check()
 
     def bounds(self) -> tuple[float, float]:
@@ -94,7 +113,7 @@ class Decay(Schedule):
         return float(between(self.start, self.end, self._share(r)))
 
     def _check(self) -> None:
-        """Raises for arguments that only the subclass has."""
+        """Raises for arguments that only the subclass has, and makes plain numbers of them."""
 
     def _share(self, r: float) -> float:
         """The share of start - end that is left at progress r: a number in [0, 1]."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..optim.checks import check_range
 from .base import Schedule, check_count, check_finite
@@ -14,17 +15,23 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 
-class GroupSchedule:
+class GroupSchedule(LRScheduler):
     """Base: group[name] = schedule(min(t / total_steps, 1)) in every group, t = 0 at construction.
 
-    A schedule that has ``at_step`` gets the step t + 1 instead of the progress. Subclasses name the key and its range.
+    A schedule that has ``at_step`` gets the step t + 1 instead of the progress. A group that is added later has the
+    value in force from the start, unless it says otherwise itself, and follows with the next step.
+
+    It is an LRScheduler so that Lightning, accelerate and torch's ChainedScheduler take it for what it is to them,
+    something that steps with an optimizer and can be saved. None of torch's code that writes learning rates runs in it.
+
+    Subclasses name the key and its range.
     """
 
     name: str
     low, high = 0.0, 1.0
 
     def __init__(self, optimizer: Any, schedule: Schedule | Callable[[float], float], total_steps: int) -> None:
-        check_count("total_steps", total_steps, 1)
+        total_steps = check_count("total_steps", total_steps, 1)
         if not callable(schedule) and not hasattr(schedule, "at_step"):
             raise TypeError(f"Invalid schedule={schedule!r}: must be a function of the progress or have at_step(step)")
         self.optimizer = optimizer
@@ -36,21 +43,49 @@ class GroupSchedule:
         for bound in schedule.bounds() if hasattr(schedule, "bounds") else ():
             self._check(bound)
         self._last_value = self._value(0, total_steps)
+        self._check_targets()
         self._attach()
         self._write(self._last_value)
 
-    def step(self) -> None:
+    def step(self, epoch: int | None = None) -> None:
         """Go on by one step; steps are whatever ``total_steps`` counts. Past ``total_steps`` the progress stays at 1.
 
+        Args:
+            epoch: the step to go to instead, >= 0, as for torch's schedulers.
+
         Raises:
-            ValueError, TypeError: the schedule's value is out of range; nothing has been changed then.
+            ValueError, TypeError: epoch, or the schedule's value, is out of range; nothing has been changed then.
             RuntimeError: after remove().
         """
         self._check_attached()
-        value = self._value(self.last_step + 1, self.total_steps)
-        self.last_step += 1
-        self._last_value = value
-        self._write(value)
+        step = self.last_step + 1 if epoch is None else check_count("epoch", epoch, 0)
+        self._go_to(step, self.total_steps)
+
+    @property
+    def last_epoch(self) -> int:
+        """torch's name of ``last_step``."""
+        return self.last_step
+
+    @last_epoch.setter
+    def last_epoch(self, step: int) -> None:
+        self.last_step = step
+
+    @property
+    def base_lrs(self) -> list[float | Tensor]:
+        """The learning rates at the start, which this leaves alone, as torch's schedulers tell them."""
+        return [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+
+    @property
+    def _step_count(self) -> int:
+        return self.last_step + 1
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rates as they are, whoever has written them."""
+        return [lr.clone() if isinstance(lr, Tensor) else lr for lr in (g["lr"] for g in self.optimizer.param_groups)]
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """As :meth:`get_lr`; for the value that this writes see :meth:`get_last_value`."""
+        return self.get_lr()
 
     def get_last_value(self) -> float:
         """The value that is in force."""
@@ -76,23 +111,30 @@ class GroupSchedule:
             RuntimeError: after remove().
         """
         self._check_attached()
-        last_step, total_steps = state_dict["last_step"], state_dict["total_steps"]
-        check_count("last_step", last_step, 0)
-        check_count("total_steps", total_steps, 1)
-        value = self._value(last_step, total_steps)
-        self.last_step, self.total_steps, self._last_value = last_step, total_steps, value
+        last_step = check_count("last_step", state_dict["last_step"], 0)
+        self._go_to(last_step, check_count("total_steps", state_dict["total_steps"], 1))
+
+    def _initial_step(self) -> None:
+        self._update_lr(0)  # SequentialLR calls these two of the first scheduler, and of the one it hands over to
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        self.step(epoch)
+
+    def _go_to(self, step: int, total_steps: int) -> None:
+        value = self._value(step, total_steps)
+        self._check_targets()
+        self.last_step, self.total_steps, self._last_value = step, total_steps, value
         self._write(value)
 
     def _value(self, step: int, total_steps: int) -> float:
         at_step = getattr(self.schedule, "at_step", None)
         value = at_step(step + 1) if at_step else self.schedule(min(step / total_steps, 1.0))
-        value = float(value) if hasattr(value, "__float__") else value  # numpy's and torch's scalars
-        self._check(value)
-        return value
+        return float(self._check(value))
 
-    def _check(self, value: float) -> None:
-        check_finite(self.name, value)
-        check_range(self.name, value, self.low, self.high)
+    def _check(self, value: float) -> float:
+        number = check_finite(self.name, value)
+        check_range(self.name, number, self.low, self.high)
+        return number
 
     def _check_attached(self) -> None:
         if not self._attached:
@@ -112,9 +154,20 @@ class GroupSchedule:
     def _detach(self) -> None:
         """Undo _attach()."""
 
+    def _targets(self) -> list[dict[str, Any]]:
+        """The groups, and what groups to come are made of."""
+        return [*self.optimizer.param_groups, getattr(self.optimizer, "defaults", {})]
+
+    def _check_targets(self) -> None:
+        for group in self._targets():
+            value = group.get(self.name)
+            if isinstance(value, Tensor) and not value.is_floating_point():
+                raise TypeError(f"Invalid {self.name} of dtype {value.dtype}: must be a floating-point one")
+
+    @torch.no_grad()
     def _write(self, value: float) -> None:
-        for group in self.optimizer.param_groups:
-            if isinstance(group[self.name], Tensor):
+        for group in self._targets():
+            if isinstance(group.get(self.name), Tensor):
                 group[self.name].fill_(value)  # the same tensor: a captured graph reads it
             else:
                 group[self.name] = value
@@ -197,14 +250,14 @@ class GradientWeight(GroupSchedule):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for group in self.optimizer.param_groups:
+        for group in self._targets():
             group.pop("allow_negative_grad_weight", None)
 
     def _write(self, value: float) -> None:
         if self._hook is not None:
             return  # which reads get_last_value()
         if self.allow_negative:
-            for group in self.optimizer.param_groups:
+            for group in self._targets():
                 group["allow_negative_grad_weight"] = True
         super()._write(value)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Decay, check_not_negative, check_positive
+from .base import Decay, check_not_negative, check_positive, plain
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class polynomial_k_decay(Decay):
     power: float = 1.0
 
     def _check(self) -> None:
-        check_positive("k", self.k)
-        check_not_negative("power", self.power)
+        vars(self).update(k=check_positive("k", self.k), power=check_not_negative("power", self.power))
 
     def _share(self, r: float) -> float:
         return (1 - r**self.k) ** self.power
@@ -53,7 +52,7 @@ class cosine_k_decay(Decay):
     k: float = 1.5
 
     def _check(self) -> None:
-        check_positive("k", self.k)
+        vars(self).update(k=check_positive("k", self.k))
 
     def _share(self, r: float) -> float:
         return (1 + math.cos(math.pi * r**self.k)) / 2
@@ -75,7 +74,7 @@ class exponential_k_decay(Decay):
     k: float = 1.5
 
     def _check(self) -> None:
-        check_positive("k", self.k)
+        vars(self).update(k=check_positive("k", self.k))
 
     def _share(self, r: float) -> float:
         return (math.exp(-(r**self.k)) - math.exp(-1)) / (1 - math.exp(-1))
@@ -99,12 +98,11 @@ class multi_k_decay(Decay):
     power: float = 1.0
 
     def _check(self) -> None:
-        if not isinstance(self.ks, (list, tuple)) or not self.ks:
+        ks = plain(self.ks)
+        if not isinstance(ks, (list, tuple)) or not ks:
             raise ValueError(f"Invalid ks={self.ks!r}: must be one or more floats")
-        object.__setattr__(self, "ks", tuple(self.ks))  # frozen, also against the caller's list
-        for i, k in enumerate(self.ks):
-            check_positive(f"ks[{i}]", k)
-        check_not_negative("power", self.power)
+        ks = tuple(check_positive(f"ks[{i}]", k) for i, k in enumerate(ks))  # frozen, also against the caller's list
+        vars(self).update(ks=ks, power=check_not_negative("power", self.power))
 
     def _share(self, r: float) -> float:
         return (1 - sum(r**k for k in self.ks) / len(self.ks)) ** self.power

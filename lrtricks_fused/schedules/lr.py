@@ -1,44 +1,53 @@
 """The k-decay family, trapezoid and HTD as torch learning rate schedulers. The formulas are in the shapes."""
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from .base import Schedule, between, check_count, check_not_negative
+from .base import Schedule, between, check_count, check_not_negative, plain
+from .follow import FollowingLR
 from .k_decay import cosine_k_decay, exponential_k_decay, multi_k_decay, polynomial_k_decay
 from .shapes import tanh_decay, trapezoid
 
 Lr = float | Tensor
 
 
-class ShapeLR(LRScheduler):
+class ShapeLR(FollowingLR):
     """Base: lr = (peak - min_lr) shape(min(t / total_steps, 1)) + min_lr for each group.
 
     ``peak`` is the group's lr at the start. While nobody else writes lr, that is the closed form: no rounding adds up.
     Where somebody else has changed it since, the change is taken over as one of the peak, so lr - min_lr goes on from
     there by the ratio of the shape's values, as torch's chainable schedulers do; at a value of 0, which leaves nothing
     to scale, it is not. All of it happens on the device of a tensor lr, without synchronisation.
+
+    A group that is added later goes on from its lr in the same way. At a value of 0 its lr is its peak; after the last
+    step, where no shape is left, it stays as it is.
     """
+
+    _per_group = ("base_lrs", "_last_lr", "_peaks", "min_lrs")
 
     def __init__(
         self, optimizer: Optimizer, total_steps: int, min_lr: float | Sequence[float], last_epoch: int
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Invalid optimizer of type {type(optimizer).__name__}: must be a torch.optim.Optimizer")
-        check_count("total_steps", total_steps, 1)
-        self.total_steps = total_steps
-        groups = len(optimizer.param_groups)
-        self.min_lrs = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr] * groups
-        if len(self.min_lrs) != groups:
+        self.total_steps = check_count("total_steps", total_steps, 1)
+        last_epoch = check_count("last_epoch", last_epoch, -1)
+        min_lr, groups = plain(min_lr), len(optimizer.param_groups)
+        one_each = isinstance(min_lr, (list, tuple))
+        if one_each and len(min_lr) != groups:
             raise ValueError(f"Invalid min_lr={min_lr}: must be a float or {groups}, one per group")
-        for value in self.min_lrs:
-            check_not_negative("min_lr", value)
-        self._shape()  # raises for bad arguments before the optimizer is touched
+        self.min_lrs = [check_not_negative("min_lr", value) for value in (min_lr if one_each else [min_lr] * groups)]
+        self.min_lr = None if one_each else check_not_negative("min_lr", min_lr)  # of groups to come
+        shape = vars(self._shape())  # raises for bad arguments before the optimizer is touched
+        vars(self).update({name: shape[name] for name in shape.keys() & vars(self).keys()})  # as plain numbers
         self._peaks: list[Lr] = []
+        self._watch(optimizer)
         super().__init__(optimizer, last_epoch)
 
     def _shape(self) -> Schedule:
@@ -47,6 +56,15 @@ class ShapeLR(LRScheduler):
 
     def _factor(self, t: int) -> float:
         return self._shape()(t / self.total_steps)
+
+    def _adopt(self, lr: Lr, place: int) -> dict[str, Any]:
+        if self.min_lr is None and place >= len(self.min_lrs):
+            raise ValueError(f"Invalid min_lrs={self.min_lrs}: a group was added, its min_lr must be appended")
+        min_lr = self.min_lrs[place] if self.min_lr is None else self.min_lr
+        if self.last_epoch >= self.total_steps:
+            min_lr = float(lr)
+        peak = _peak(_copy(lr), lr, math.nan, min_lr, self._factor(self.last_epoch))
+        return {"base_lrs": peak, "_last_lr": _copy(lr), "_peaks": peak, "min_lrs": min_lr}
 
     def get_lr(self) -> list[Lr]:
         """The learning rates of step ``last_epoch``; called by ``step()``, see get_last_lr() for the present ones."""
@@ -57,7 +75,7 @@ class ShapeLR(LRScheduler):
             return self._get_closed_form_lr()  # resumed by the argument last_epoch
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         if self.last_epoch <= 0:
-            self._peaks = [lr.detach().to(torch.float64, copy=True) if isinstance(lr, Tensor) else lr for lr in lrs]
+            self._peaks = list(map(_copy, lrs))
         else:
             before = self._factor(self.last_epoch - 1)
             columns = zip(self._peaks, lrs, self._last_lr, self.min_lrs, strict=True)
@@ -73,6 +91,10 @@ class ShapeLR(LRScheduler):
     def _lrs(self) -> list[Lr]:
         factor = self._factor(self.last_epoch)
         return [between(peak, min_lr, factor) for peak, min_lr in zip(self._peaks, self.min_lrs, strict=True)]
+
+
+def _copy(lr: Lr) -> Lr:
+    return lr.detach().to(torch.float64, copy=True) if isinstance(lr, Tensor) else lr
 
 
 def _peak(peak: Lr, lr: Lr, last: Lr, min_lr: float, factor: float) -> Lr:
@@ -94,7 +116,8 @@ class PolynomialKDecayLR(ShapeLR):
     Each ``step()`` advances t by one, whether it counts batches (as the paper does) or epochs; t > T stays at T.
     T = 1 goes from L_0 to L_e in one step. With L_0 < L_e the rate rises. With k = 1 and min_lr = 0 it is
     torch.optim.lr_scheduler.PolynomialLR. What others do to lr in between (ChainedScheduler, ReduceLROnPlateau, you) is
-    kept: lr - min_lr goes on from there by the ratio of the formula's values.
+    kept: lr - min_lr goes on from there by the ratio of the formula's values. So does a group that is added later, with
+    the lr it is given; after the last step its lr stays as it is.
 
     Source: Zhang and Li, arXiv 2004.05909, Eq. 11.
 
@@ -103,7 +126,8 @@ class PolynomialKDecayLR(ShapeLR):
         total_steps: T, an int >= 1.
         k: > 0; the paper advises 1 < k <= 2.
         power: N >= 0; 0 is a constant rate.
-        min_lr: L_e >= 0, absolute; a float or a list of one per group.
+        min_lr: L_e >= 0, absolute; a float or a list of one per group. With such a list, the one of a group that is
+            added later has to be appended to the scheduler's ``min_lrs`` before the next step.
         last_epoch: -1 to start. Else the step before the one to go on with, as in torch, from the groups' initial_lr.
 
     Raises:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from ..keep import uniform
 from ..optim.checks import check_range
-from .base import Decay, Schedule, check_count, check_finite, check_not_negative
+from .base import Decay, Schedule, check_count, check_finite, check_not_negative, plain
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class constant(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the argument."""
-        check_finite("value", self.value)
+        vars(self).update(value=check_finite("value", self.value))
 
     def bounds(self) -> tuple[float, float]:
         """The value, twice."""
@@ -78,9 +78,8 @@ class piecewise(Schedule):
     def __post_init__(self) -> None:
         """Checks the arguments and keeps them as tuples."""
         for name in ("milestones", "values"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # frozen, also against the caller's list
-            for i, value in enumerate(getattr(self, name)):
-                check_finite(f"{name}[{i}]", value)
+            values = enumerate(plain(getattr(self, name)))
+            vars(self).update(**{name: tuple(check_finite(f"{name}[{i}]", value) for i, value in values)})
         edges = (0.0, *self.milestones, 1.0)
         if not all(left < right for left, right in pairwise(edges)):
             raise ValueError(f"Invalid milestones={self.milestones}: must be strictly increasing in (0, 1)")
@@ -118,9 +117,8 @@ class late(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
+        vars(self).update(**{name: check_finite(name, getattr(self, name)) for name in ("start", "high", "low")})
         check_range("start", self.start, 0.0, 1.0, "[)")
-        check_finite("high", self.high)
-        check_finite("low", self.low)
 
     def bounds(self) -> tuple[float, float]:
         """Of high, low and the final 0."""
@@ -152,7 +150,7 @@ class long_tail(Decay):
     sharpness: float = 4.0
 
     def _check(self) -> None:
-        check_not_negative("sharpness", self.sharpness)
+        vars(self).update(sharpness=check_not_negative("sharpness", self.sharpness))
 
     def _share(self, r: float) -> float:
         return (1 - r) / (1 + self.sharpness * r)
@@ -183,8 +181,8 @@ class trapezoid(Schedule):
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        for name in ("start", "high", "end"):
-            check_finite(name, getattr(self, name))
+        names = ("start", "high", "end", "rise", "fall")
+        vars(self).update(**{name: check_finite(name, getattr(self, name)) for name in names})
         check_range("rise", self.rise, 0.0, 1.0)
         check_range("fall", self.fall, self.rise, 1.0)
 
@@ -224,8 +222,7 @@ class tanh_decay(Decay):
     upper: float = 3.0
 
     def _check(self) -> None:
-        check_finite("lower", self.lower)
-        check_finite("upper", self.upper)
+        vars(self).update(lower=check_finite("lower", self.lower), upper=check_finite("upper", self.upper))
         if self.upper <= self.lower:
             raise ValueError(f"Invalid upper={self.upper}: must be > lower={self.lower}")
 
@@ -256,16 +253,22 @@ class random_gradient:
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
-        check_count("seed", self.seed, 0)
-        if self.seed >= 2**64:
-            raise ValueError(f"Invalid seed={self.seed}: must be < 2**64")
-        check_range("probability", self.probability, 0.0, 1.0)
+        seed, probability = check_count("seed", self.seed, 0), check_finite("probability", self.probability)
+        if seed >= 2**64:
+            raise ValueError(f"Invalid seed={seed}: must be < 2**64")
+        check_range("probability", probability, 0.0, 1.0)
+        vars(self).update(seed=seed, probability=probability)
 
     def bounds(self) -> tuple[float, float]:
         """Of U[0, 1) and 1."""
         return 0.0, 1.0
 
     def at_step(self, step: int) -> float:
-        """The weight of the ``step``-th step, 1 at the first one."""
+        """The weight of the ``step``-th step, 1 at the first one.
+
+        Raises:
+            ValueError, TypeError: step is not an int >= 0.
+        """
+        step = check_count("step", step, 0)
         weighted = uniform(self.seed, step, word=1) < self.probability
         return uniform(self.seed, step) if weighted else 1.0
