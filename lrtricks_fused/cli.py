@@ -1,12 +1,14 @@
 """Command line: ``lrtricks verify`` compares steps with the reference, ``lrtricks doctor`` says what runs where."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from time import monotonic
 
 import torch
 
@@ -55,6 +57,32 @@ def parse_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def check_output(path: Path) -> None:
+    """Raises ValueError unless a report can be written there; one that is there stays as it is."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ValueError(f"Invalid --output {path}: {error.strerror}") from error
+
+
+def select(checks: list[Check], only: Sequence[str], device: torch.device) -> list[Check]:
+    """The checks of the named sections, and first, as always, whether the backend can run; all without names.
+
+    Raises:
+        ValueError: a section is not there, or has nothing to run on this device.
+    """
+    sections = dict.fromkeys(check.section for check in checks if runs_on(device, check))
+    for name in only:
+        if name not in sections:
+            raise ValueError(f"Invalid --only {name}: must, on {device}, be one of {', '.join(sections)}")
+    return [check for check in checks if not only or check is BACKEND or check.section in only]
+
+
+def runs_on(device: torch.device, check: Check) -> bool:
+    """Whether the check says anything of that device."""
+    return device.type == "cuda" or not check.cuda_only
+
+
 def facts(target: Target) -> dict[str, str]:
     """What a reader of the report must know about the machine."""
     known = {**doctor.software(), "device": str(target.device), "backend": target.backend}
@@ -76,11 +104,17 @@ def device_is_lost(device: torch.device) -> bool:
     return False
 
 
-def run(checks: Sequence[Check], target: Target, say: Say = lambda check, failure: None) -> Results:
-    """Run the checks in order; stop where none after could tell anything."""
+def run(
+    checks: Sequence[Check], target: Target, say: Say = lambda check, failure: None, seconds: float = math.inf
+) -> Results:
+    """Run the checks in order; stop where none after could tell anything, and begin none after so many seconds."""
     results = Results()
+    end = monotonic() + seconds
     for check in checks:
-        if results.stopped or (check.cuda_only and target.device.type != "cuda"):
+        runs = runs_on(target.device, check)
+        if runs and not results.stopped and monotonic() >= end:
+            results.stopped = f"the {seconds:g} seconds of --seconds are over"
+        if results.stopped or not runs:
             results.not_run.append(check)
             continue
         failure = results.failures[check] = run_check(check, target)
@@ -156,14 +190,15 @@ def report(known: dict[str, str], results: Results) -> str:
 def verify(arguments: argparse.Namespace) -> int:
     """The subcommand: 0 if every check that ran passed, else 1."""
     try:
+        if arguments.output:
+            check_output(arguments.output)
         device = parse_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = Target(device, arguments.backend)
+        checks = select(all_checks(quick=arguments.quick, interpreted=target.interpreted), arguments.only, device)
     except ValueError as error:
         arguments.parser.error(str(error))
-    target = Target(device, arguments.backend)
-    checks = all_checks(quick=arguments.quick, interpreted=target.interpreted)
-    runnable = [check for check in checks if target.device.type == "cuda" or not check.cuda_only]
-    with progress(len(runnable)) as say:
-        results = run(checks, target, say)
+    with progress(sum(runs_on(device, check) for check in checks)) as say:
+        results = run(checks, target, say, arguments.seconds)
     text = report(facts(target), results)
     print(text, end="")
     if arguments.output:
@@ -178,6 +213,14 @@ def diagnose(arguments: argparse.Namespace) -> int:
     return 0 if diagnosis.healthy else 1
 
 
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    number = float(text)
+    if not number > 0:
+        raise ValueError
+    return number
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Of all subcommands."""
     parser = argparse.ArgumentParser(prog="lrtricks", description="Tools of lrtricks_fused.")
@@ -189,6 +232,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--backend", default="native", choices=["native", "triton"], help="default: native")
     command.add_argument("--quick", action="store_true", help="a reduced inventory")
+    command.add_argument(
+        "--only", action="append", default=[], metavar="SECTION", help="run these checks, named as in a report; repeatable"
+    )
+    command.add_argument("--seconds", type=positive, default=math.inf, metavar="N", help="begin no check after so many")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report there, too")
     command.set_defaults(run=verify, parser=command)
     text = "say which backend runs on this machine's devices, which one each optimizer takes, and why"

@@ -1,7 +1,10 @@
 """What the package says about CUDA where there is none, and the parts of a CUDA step that need no GPU."""
 
+import contextlib
+import dataclasses
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +30,60 @@ def test_architectures(capability, runs, monkeypatch):
     if not runs:
         assert "8.0, 9.0, 12.0+PTX" in reason
         assert f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}" in reason
+
+
+@pytest.mark.parametrize(
+    ("built", "serves"),
+    [
+        ("9.0", {(9, 0), (9, 1)}),
+        ("9.0+PTX", {(9, 0), (9, 1), (10, 0), (10, 3), (12, 1)}),
+        ("9.0a", {(9, 0)}),
+        ("9.0a+PTX", {(9, 0)}),
+        ("10.0f", {(10, 0), (10, 3)}),
+        ("10.3f", {(10, 3)}),
+        ("10.0f+PTX", {(10, 0), (10, 3)}),
+        ("8.0 9.0a 12.0f", {(8, 0), (9, 0), (12, 1)}),
+    ],
+)
+def test_architectures_of_one_device_or_family(built, serves, monkeypatch):
+    found = set()
+    for capability in ((8, 0), (9, 0), (9, 1), (10, 0), (10, 3), (12, 1)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, here=capability: here)
+        if backends.why_not_cuda(built.split(), torch.device("cuda")) is None:
+            found.add(capability)
+    assert found == serves
+
+
+def driver(monkeypatch, version, toolkit):
+    """A GPU that the library is built for, behind a driver for that CUDA; the library is built with that toolkit."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+    monkeypatch.setattr(ops, "cuda_archs", lambda: BUILT)
+    monkeypatch.setattr(ops, "cuda_version", lambda: toolkit)
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "version", "runs"),
+    [(13000, 12080, 0), (13000, 13000, 1), (13010, 13000, 1), (12080, 12020, 1), (12080, 13000, 1), (12080, 11080, 0)],
+)
+def test_drivers(toolkit, version, runs, monkeypatch):
+    driver(monkeypatch, version, toolkit)
+    reason = backends.why_not("native", torch.device("cuda"))
+    assert (reason is None) == runs
+    if not runs:
+        told = f"built with CUDA {toolkit // 1000}.{toolkit % 1000 // 10}, but the driver serves no later than "
+        assert f"{told}{version // 1000}.{version % 1000 // 10}; " in reason
+        assert "CUDA 12: 525, CUDA 13: 580 or later" in reason
+
+
+def test_auto_takes_triton_where_the_driver_is_too_old(monkeypatch):
+    for version, taken in ((12080, "triton"), (13000, "native")):
+        driver(monkeypatch, version, 13000)
+        assert backends.resolve.__wrapped__("auto", torch.device("cuda")) is backends._STEP[taken]
+
+
+def test_the_library_knows_its_toolkit():
+    assert (ops.cuda_version() // 1000 >= 12) == bool(ops.cuda_archs())
 
 
 def test_a_build_without_cuda_says_how_to_build_it(monkeypatch):
@@ -96,13 +153,24 @@ class OnCuda(torch.Tensor):
     is_cuda = True
 
 
-def test_a_captured_table_is_never_used_again(monkeypatch):
-    monkeypatch.setattr(table, "Parameter", OnCuda)
-    param = torch.zeros(600).as_subclass(OnCuda)
-    optimizer = lrt.SGD([torch.zeros(600, requires_grad=True)], lr=1.0, backend="reference")
+class OnSecondGpu(OnCuda):
+    """Of a device that is not the current one."""
+
+    device = torch.device("cuda", 1)
+
+
+def call_of(params, **options):
+    """What SGD hands to a backend, of other parameters than it steps."""
+    optimizer = lrt.SGD([torch.zeros(600, requires_grad=True)], lr=1.0, backend="reference", **options)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(600)
     call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
-    call.params = [param]
+    call.params, call.grads = params, [torch.ones(param.shape) for param in params]
+    return call
+
+
+def test_a_captured_table_is_never_used_again(monkeypatch):
+    monkeypatch.setattr(table, "Parameter", OnCuda)
+    call = call_of([torch.zeros(600).as_subclass(OnCuda)])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     eager = table.address_table(call)
     assert table.address_table(call) is eager
@@ -113,3 +181,84 @@ def test_a_captured_table_is_never_used_again(monkeypatch):
     assert call.tables[table._CAPTURED] == [eager]
     table.forget(call.tables)
     assert call.tables == {table._CAPTURED: [eager]}
+
+
+class Gpus:
+    """Two of them: which is current, and on which a graph is being captured. Of a step, only its beginning is real."""
+
+    def __init__(self, monkeypatch):
+        self.current, self.capturing, self.launched = 0, None, []
+        monkeypatch.setattr(device, "_loaded", set())
+        monkeypatch.setattr(device, "address_table", self.address_table)
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.current == self.capturing)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: f"stream of {self.current}")
+
+    @contextlib.contextmanager
+    def device(self, device):
+        before, self.current = self.current, device.index
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def address_table(self, call, upload):
+        assert self.current == 1
+        return SimpleNamespace(use_on=lambda stream: self.launched.append(stream))
+
+    def run(self, call, table):
+        self.launched.append(self.current)
+
+    def step(self, **options):
+        device.step_on_device(call_of([torch.zeros(600).as_subclass(OnSecondGpu)], **options), self.run, None)
+        assert self.current == 0
+
+
+def test_a_step_belongs_to_the_parameters_device_and_its_stream(monkeypatch):
+    gpus = Gpus(monkeypatch)
+    gpus.step()
+    assert gpus.launched == ["stream of 1", 1]
+
+
+def test_a_capture_needs_a_warm_up_of_the_same_kernels(monkeypatch):
+    gpus = Gpus(monkeypatch)
+    gpus.capturing = 1
+    refused = pytest.raises(RuntimeError, match=r"Invalid capture: no step by sgd on cuda:1 .* take one as a warm-up")
+    with refused:
+        gpus.step()
+    assert gpus.launched == []
+    gpus.capturing = 0  # on another device: no capture of this step
+    gpus.step()
+    gpus.capturing = 1
+    gpus.step(keep_prob=0.5, maximize=True)
+    for other in (dict(momentum=0.5), dict(momentum=0.5, nesterov=True)):
+        gpus.capturing = 1
+        with refused:
+            gpus.step(**other)
+        gpus.capturing = None
+        gpus.step(**other)
+
+
+def test_other_kernels_are_told_apart():
+    calls = [call_of([torch.zeros(3, 200)], **how) for how in (dict(), dict(centralize=True), dict(momentum_window=2))]
+    calls += [dataclasses.replace(calls[0], slope=torch.zeros(())), dataclasses.replace(calls[0], rule="adam")]
+    calls += [dataclasses.replace(calls[0], params=[torch.zeros(600, dtype=dtype.dtype)]) for dtype in DTYPES[1:3]]
+    momentum = call_of([torch.zeros(600)], momentum=0.5)
+    calls += [momentum, dataclasses.replace(momentum, states={"momentum_buffer": [torch.zeros(600).bfloat16()]})]
+    assert len({device._kernels(call, run) for call in calls for run in (ops._run, step_on_host)}) == 2 * len(calls)
+    same = call_of([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)
+    assert device._kernels(same, ops._run) == device._kernels(calls[0], ops._run)
+
+
+def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
+    noted = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, s: noted.append((tensor.data_ptr(), s)))
+    placed = table.AddressTable(call_of([torch.zeros(3, 200)], centralize=True), torch.Tensor.copy_)
+    memory = [placed.rows, placed.chunk_tensors, placed.prepared, placed.slice_scratch]
+    placed.use_on("placed here")
+    placed.use_on("placed here")
+    assert noted == [(tensor.data_ptr(), "placed here") for tensor in memory]
+    scratch = placed.slope_scratch()
+    assert noted[4:] == [(scratch.data_ptr(), "placed here")]
+    placed.use_on("side")
+    assert noted[5:] == [(tensor.data_ptr(), "side") for tensor in [*memory, scratch]]

@@ -143,6 +143,56 @@ def test_checks_of_verify(check):
     assert check.run(verify.Target(CUDA)) is None
 
 
+@pytest.mark.parametrize(
+    "check", [c for c in verify.FURTHER if c.section.startswith("CUDA graph")], ids=lambda c: f"{c.section}-{c.name}"
+)
+def test_graphs_of_triton(check):
+    if reason := backends.why_not("triton", CUDA):
+        pytest.skip(reason)
+    assert check.run(verify.Target(CUDA, "triton")) is None
+
+
+def stepped(backend):
+    """An optimizer that has stepped once, so that its states are there."""
+    param = torch.ones(9000, device=CUDA, requires_grad=True)
+    param.grad = torch.ones_like(param)
+    optimizer = lrt.SGD([param], lr=0.5, momentum=0.5, keep_prob=0.5, backend=backend)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_a_capture_before_any_warm_up_is_refused(backend, monkeypatch):
+    if reason := backends.why_not(backend, CUDA):
+        pytest.skip(reason)
+    optimizer = stepped(backend)
+    monkeypatch.setattr("lrtricks_fused.device._loaded", set())
+    refused = pytest.raises(RuntimeError, match="Invalid capture: no step by sgd on cuda:0")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
+    optimizer.step()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
+    torch.cuda.synchronize()
+
+
+def test_the_memory_of_a_dropped_table_waits_for_the_stream_that_reads_it():
+    optimizer, side = stepped("native"), torch.cuda.Stream()
+    (table,) = optimizer._tables.values()
+    rows, address = table.rows.shape, table.rows.data_ptr()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(verify.checks.SLEEP_CYCLES)
+        optimizer.step()
+    assert optimizer._tables.pop(*optimizer._tables) is table
+    del table
+    taken = [torch.empty(rows, dtype=torch.int64, device=CUDA) for _ in range(64)]
+    assert not side.query()  # it still reads
+    assert address not in map(torch.Tensor.data_ptr, taken)
+    torch.cuda.synchronize()
+
+
 @pytest.mark.parametrize("work", [verify.SPECIAL, verify.STRIDED], ids=lambda w: w.name)
 @pytest.mark.parametrize("storage", verify.STORAGES, ids=lambda s: s.name)
 @pytest.mark.parametrize("variant", verify.VARIANTS, ids=str)

@@ -28,6 +28,7 @@ class Machine:
         self.gpus()
         self.triton("3.9.0")
         self.built(["8.0", "9.0", "12.0+PTX"])
+        self.driver(0)
         self.patch(torch.version, "hip", None)
         self.patch(doctor, "unseen_gpu", list)
 
@@ -49,6 +50,10 @@ class Machine:
     def built(self, archs, error=None):
         self.patch(ops, "cuda_archs", lambda: archs)
         self.patch(ops, "load_error", error)
+
+    def driver(self, version, toolkit=13000):
+        self.patch(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+        self.patch(ops, "cuda_version", lambda: toolkit)
 
     def doctor(self):
         """Exit status and the report's lines, blanks as one."""
@@ -148,6 +153,39 @@ def test_no_triton_is_no_matter_where_the_native_backend_runs(machine):
     assert status == 0
     assert_has(lines, "cuda:0 native yes takes it", f"cuda:0 triton no {NO_TRITON}",
                "Nothing to do: every device steps with the best backend made for it.")  # fmt: skip
+
+
+def test_a_driver_older_than_the_toolkit(machine):
+    machine.gpus((9, 0))
+    machine.driver(12080)
+    status, lines = machine.doctor()
+    reason = backends.why_not_driver(13000)
+    assert "built with CUDA 13.0, but the driver serves no later than 12.8; install a driver for CUDA 13" in reason
+    assert status == 0
+    assert_has(lines, "driver's CUDA 12.8", f"cuda:0 native no {reason}", "cuda:0 triton yes takes it",
+               "SGD native triton", f"cuda:0: for the native backend: {reason}")  # fmt: skip
+    machine.driver(13000)
+    _, lines = machine.doctor()
+    assert_has(lines, "driver's CUDA 13.0", "cuda:0 native yes takes it")
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "fits"),
+    [("3.6.0", "2.4.0", 0), ("3.6.1", "3.0.0rc1", 0), ("3.6.0", "2.3.5", 1), ("3.7.0", "2.4.0", 1)],
+)
+def test_a_numpy_that_the_interpreter_cannot_use(triton, numpy, fits, machine, monkeypatch):
+    machine.triton(triton)
+    machine.gpus((9, 0))
+    machine.patch("numpy.__version__", numpy)
+    reason = f"the interpreter of triton {triton} cannot use numpy {numpy} (pip install 'numpy<2.4')"
+    for interpret in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        _, lines = machine.doctor()
+        assert_has(lines, f"numpy {numpy}", "cuda:0 triton yes")
+        (row,) = [line for line in lines if line.startswith("cpu triton")]
+        assert (reason in row) != fits
+        assert ("set TRITON_INTERPRET=1" in row) == (interpret == "0")
+        assert row.startswith("cpu triton yes") == (fits and interpret == "1")
 
 
 def test_rocm(machine):

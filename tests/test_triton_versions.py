@@ -92,12 +92,46 @@ def test_words_of_any_value_compile_once():
         assert stub.compilations == ["write_words"]
 
 
+class OnDevice(torch.Tensor):
+    """A CPU tensor that says it is not one."""
+
+    is_cpu = False
+
+
+@compiled
+def test_a_capture_finds_write_words_loaded():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, "cuda", 90, 32)
+        from lrtricks_fused.triton_kernels import upload
+
+        upload._load.cache_clear()
+        capturing = False
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+        target, words = torch.zeros(40, dtype=torch.int64).as_subclass(OnDevice), torch.arange(40)
+        for _ in range(2):
+            upload.upload(target, words)
+            assert torch.equal(target, words)
+            assert stub.launches == [("write_words", 1)] and stub.compilations == ["write_words"]
+        capturing = True
+        upload.upload(target, words)
+        assert stub.launches == [("write_words", 1)] * 4 and stub.compilations == ["write_words"]
+        upload._load.cache_clear()
+
+
+@interpreted
+def test_the_first_launch_of_write_words_writes_nothing():
+    from lrtricks_fused.triton_kernels import upload
+
+    made, empty = [], torch.empty
+    with mock.patch("torch.empty", lambda *size, **how: made.append(empty(*size, **how).fill_(-7)) or made[-1]):
+        upload._load.__wrapped__(torch.device("cpu"))
+    assert [tensor.tolist() for tensor in made] == [[-7]]
+
+
 @interpreted
 def test_upload_while_a_graph_is_captured_writes_every_word_and_no_other():
     from lrtricks_fused.triton_kernels.upload import upload
-
-    class OnDevice(torch.Tensor):
-        is_cpu = False
 
     for count in (0, 1, 15, 16, 17, 40):
         words = torch.tensor([NUMBERS[k % len(NUMBERS)] - k // 8 for k in range(count)], dtype=torch.int64)

@@ -44,6 +44,60 @@ def test_quick_passes_on_the_cpu_and_reports(tmp_path, capsys):
         assert f"{section}: 6 not run (CUDA only)" in text
 
 
+def test_only_some_sections(capsys):
+    overflow = "overflow on the first step"
+    assert cli.main(["verify", "--device", "cpu", "--quick", "--only", "groups", "--only", overflow]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith(
+        f"\n\n  backend: 1 passed\n  groups: 1 passed\n  {overflow}: 6 passed\n\n8 passed, 0 failed, 0 not run\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["group", "CUDA graph"])  # the second has nothing to run here
+def test_a_section_without_checks_is_refused(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["verify", "--device", "cpu", "--only", "groups", "--only", name])
+    assert exit_.value.code == 2
+    assert f"Invalid --only {name}: must, on cpu, be one of backend, SGD, Adam, " in capsys.readouterr().err
+
+
+def test_no_check_begins_after_so_many_seconds(monkeypatch, capsys):
+    clock = iter([0.0, 1.0, 2.0, 3.5, 9.0])
+    monkeypatch.setattr(cli, "monotonic", lambda: next(clock))
+    checks = [verify.Check("a", str(number), lambda target: None) for number in range(5)]
+    monkeypatch.setattr(cli, "all_checks", lambda quick, interpreted: checks)
+    assert cli.main(["verify", "--device", "cpu", "--seconds", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "a: 2 passed\n  a: 3 not run\n" in text
+    assert "Stopped: the 3 seconds of --seconds are over.\n\n2 passed, 0 failed, 3 not run\n" in text
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+def test_seconds_are_a_positive_number(seconds, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["verify", f"--seconds={seconds}"])
+    assert exit_.value.code == 2
+    assert f"argument --seconds: invalid positive value: '{seconds}'" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run", None)
+    for path, told in ((tmp_path / "none" / "report", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["verify", "--device", "cpu", "--output", str(path)])
+        assert exit_.value.code == 2
+        assert f"Invalid --output {path}: {told}" in capsys.readouterr().err
+
+
+def test_an_unknown_instruction_set_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("LRTRICKS_CPU_ISA", "mmx")
+    assert cli.main(["verify", "--device", "cpu", "--quick"]) == 1
+    text = capsys.readouterr().out
+    assert "FAILED backend: can run on the device\n  Invalid LRTRICKS_CPU_ISA=mmx: this machine has " in text
+    assert "0 passed, 1 failed" in text
+    assert "Error" not in text and "/" not in text.partition("FAILED")[2].replace(torch.__version__, "")
+
+
 def test_every_flag_of_every_class_is_tried_at_another_value():
     for variant in verify.RICH:
         parameters = inspect.signature(getattr(optim, variant.optimizer)).parameters
