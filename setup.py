@@ -63,7 +63,7 @@ def check_tools() -> None:
 
         if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
             lacks.append(f"torch >= 2.10 (here is {torch.__version__})")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of torch's does not load
         lacks.append(f"torch >= 2.10, and pip's --no-build-isolation ({error})")
     if ninja() is None:
         lacks.append("ninja (pip install ninja)")
@@ -91,10 +91,12 @@ def toolkit(nvcc: str) -> Cuda | str:
         return f"{nvcc} is of CUDA {version[1]}.{version[2]}: 12.0 or later is needed, for C++20"
     # nvcc may be a link or a script: it knows itself where the toolkit is.
     top = re.search(r"^#\$ TOP=(.+)$", said(nvcc, "-dryrun", "x.cu"), re.MULTILINE)
-    runtimes = [*Path(top[1]).glob("lib*/libcudart_static.a"), *Path(top[1]).glob("targets/*/lib/libcudart_static.a")]
+    folders = ("lib*", "targets/*/lib") if top else ()
+    runtimes = [path for folder in folders for path in Path(top[1]).glob(f"{folder}/libcudart_static.a")]
     if not runtimes:
         return f"the toolkit of {nvcc} lacks libcudart_static.a"
-    return Cuda(nvcc, runtimes[0], cuda_archs(said(nvcc, "--list-gpu-arch").split()))
+    archs = cuda_archs(said(nvcc, "--list-gpu-arch").split())
+    return Cuda(nvcc, runtimes[0], archs) if archs else f"{nvcc} knows none of {', '.join(DEFAULT_ARCHS)}"
 
 
 def cuda() -> Cuda | None:
@@ -129,8 +131,8 @@ def cuda_archs(known: list[str]) -> list[str]:
             raise SystemExit(f"Invalid TORCH_CUDA_ARCH_LIST: {arch} is not among nvcc's {' '.join(known)}")
     if named:
         return list(dict.fromkeys(named))
-    *lower, highest = [arch for arch in DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}" in known]
-    return [*lower, f"{highest}+PTX"]  # PTX: for the GPUs to come
+    ours = [arch for arch in DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}" in known]
+    return [*ours[:-1], *(f"{highest}+PTX" for highest in ours[-1:])]  # PTX: for the GPUs to come
 
 
 def cuda_flags(archs: list[str]) -> list[str]:

@@ -51,6 +51,7 @@ def gencode(flags: list[str]) -> list[str]:
         (CUDA_12_0, ["8.0", "9.0+PTX"]),
         ([*CUDA_12_0, "compute_100"], ["8.0", "9.0", "10.0+PTX"]),
         (["compute_100", "compute_120", "compute_140"], ["10.0", "12.0+PTX"]),
+        (["compute_140"], []),
     ],
 )
 def test_default_architectures_are_those_nvcc_knows(functions, known, archs):
@@ -111,12 +112,24 @@ def break_runtime(path: Path) -> str:
     return f"the toolkit of {path} lacks libcudart_static.a"
 
 
+def break_answers(path: Path) -> str:
+    path.write_text("#!/bin/sh\necho release 13.0\n")
+    return f"the toolkit of {path} lacks libcudart_static.a"
+
+
+def break_archs(path: Path) -> str:
+    path.write_text(path.read_text().replace("compute_", "sm_"))
+    return f"{path} knows none of 8.0, 9.0, 10.0, 12.0"
+
+
 def break_all(path: Path) -> str:
     path.unlink()
     return "nvcc is neither on PATH nor in CUDA_HOME/bin"
 
 
-@pytest.mark.parametrize("damage", [break_version, break_interpreter, break_runtime, break_all])
+@pytest.mark.parametrize(
+    "damage", [break_version, break_interpreter, break_runtime, break_answers, break_archs, break_all]
+)
 def test_an_unusable_toolkit(functions, nvcc, monkeypatch, capsys, damage):
     why = damage(nvcc("13.0", CUDA_13))
     assert functions["cuda"]() is None
