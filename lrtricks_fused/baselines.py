@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optim.checks import check_grads, check_param, check_range
-from .schedules.base import check_real, plain
+from .operands import check_grad, check_param, waited
+from .optim.checks import check_range, check_real, plain
 
 Group = dict[str, Any]
 
@@ -60,9 +60,9 @@ class _Baseline(torch.optim.Optimizer):
     def _grads(self) -> list[tuple[Group, Tensor, Tensor]]:
         """(group, parameter, gradient + weight_decay * parameter) of every parameter that has a gradient."""
         work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        check_grads([param for _, param in work], [param.grad for _, param in work])
         for _, param in work:
-            check_param(param, None)
+            check_param(param)
+            check_grad(param, waited(param.grad))
         return [(group, param, param.grad.add(param, alpha=group["weight_decay"])) for group, param in work]
 
 

@@ -26,9 +26,9 @@ def _load() -> str | None:
         return f"the native library does not load under torch {torch.__version__}: {error}"
     for rule in NATIVE_RULES:
         torch.library.register_fake(f"lrtricks_fused::{rule}_", _fake)
-        torch.library.register_fake(f"lrtricks_fused::{rule}_table_", _no_fake)
-    torch.library.register_fake("lrtricks_fused::lossgrad_", _fake)
-    torch.library.register_fake("lrtricks_fused::check_table", _no_fake)
+        torch.library.register_fake(f"lrtricks_fused::{rule}_table_", _fake)
+    for name in ("lossgrad_", "check_table"):
+        torch.library.register_fake(f"lrtricks_fused::{name}", _fake)
     return None
 
 
@@ -38,10 +38,6 @@ def _fake(*args: Any, **kwargs: Any) -> None:
         for tensor in argument if isinstance(argument, list) else [argument]:
             if isinstance(tensor, Tensor) and tensor.is_meta and not isinstance(tensor, FakeTensor):
                 raise NotImplementedError(f"lrtricks_fused: an operand of shape {tuple(tensor.shape)} is on meta")
-
-
-def _no_fake(*args: Any, **kwargs: Any) -> None:
-    raise NotImplementedError("lrtricks_fused: a table of addresses cannot be traced, nor lie on meta")
 
 
 load_error = _load()

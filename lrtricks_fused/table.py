@@ -163,8 +163,14 @@ class AddressTable:
                 self._slope_scratch.record_stream(stream)
         return self._slope_scratch
 
-    def update(self, call: StepCall) -> bool:
+    def holds(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""
+        try:
+            return self._update(call)
+        except RuntimeError:  # a sparse or opaque gradient does not say how it lies: checking it tells what is wrong
+            return False
+
+    def _update(self, call: StepCall) -> bool:
         lists = self._lists(call)
         if not (
             self._indices == call.param_indices
@@ -200,7 +206,7 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
     if call.tables is None or torch.compiler.is_compiling():
         return check_operands(call)
     table: Any = call.tables.pop(call.table_key, None)
-    if table is None or not table.update(call):
+    if table is None or not table.holds(call):
         table = AddressTable(call, upload)
     elif table.rows is None:
         check_operands(call)  # which a table without rows does not vouch for

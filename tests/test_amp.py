@@ -3,6 +3,9 @@
 The scaler hands over grad_scale and found_inf; nothing is unscaled beforehand.
 """
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, random_grads, train
@@ -10,6 +13,7 @@ from inventory import RICH
 
 by_name = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
+both_ways = pytest.mark.parametrize("fused", [True, None])  # the step unscales and skips, or the scaler does
 
 
 def scaler(scale=1024.0):
@@ -31,12 +35,13 @@ def scaled_step(optimizer, grad_scaler, step, overflow=False):
 
 @by_name
 @both_backends
-def test_scaled_training_is_unscaled_training(case, backend):
+@both_ways
+def test_scaled_training_is_unscaled_training(case, backend, fused):
     # A power of two changes no bit; a scale of 1000 only roundings.
     plain = case.make(leaves((700,), (5,)), keep_prob=0.5, grad_weight=0.7, backend=backend)
     train(plain, range(3))
     for scale in (1024.0, 2.0**-3):
-        optimizer = case.make(leaves((700,), (5,)), keep_prob=0.5, grad_weight=0.7, backend=backend)
+        optimizer = case.make(leaves((700,), (5,)), keep_prob=0.5, grad_weight=0.7, backend=backend, fused=fused)
         grad_scaler = scaler(scale)
         for step in range(3):
             scaled_step(optimizer, grad_scaler, step)
@@ -57,9 +62,10 @@ def values(optimizer):
 
 @by_name
 @both_backends
+@both_ways
 @pytest.mark.parametrize("overflows", [{0}, {2}, {0, 1, 3}])
-def test_an_overflow_is_as_if_the_step_had_not_been(case, backend, overflows):
-    optimizer = case.make(leaves((700,), (5,)), keep_prob=0.5, backend=backend)
+def test_an_overflow_is_as_if_the_step_had_not_been(case, backend, overflows, fused):
+    optimizer = case.make(leaves((700,), (5,)), keep_prob=0.5, backend=backend, fused=fused)
     plain = case.make(leaves((700,), (5,)), keep_prob=0.5, backend=backend)
     grad_scaler = scaler()
     for step in range(5):
@@ -76,8 +82,9 @@ def test_an_overflow_is_as_if_the_step_had_not_been(case, backend, overflows):
 
 @by_name
 @both_backends
-def test_unscale_before_the_step_is_not_repeated(case, backend):
-    optimizer = case.make(leaves((700,)), keep_prob=0.5, backend=backend)
+@both_ways
+def test_unscale_before_the_step_is_not_repeated(case, backend, fused):
+    optimizer = case.make(leaves((700,)), keep_prob=0.5, backend=backend, fused=fused)
     plain = case.make(leaves((700,)), keep_prob=0.5, backend=backend)
     grad_scaler = scaler()
     (param,) = optimizer.param_groups[0]["params"]
@@ -97,7 +104,7 @@ def test_unscale_before_the_step_is_not_repeated(case, backend):
 def test_any_scale_divides_the_gradient(case):
     # 1/1000 is rounded once in double, the product once in fp32: a gradient's relative error is 2 ulp.
     plain = case.make(leaves((700,), dtype=torch.float64))
-    optimizer = case.make(leaves((700,), dtype=torch.float64))
+    optimizer = case.make(leaves((700,), dtype=torch.float64), fused=True)
     grad_scaler = scaler(1000.0)
     for step in range(3):
         scaled_step(optimizer, grad_scaler, step)
@@ -110,13 +117,20 @@ def test_any_scale_divides_the_gradient(case):
 def test_overflow_before_the_first_step_keeps_dampenings_first_step(backend):
     # torch's fused SGD has had this wrong: momentum_buffer exists after the skipped step, so dampening applied.
     case = RICH[0]
-    optimizer = case.make(leaves((50,)), nesterov=False, dampening=0.5, weight_decay=0.0, backend=backend)
+    optimizer = case.make(leaves((50,)), nesterov=False, dampening=0.5, weight_decay=0.0, backend=backend, fused=True)
     grad_scaler = scaler()
     scaled_step(optimizer, grad_scaler, 0, overflow=True)
     scaled_step(optimizer, grad_scaler, 1)
     (param,) = optimizer.param_groups[0]["params"]
     buffer = optimizer.state[param]["momentum_buffer"]
     assert torch.equal(buffer, param.grad / 512)
+
+
+@pytest.mark.parametrize("copied", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@by_name
+def test_the_scaler_leaves_its_work_to_fused_steps_only(case, copied):
+    for fused in (True, False, None):
+        assert copied(case.make(leaves((3,)), fused=fused))._step_supports_amp_scaling is (fused is True)
 
 
 @both_backends

@@ -116,16 +116,42 @@ def test_nesterov_with_dampening():
             lrt.SGD(leaves((3,)), nesterov=True, **hyper)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64], ids=str)
 @pytest.mark.parametrize("cls", CLASSES)
 def test_parameters_of_other_dtypes(cls, dtype):
-    param = torch.zeros(3, dtype=dtype)
+    param = torch.zeros(3, dtype=dtype).requires_grad_()
     with pytest.raises(TypeError, match=re.escape(str(dtype))):
         cls([param])
     optimizer = cls(leaves((3,)))
     with pytest.raises(TypeError, match=re.escape(str(dtype))):
         optimizer.add_param_group({"params": [param]})
     assert len(optimizer.param_groups) == 1
+
+
+OTHER_DTYPES = [torch.int32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64]
+
+
+@both_backends
+@pytest.mark.parametrize("dtype", OTHER_DTYPES, ids=str)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_frozen_parameters_may_be_of_any_dtype(cls, dtype, backend):
+    # As in scripts that hand all of a quantised model's parameters over. The others are stepped as if alone.
+    frozen, (param, alone) = torch.ones(3, dtype=dtype), leaves((5,), (5,))
+    alone.data = param.data.clone()
+    optimizer = cls([frozen, param], backend=backend)
+    assert not cls([frozen]).state
+    train(cls([alone], backend=backend), range(2))
+    for step in range(2):
+        random_grads([param], step)
+        optimizer.step()
+    assert torch.equal(param, alone)
+    assert torch.equal(frozen.view(torch.uint8), torch.ones(3, dtype=dtype).view(torch.uint8))
+    if dtype.is_floating_point or dtype.is_complex:  # thawed and given a gradient
+        frozen.requires_grad_().grad = torch.ones(3, dtype=dtype)
+        before = Snapshot(optimizer)
+        with pytest.raises(TypeError, match=re.escape(str(dtype))):
+            optimizer.step()
+        before.assert_unchanged()
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float64, torch.float16, torch.int32])

@@ -28,7 +28,9 @@ class AdaBelief(BetaOptimizer):
         eps: added inside the average of s and outside its root.
         weight_decay: >= 0; added to the gradient, or to the direction if decoupled_weight_decay.
         decoupled_weight_decay: as in AdamW.
-        foreach, fused, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
+        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
+        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch's does; a step is fused
+            either way.
         maximize: ascend.
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.

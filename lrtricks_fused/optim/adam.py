@@ -43,7 +43,9 @@ class Adam(BetaOptimizer):
         params: parameters or groups, as for torch.optim.
         lr: learning rate, >= 0; a float or a tensor of one element.
         betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam.
-        foreach, fused, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
+        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
+        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch's does; a step is fused
+            either way.
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.

@@ -40,6 +40,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     rule: str
     _optional: frozenset[str] = frozenset()  # states of some variants only
+    _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     def __init__(
         self,
@@ -61,7 +62,6 @@ class MaskedOptimizer(torch.optim.Optimizer):
         common = dict(keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed)
         defaults = {**defaults, **common}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
-        self._flattened = False  # whether a parameter is a shard that FSDP1 has flattened
         super().__init__(params, defaults)
         if state_dtype is not None and not any(p.dtype.itemsize == 2 for g in self.param_groups for p in g["params"]):
             warnings.warn(f"state_dtype={state_dtype} is of no effect: no parameter is bfloat16 or float16", stacklevel=3)

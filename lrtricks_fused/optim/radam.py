@@ -26,7 +26,8 @@ class RAdam(BetaOptimizer):
         params: parameters or groups, as for torch.optim.
         lr: learning rate, >= 0; a float or a tensor of one element.
         betas, eps, weight_decay, decoupled_weight_decay, maximize: as torch.optim.RAdam.
-        foreach, capturable: accepted; they choose nothing on the CPU.
+        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
+        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch.optim.Adam's does.
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
@@ -55,6 +56,7 @@ class RAdam(BetaOptimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
         keep_prob: float | Tensor = 1.0,
         grad_weight: float | Tensor = 1.0,
         centralize: bool = False,
@@ -65,6 +67,7 @@ class RAdam(BetaOptimizer):
         defaults = dict(
             lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize, foreach=foreach,
             capturable=capturable, decoupled_weight_decay=decoupled_weight_decay, differentiable=differentiable,
+            fused=fused,
         )  # fmt: skip
         super().__init__(
             params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,

@@ -27,7 +27,8 @@ class RMSprop(MaskedOptimizer):
         params: parameters or groups, as for torch.optim.
         lr: learning rate, >= 0; a float or a tensor of one element.
         alpha, eps, weight_decay, momentum, centered, maximize: as torch.optim.RMSprop.
-        foreach, capturable: accepted; they choose nothing on the CPU.
+        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
+        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch.optim.Adam's does.
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
@@ -58,6 +59,7 @@ class RMSprop(MaskedOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         *,
+        fused: bool | None = None,
         keep_prob: float | Tensor = 1.0,
         grad_weight: float | Tensor = 1.0,
         centralize: bool = False,
@@ -67,7 +69,7 @@ class RMSprop(MaskedOptimizer):
     ) -> None:
         defaults = dict(
             lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered, weight_decay=weight_decay,
-            capturable=capturable, foreach=foreach, maximize=maximize, differentiable=differentiable,
+            capturable=capturable, foreach=foreach, maximize=maximize, differentiable=differentiable, fused=fused,
         )  # fmt: skip
         super().__init__(
             params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,

@@ -34,7 +34,9 @@ class SGD(MaskedOptimizer):
         params: parameters or groups, as for torch.optim.
         lr: learning rate, >= 0; a float or a tensor of one element.
         momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD.
-        foreach, fused: accepted; they choose nothing here.
+        foreach: accepted; it chooses nothing.
+        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch's does; a step is fused
+            either way.
         differentiable: must be False.
         keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
         grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.

@@ -7,10 +7,11 @@ greatest value it ever takes, and ``at_step(step)``, for one that depends on the
 import math
 import operator
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
+
+from ..optim.checks import check_real, plain
 
 
 def between(start: float | Tensor, end: float | Tensor, share: float) -> float | Tensor:
@@ -18,19 +19,6 @@ def between(start: float | Tensor, end: float | Tensor, share: float) -> float |
     if share > 0.5:  # from the nearer side, so that both ends are exact
         return start - (start - end) * (1 - share)
     return end + (start - end) * share
-
-
-def plain(value: Any) -> Any:
-    """Arrays and scalars of numpy and torch as Python's lists and numbers, which a checkpoint can hold."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def check_real(name: str, value: Any) -> float:
-    """``value`` as a Python number; raises TypeError unless it is a real one, of any library, or holds just one."""
-    number = plain(value)
-    if not isinstance(number, Real):
-        raise TypeError(f"Invalid {name}={value!r}: must be a float")
-    return number if type(number) in (int, float) else float(number)
 
 
 def check_finite(name: str, value: Any) -> float:
