@@ -215,7 +215,7 @@ class NinjaBuild(build_ext):
         if subprocess.run([ninja(), "-C", str(build)]).returncode:
             raise SystemExit("The native library does not compile: the compiler's errors are above")
         fresh = target.with_suffix(".tmp")  # replaced in one step: a running process keeps the file it has loaded
-        shutil.copy2(library, fresh)
+        shutil.copy(library, fresh)  # of now: setuptools copies it on only where it is newer than what is there
         fresh.replace(target)
 
 

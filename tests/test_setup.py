@@ -1,5 +1,6 @@
 """What setup.py decides, with a stand-in for nvcc: architectures, toolkit, what a build lacks. Nothing is built."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -161,6 +162,26 @@ def test_what_is_compiled(functions, tmp_path):
     assert all("cudart.a" in text and "cuda/rule_adam.cu" in text for text in texts)
     one, other = ({line for line in text.splitlines() if line.strip()} for text in texts)
     assert sorted(line.split(" = ")[0].strip() for line in one ^ other) == ["cuda_flags"] * 2 + ["extra"] * 2
+
+
+def test_back_to_a_library_built_earlier(functions, monkeypatch, tmp_path):
+    """As from DEBUG=1 back to 0: setuptools copies a library into the tree only where it is the newer one."""
+    build = functions["NinjaBuild"](setuptools.Distribution())
+    stand_ins = {"ROOT": tmp_path, "DEBUG": False, "check_tools": lambda: None, "cuda": lambda: None,
+                 "ninja": lambda: "true", "ninja_text": lambda *arguments: ""}  # fmt: skip
+    for name, value in stand_ins.items():
+        monkeypatch.setitem(functions["check_tools"].__globals__, name, value)
+    monkeypatch.setattr(build, "get_ext_fullpath", lambda name: str(tmp_path / "lib" / "_native.so"))
+    library = tmp_path / "build" / "release" / "_native.so"
+    library.parent.mkdir(parents=True)
+    library.write_text("release")
+    os.utime(library, (1e9, 1e9))
+    build.build_extension(setuptools.Extension("lrtricks_fused._native", []))
+    copy = tmp_path / "lib" / "_native.so"
+    assert copy.read_text() == "release" and copy.stat().st_mtime > 1.5e9
+    monkeypatch.setitem(functions["check_tools"].__globals__, "ninja", lambda: "false")
+    with pytest.raises(SystemExit, match="does not compile"):
+        build.build_extension(setuptools.Extension("lrtricks_fused._native", []))
 
 
 def remove_ninja(functions, monkeypatch, tmp_path):
