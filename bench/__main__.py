@@ -6,6 +6,7 @@ Ratios above a bar do not change the exit code: a benchmark informs, tests decid
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -19,15 +20,33 @@ from .workloads import MANY
 FULL, QUICK = Effort(), Effort(allocations=1, rounds=7)
 
 
-def parse_arguments() -> argparse.Namespace:
+def regex(text: str) -> str:
+    """A regular expression, for argparse."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"invalid regular expression {text!r}: {error}") from error
+    return text
+
+
+def thread_count(text: str) -> int:
+    """At least 1, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"invalid number {text}: must be at least 1")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("--markdown", action="store_true", help="print Markdown for the README")
     parser.add_argument("--quick", action="store_true", help="few rounds, one allocation: a smoke test")
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose text matches, ignoring case")
+    parser.add_argument(
+        "--rows", type=regex, default="", metavar="REGEX", help="only rows whose text matches, ignoring case"
+    )
     parser.add_argument("--compile", action="store_true", help="add torch.compile of the paper's recipe (slow)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
-    return parser.parse_args()
+    parser.add_argument("--threads", type=thread_count, default=2, help="threads of torch (default 2)")
+    return parser
 
 
 def timed_rows(experiment: Experiment, effort: Effort, progress: Progress) -> list[report.Row]:
@@ -42,23 +61,33 @@ def timed_rows(experiment: Experiment, effort: Effort, progress: Progress) -> li
     return [report.timing_row(experiment, bar, timings) for bar in experiment.bars]
 
 
-def main() -> None:
-    """Run the selected rows and print them."""
-    arguments = parse_arguments()
+def memory_rows(progress: Progress) -> list[report.Row]:
+    """Measure the memory of every candidate, each in a process of its own."""
+    task = progress.add_task("memory", total=len(memory.CANDIDATES))
+    extra = {}
+    for name in memory.CANDIDATES:
+        extra[name] = memory.extra_bytes(name)
+        progress.advance(task)
+    return report.memory_rows(MEMORY_BAR, extra)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the selected rows and print them; exit with 2 for invalid arguments."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    experiments = select(all_experiments(arguments.compile), arguments.rows)
+    with_memory = re.search(arguments.rows, MEMORY_BAR.work, re.IGNORECASE)
+    if not experiments and not with_memory:
+        parser.error(f"argument --rows: no row matches {arguments.rows!r}")
     torch.set_num_threads(arguments.threads)
     facts, effort = report.machine_facts(), QUICK if arguments.quick else FULL
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     rows = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        for experiment in select(all_experiments(arguments.compile), arguments.rows):
+        for experiment in experiments:
             rows += timed_rows(experiment, effort, progress)
-        if re.search(arguments.rows, MEMORY_BAR.work, re.IGNORECASE):
-            task = progress.add_task("memory", total=len(memory.CANDIDATES))
-            extra = {}
-            for name in memory.CANDIDATES:
-                extra[name] = memory.extra_bytes(name)
-                progress.advance(task)
-            rows += report.memory_rows(MEMORY_BAR, extra)
+        if with_memory:
+            rows += memory_rows(progress)
     if arguments.markdown:
         print(report.markdown(facts, rows))
     else:

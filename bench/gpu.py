@@ -1,20 +1,26 @@
 """Times Adam steps on a GPU: ``python -m bench.gpu [--device cuda:N] [--quick] [--no-compile]``.
 
-Ours masked, against torch fused, foreach and compiled without a mask and the paper's recipe, interleaved. CUDA events
-around whole steps that are enqueued while the GPU still sleeps: time on the GPU, and the host's own beside it.
+Ours masked, by both backends, against torch fused, foreach and compiled without a mask and the paper's recipe,
+interleaved. CUDA events around whole steps that are enqueued while the GPU still sleeps: time on the GPU, and the
+host's own beside it.
 """
 
 import argparse
 import gc
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from .candidates import Candidate, Step, copy, ours, recipe, torch_optim
+import lrtricks_fused
+from lrtricks_fused import ops
+from lrtricks_fused.backends import triton_version
+from lrtricks_fused.cli import parse_device
+
+from .candidates import KEEP_PROB, Candidate, Step, copy, recipe, torch_optim
 from .experiments import traffic_bytes
 from .timing import Effort, Timings
 from .workloads import BIG, MANY, RESNET50, Workload
@@ -22,6 +28,7 @@ from .workloads import BIG, MANY, RESNET50, Workload
 HUGE = Workload("256M fp32", ((256 * 2**20,),))
 WORKLOADS = (BIG, HUGE, RESNET50, MANY)
 BASELINE = "torch fused"
+OURS = {"ours, native": "native", "ours, Triton": "triton"}  # to the backend
 FULL, QUICK = Effort(rounds=100, warm_up=8), Effort(rounds=10, warm_up=8)
 LONGEST_SLEEP, CYCLES_PER_SECOND = 0.02, 2e9
 HEADER = ("candidate", "GPU us", f"ratio to {BASELINE} without mask, median [q1-q3]", "host us", "GB/s (of copy)")
@@ -40,6 +47,21 @@ def compiled() -> Candidate:
         return torch.compile(lambda: optimizer.step(), fullgraph=False)
 
     return Candidate("torch compiled", build)
+
+
+def ours(name: str) -> Candidate:
+    """One of OURS: Adam with a mask."""
+
+    def build(params: list[Tensor]) -> Step:
+        return lrtricks_fused.Adam(params, lr=1e-3, keep_prob=KEEP_PROB, backend=OURS[name]).step
+
+    return Candidate(name, build)
+
+
+def all_candidates(with_compiled: bool) -> list[Candidate]:
+    """In the order of the table."""
+    without_mask = [torch_optim("Adam", "fused"), torch_optim("Adam", "foreach")]
+    return [*without_mask, *([compiled()] if with_compiled else []), recipe(), *map(ours, OURS)]
 
 
 def make_parameters(workload: Workload, device: torch.device) -> list[Tensor]:
@@ -152,47 +174,65 @@ def facts(device: torch.device) -> list[str]:
         f"{properties.multi_processor_count} SMs, {properties.total_memory / 2**30:.0f} GiB, "
         f"L2 {properties.L2_cache_size / 2**20:.0f} MiB",
         f"- torch {torch.__version__}, CUDA {torch.version.cuda}; our kernels: "
-        f"{torch.ops.lrtricks_fused.cuda_archs() or 'none'}",
+        f"{' '.join(ops.cuda_archs()) or 'none'}; Triton {triton_version() or 'none'}",
     ]
 
 
-def parse_arguments() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", type=torch.device)
+    parser.add_argument("--device", default="cuda", help="cuda (the current one, the default) or cuda:N")
     parser.add_argument("--quick", action="store_true", help="few rounds: a smoke test")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, slow for many tensors")
-    return parser.parse_args()
+    return parser
 
 
-def main() -> int:
-    """Print a Markdown table; 1 where there is no GPU."""
-    arguments = parse_arguments()
+def cuda_device(name: str) -> torch.device:
+    """The device of that name, with its index; ValueError for others than CUDA devices that are there."""
+    device = parse_device(name)
+    if device.type != "cuda":
+        raise ValueError(f"Invalid --device {name}: must be cuda or cuda:N")
+    return device
+
+
+def print_workload(workload: Workload, candidates: list[Candidate], effort: Effort, device: torch.device) -> set[str]:
+    """Print the table of one workload, if the GPU has room for it; the names of the candidates that were timed."""
+    print(f"\n{workload.name}, Adam, ours and the recipe with keep {KEEP_PROB:g}")
+    needed = needed_bytes(workload, len(candidates))
+    if needed > torch.cuda.mem_get_info(device)[0]:
+        print(f"left out: needs {math.ceil(needed / 2**30)} GiB of GPU memory")
+        return set()
+    # A copy of what fits into a cache says nothing about memory.
+    with_copy = [copy()] if len(workload.shapes) == 1 else []
+    rows = measure(workload, [*candidates, *with_copy], effort, device)
+    table = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows]
+    print("\n".join(["", *("| " + " | ".join(cells) + " |" for cells in table)]), flush=True)
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {name for name, *_ in rows}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print Markdown tables; 1 where there is no GPU, or ours was not timed on all workloads that it has room for."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("bench.gpu: torch sees no CUDA device; nothing was timed", file=sys.stderr)
         return 1
-    torch.cuda.set_device(arguments.device)
-    device = torch.device("cuda", torch.cuda.current_device())
-    candidates = [torch_optim("Adam", "fused"), torch_optim("Adam", "foreach"), recipe(), ours("Adam")]
-    if not arguments.no_compile:
-        candidates.insert(2, compiled())
+    try:
+        device = cuda_device(arguments.device)
+    except ValueError as error:
+        parser.error(str(error))
+    torch.cuda.set_device(device)
+    candidates, effort = all_candidates(not arguments.no_compile), QUICK if arguments.quick else FULL
     print("\n".join(facts(device)), flush=True)
-    for workload in WORKLOADS:
-        free = torch.cuda.mem_get_info(device)[0]
-        print(f"\n{workload.name}, Adam, ours and the recipe with keep 0.5")
-        if needed_bytes(workload, len(candidates)) > free:
-            print(f"left out: needs {math.ceil(needed_bytes(workload, len(candidates)) / 2**30)} GiB of GPU memory")
-            continue
-        # A copy of what fits into a cache says nothing about memory.
-        with_copy = [copy()] if len(workload.shapes) == 1 else []
-        rows = measure(workload, [*candidates, *with_copy], QUICK if arguments.quick else FULL, device)
-        table = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows]
-        print("\n".join(["", *("| " + " | ".join(cells) + " |" for cells in table)]), flush=True)
-        torch.compiler.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
+    timed = [names for workload in WORKLOADS if (names := print_workload(workload, candidates, effort, device))]
     print(f"\n{FOOTNOTE}")
-    return 0
+    missing = [name for name in OURS if not timed or any(name not in names for names in timed)]
+    if missing:
+        print(f"bench.gpu: not timed everywhere: {'; '.join(missing)}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

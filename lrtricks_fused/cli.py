@@ -232,9 +232,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--backend", default="native", choices=["native", "triton"], help="default: native")
     command.add_argument("--quick", action="store_true", help="a reduced inventory")
-    command.add_argument(
-        "--only", action="append", default=[], metavar="SECTION", help="run these checks, named as in a report; repeatable"
-    )
+    only = "these checks alone, by their name in a report; repeat it for several"
+    command.add_argument("--only", action="append", default=[], metavar="SECTION", help=only)
     command.add_argument("--seconds", type=positive, default=math.inf, metavar="N", help="begin no check after so many")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report there, too")
     command.set_defaults(run=verify, parser=command)
