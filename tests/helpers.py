@@ -45,6 +45,16 @@ def everything(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return tensors
 
 
+def call_of(optimizer: Any) -> Any:
+    """What a step of the optimizer's first group would hand to its backend."""
+    group, new = optimizer.param_groups[0], {}
+    (part,) = optimizer._gather(group, range(len(group["params"])))
+    (call,) = optimizer._calls(part, new)
+    for param, states in new.items():
+        optimizer.state[param].update(states)
+    return call
+
+
 class Snapshot:
     """What a failed call must leave as it was: parameters, gradients, states, groups."""
 

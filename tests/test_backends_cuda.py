@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_on_host import step as step_on_host
-from helpers import assert_same_bits, everything
+from helpers import assert_same_bits, call_of, everything
 from inventory import CASES, DTYPES
 from tensors import MORE_LAYOUTS, make_params, set_grads
 
 import lrtricks_fused as lrt
 from lrtricks_fused import backends, device, ops, table
+from lrtricks_fused.operands import copy_back, plain
 
 BUILT = ["8.0", "9.0", "12.0+PTX"]
 
@@ -128,9 +129,9 @@ def test_capturable_is_honoured_on_the_cpu():
 @pytest.mark.parametrize("case", CASES[::9], ids=lambda c: c.name)
 def test_strided_operands_go_through_copies(case, dtype, monkeypatch):
     def through_copies(call):
-        copies = device._contiguous(call)
+        copies = plain(call, contiguous=True)
         step_on_host(copies)
-        device._copy_back(copies, call)
+        copy_back(copies, call)
 
     results = []
     for backend in ("native", "reference"):
@@ -159,18 +160,17 @@ class OnSecondGpu(OnCuda):
     device = torch.device("cuda", 1)
 
 
-def call_of(params, **options):
+def call_on(params, **options):
     """What SGD hands to a backend, of other parameters than it steps."""
     optimizer = lrt.SGD([torch.zeros(600, requires_grad=True)], lr=1.0, backend="reference", **options)
     optimizer.param_groups[0]["params"][0].grad = torch.ones(600)
-    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    call = call_of(optimizer)
     call.params, call.grads = params, [torch.ones(param.shape) for param in params]
     return call
 
 
 def test_a_captured_table_is_never_used_again(monkeypatch):
-    monkeypatch.setattr(table, "Parameter", OnCuda)
-    call = call_of([torch.zeros(600).as_subclass(OnCuda)])
+    call = call_on([torch.zeros(600).as_subclass(OnCuda)])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     eager = table.address_table(call)
     assert table.address_table(call) is eager
@@ -210,7 +210,7 @@ class Gpus:
         self.launched.append(self.current)
 
     def step(self, **options):
-        device.step_on_device(call_of([torch.zeros(600).as_subclass(OnSecondGpu)], **options), self.run, None)
+        device.step_on_device(call_on([torch.zeros(600).as_subclass(OnSecondGpu)], **options), self.run, None)
         assert self.current == 0
 
 
@@ -240,20 +240,20 @@ def test_a_capture_needs_a_warm_up_of_the_same_kernels(monkeypatch):
 
 
 def test_other_kernels_are_told_apart():
-    calls = [call_of([torch.zeros(3, 200)], **how) for how in (dict(), dict(centralize=True), dict(momentum_window=2))]
+    calls = [call_on([torch.zeros(3, 200)], **how) for how in (dict(), dict(centralize=True), dict(momentum_window=2))]
     calls += [dataclasses.replace(calls[0], slope=torch.zeros(())), dataclasses.replace(calls[0], rule="adam")]
     calls += [dataclasses.replace(calls[0], params=[torch.zeros(600, dtype=dtype.dtype)]) for dtype in DTYPES[1:3]]
-    momentum = call_of([torch.zeros(600)], momentum=0.5)
+    momentum = call_on([torch.zeros(600)], momentum=0.5)
     calls += [momentum, dataclasses.replace(momentum, states={"momentum_buffer": [torch.zeros(600).bfloat16()]})]
     assert len({device._kernels(call, run) for call in calls for run in (ops._run, step_on_host)}) == 2 * len(calls)
-    same = call_of([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)
+    same = call_on([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)
     assert device._kernels(same, ops._run) == device._kernels(calls[0], ops._run)
 
 
 def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
     noted = []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, s: noted.append((tensor.data_ptr(), s)))
-    placed = table.AddressTable(call_of([torch.zeros(3, 200)], centralize=True), torch.Tensor.copy_)
+    placed = table.AddressTable(call_on([torch.zeros(3, 200)], centralize=True), torch.Tensor.copy_)
     memory = [placed.rows, placed.chunk_tensors, placed.prepared, placed.slice_scratch]
     placed.use_on("placed here")
     placed.use_on("placed here")

@@ -53,6 +53,7 @@ def test_state_dict_keys_are_torchs(case):
     ours, torchs = optimizer.state_dict(), twin.state_dict()
     assert ours.keys() == torchs.keys()
     own = {"keep_prob", "grad_weight", "centralize", "seed"} | ({"momentum_window"} if case.ours is lrt.SGD else set())
+    own |= {"fused"}  # torch's RMSprop and RAdam have none
     assert set(ours["param_groups"][0]) == set(torchs["param_groups"][0]) | own
     for index in range(len(SHAPES)):
         # SGD's step, which torch does not count, is what the keep bits need.

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 from cuda_on_host import POISON, HostTable, module, step
-from helpers import assert_same_bits, everything
+from helpers import assert_same_bits, call_of, everything
 from inventory import CASES, DTYPES, KEEP_PROBS, SEED
 from philox_numpy import keep_bits
 from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, unaligned
@@ -87,7 +87,7 @@ def test_a_device_keep_prob_out_of_range_is_clamped(keep_prob, on_host):
     param.grad = torch.ones(1000)
     optimizer = lrt.SGD([param], lr=1.0, backend="native")
     optimizer.param_groups[0]["keep_prob"] = torch.tensor(0.5)
-    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    call = call_of(optimizer)
     call.keep_prob = torch.tensor(keep_prob)  # as a tensor on the device, which nothing can check
     step(call)
     assert torch.equal(param, torch.full((1000,), -1.0 if keep_prob >= 1 else 0.0))
@@ -140,7 +140,7 @@ def test_scratch_and_table_are_poisoned():
     param = torch.zeros(3, requires_grad=True)
     param.grad = torch.ones(3)
     optimizer = lrt.SGD([param], lr=1.0, backend="reference")
-    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    call = call_of(optimizer)
     assert bool((HostTable(call).prepared == POISON).all())
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from helpers import assert_same_bits, everything, leaves, train
+from helpers import assert_same_bits, call_of, everything, leaves, train
 from inventory import CASES, DTYPES, RICH, SEED
 from philox_numpy import keep_bits
 from tensors import GUARD, LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
@@ -259,7 +259,7 @@ def test_thresholds():
     for as_tensor in (False, True):
         optimizer = lrt.SGD([param], backend="triton")
         for keep_prob, threshold in [*THRESHOLDS, (-1.0, 0), (2.0, 65536), (float("nan"), 0)]:
-            call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+            call = call_of(optimizer)
             given = torch.tensor(keep_prob, dtype=torch.float64) if as_tensor else keep_prob
             backends._triton_step(replace(call, keep_prob=given))
             draws = threshold not in (0, 65536)
@@ -288,7 +288,7 @@ def test_elements_beyond_2_to_the_31(aligned, first):
     fake.prepared = torch.empty(2 * table.PREPARED_BYTES, dtype=torch.uint8)
     optimizer = lrt.SGD([param.requires_grad_()], lr=1.0, keep_prob=0.5, seed=SEED, backend="triton")
     param.grad = grad
-    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    call = call_of(optimizer)
     with torch.no_grad():
         launch._run(call, fake)
     kept = keep_bits(numpy.arange(first, first + count), SEED, 7, 3) < 32768

@@ -5,7 +5,7 @@ The scratch of the sums and means is poisoned before every step, see triton_work
 
 import pytest
 import torch
-from helpers import assert_same_bits, everything, leaves, train
+from helpers import assert_same_bits, call_of, everything, leaves, train
 from inventory import DTYPES, RICH, SEED
 from tensors import GUARD, LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
 from test_slope import run
@@ -176,7 +176,7 @@ def test_the_slice_of_every_element(length):
     fake.slices, fake.slice_scratch = 1, None
     optimizer = lrt.SGD([params.requires_grad_()], lr=1.0, centralize=True, backend="triton")
     params.grad = params.detach()
-    call = optimizer._call(optimizer._gather(optimizer.param_groups[0], range(1))[0])
+    call = call_of(optimizer)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(launch, "_launch_means", lambda *_: means.data_ptr())
         launch._run(call, fake)
