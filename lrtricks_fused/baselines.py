@@ -23,11 +23,11 @@ def _check_positive(name: str, value: float) -> None:
 
 def _make_plain(group: Group, names: Iterable[str]) -> None:
     """Numbers of other libraries' types become Python's, which a checkpoint can hold; tensors stay."""
-    for name in names:
-        value = plain(group[name]) if name in group and not isinstance(group[name], Tensor) else None
+    for name in group.keys() & set(names):
+        value = group[name] if isinstance(group[name], Tensor) else plain(group[name])
         if isinstance(value, (list, tuple)):
             group[name] = tuple(check_real(name, part) for part in value)
-        elif value is not None:
+        elif not isinstance(value, Tensor):
             group[name] = check_real(name, value)
 
 
@@ -92,9 +92,7 @@ class WNGrad(_Baseline):
 
     _one_for_all = ("b0",)
 
-    def __init__(
-        self, params: Iterable, lr: float | Tensor = 1.0, b0: float = 1.0, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, params: Iterable, lr: float | Tensor = 1.0, b0: float = 1.0, weight_decay: float = 0.0) -> None:
         super().__init__(params, dict(lr=lr, b0=b0, weight_decay=weight_decay))
 
     def _check(self, group: Group) -> None:

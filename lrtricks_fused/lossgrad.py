@@ -1,7 +1,7 @@
 """LOSSGRAD: a step size that tunes itself by one more evaluation of the loss, on the device."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -10,41 +10,12 @@ from torch import Tensor, distributed, nn
 from .ops import load_error
 from .optim.base import MaskedOptimizer
 from .schedules.base import check_finite
+from .untouched import frozen_statistics, replayed
 
 Closure = Callable[[], Tensor]
 CPU_SCALARS = (torch.float32, torch.float64)
 RESOLUTION = 4  # roundings in the last place that a loss may be off by
 CONVENTION = "a closure of LossGrad computes the loss and returns it; it must not call backward()"
-
-
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Running statistics of ``model``'s normalization layers are put back at the end, bit for bit.
-
-    In training mode a forward pass inside normalizes by its own batch, as outside.
-    """
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
-    saved = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, values in zip(buffers, saved, strict=True):
-                buffer.copy_(values)
-
-
-@contextmanager
-def _replayed(states: list[tuple[torch.Generator, Tensor]]) -> Iterator[None]:
-    """Generators start from ``states`` inside, and go on as before outside."""
-    present = [generator.get_state() for generator, _ in states]
-    for generator, state in states:
-        generator.set_state(state)
-    try:
-        yield
-    finally:
-        for (generator, _), state in zip(states, present, strict=True):
-            generator.set_state(state)
 
 
 class LossGrad:
@@ -204,7 +175,7 @@ class LossGrad:
             self._back_up()
         self._step()
         with torch.no_grad(), ExitStack() as contexts:
-            contexts.enter_context(_replayed(states))
+            contexts.enter_context(replayed(states))
             if self.model is not None:
                 contexts.enter_context(frozen_statistics(self.model))
             trial = closure().detach()

@@ -1,6 +1,6 @@
 """Contexts in which a model runs without a trace: its tensors, modes and the random generators are put back.
 
-Used by the stability probe.
+Used by the stability probe and by LossGrad.
 """
 
 from collections.abc import Iterable, Iterator
@@ -60,4 +60,34 @@ def seeded(seed: int, devices: Iterable[torch.device]) -> Iterator[None]:
         yield
     finally:
         for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Running statistics of ``model``'s normalization layers are put back at the end, bit for bit.
+
+    In training mode a forward pass inside normalizes by its own batch, as outside.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in zip(buffers, saved, strict=True):
+                buffer.copy_(values)
+
+
+@contextmanager
+def replayed(states: list[tuple[torch.Generator, Tensor]]) -> Iterator[None]:
+    """Generators start from ``states`` inside, and go on as before outside."""
+    present = [generator.get_state() for generator, _ in states]
+    for generator, state in states:
+        generator.set_state(state)
+    try:
+        yield
+    finally:
+        for (generator, _), state in zip(states, present, strict=True):
             generator.set_state(state)

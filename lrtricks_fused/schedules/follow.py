@@ -21,8 +21,8 @@ def plain_lrs(optimizer: Optimizer) -> None:
 
 
 def _same(known: Group, group: Group) -> bool:
-    """Whether it is one group: Optimizer.load_state_dict makes new dictionaries, others put in other parameters."""
-    return known is group or known["params"] is group["params"]
+    """Whether it is one group, whose dictionary Optimizer.load_state_dict has replaced, or somebody else its list."""
+    return known["params"] is group["params"]
 
 
 class FollowingLR(LRScheduler):
