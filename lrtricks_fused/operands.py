@@ -117,7 +117,7 @@ def check_state(name: str, state: object, param: Tensor, shape: tuple[int, ...])
         raise ValueError(f"Invalid state {name} of shape {tuple(state.shape)}: must be {tuple(shape)}")
     if state.dtype not in STATE_DTYPES[param.dtype]:
         allowed = " or ".join(map(str, STATE_DTYPES[param.dtype]))
-        raise ValueError(f"Invalid state {name} of dtype {state.dtype}: must be {allowed} for a {param.dtype} parameter")
+        raise ValueError(f"Invalid state {name} of dtype {state.dtype}: must be {allowed}")
     _check_memory(f"state {name}", state, written=True)
 
 
@@ -131,7 +131,8 @@ def check_step(step: object, param: Tensor) -> None:
     if not isinstance(step, Tensor) or is_wrapper(type(step)):
         raise TypeError(f"Invalid state step of type {type(step).__name__}: must be a plain tensor")
     if step.dtype != torch.float64 or step.numel() != 1 or step.device != param.device or is_lazy(step):
-        raise ValueError(f"Invalid state step {_describe(step)} on {step.device}: must be one float64 on {param.device}")
+        where = f"on {step.device}: must be one float64 on {param.device}"
+        raise ValueError(f"Invalid state step {_describe(step)} {where}")
     _check_memory("state step", step, written=True)
     if step.is_cpu and not is_step_count(float(step)):
         raise ValueError(f"Invalid state step={float(step)}: must be a whole number in [0, 2**53)")

@@ -57,7 +57,7 @@ def _same(these: list[Tensor], those: list[Tensor]) -> bool:
 
 
 def _fits(call: StepCall) -> bool:
-    """Whether addresses and sizes say all of checked operands: contiguous, not lazy, of one dtype and its states' one."""
+    """Whether addresses and sizes say all of checked operands: contiguous, not lazy, of one dtype, the states too."""
     states = chain(*call.states.values())
     return (
         all(tensor.is_contiguous() and not is_lazy(tensor) for tensor in operands(call))

@@ -70,7 +70,7 @@ def test_learning_rate_schedulers(name, tensor):
 @pytest.mark.parametrize("schedule", [lrt.linear(0.2, 1.0), lrt.random_gradient(seed=3), lrt.late()], ids=repr)
 def test_group_schedules(cls, schedule, tensor):
     value = torch.tensor(1.0, device="cpu") if tensor else 1.0
-    optimizer = lrt.SGD([{"params": [here(3)], cls.name: value}], lr=0.1, backend="reference")
+    optimizer = lrt.SGD([{"params": [here(3)], cls.name: value}], lr=0.1)
     weights = cls(optimizer, schedule, 4)
     for _ in range(3):
         weights.step()
@@ -107,7 +107,7 @@ def test_subnetworks():
 def test_lossgrad(options):
     def run():
         param = here(3)
-        tuned = lrt.LossGrad(lrt.SGD([param], lr=0.1, backend="reference"), c=2.0, **options)
+        tuned = lrt.LossGrad(lrt.SGD([param], lr=0.1), c=2.0, **options)
         assert tuned.ratio.is_cpu
         for _ in range(3):
             tuned.step(lambda: (param * param).sum())

@@ -327,8 +327,9 @@ def step_chunk(
             words = (w0, w1, w2, w3)
             for word in tl.static_range(ROWS // 2):
                 slopes = step_rows(
-                    word, words[word], lane, stepped, param_row, grad_row, state_rows, pitch, slices, constants, scalars,
-                    limit, slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE, UNIT != 0, True,
+                    word, words[word], lane, stepped, param_row, grad_row, state_rows, pitch, slices, constants,
+                    scalars, limit, slopes, DIRECTION, FLAG0, FLAG1, STATES, RING, PARAM_DTYPE, STATE_DTYPE,
+                    UNIT != 0, True,
                 )  # fmt: skip
         else:
             for word in range(ROWS // 2):

@@ -64,7 +64,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         super().__init__(params, defaults)
         if state_dtype is not None and not any(p.dtype.itemsize == 2 for g in self.param_groups for p in g["params"]):
-            warnings.warn(f"state_dtype={state_dtype} is of no effect: no parameter is bfloat16 or float16", stacklevel=3)
+            text = f"state_dtype={state_dtype} is of no effect: no parameter is bfloat16 or float16"
+            warnings.warn(text, stacklevel=3)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -156,7 +157,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         present = [name for name in ("step", *names) if name in state]
         lost = [name for name in ("step", *names) if name not in state and name not in self._optional]
         if lost and present and not (present == ["step"] and not state["step"]):
-            raise ValueError(f"Invalid state of a parameter of shape {tuple(param.shape)}: it has {', '.join(present)}, "
+            shape = tuple(param.shape)
+            raise ValueError(f"Invalid state of a parameter of shape {shape}: it has {', '.join(present)}, "
                              f"but no {', '.join(lost)}")
         new = {}
         if "step" not in state:
@@ -241,7 +243,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return list(parts.values())
 
     def _calls(self, part: _Part, new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
-        """The calls of a part. States that are missing are made and entered into ``new``, not yet into the optimizer."""
+        """The calls of a part. Missing states are made and entered into ``new``, not yet into the optimizer."""
         group, get = part.group, self.state.get
         names = self._state_names(group)
         wanted = ["step", *(name for name, used in names.items() if used)]
@@ -438,7 +440,8 @@ def _step_count(step: Any) -> float:
     Raises:
         ValueError: it is none.
     """
-    number = plain(step) if not isinstance(step, Tensor) or step.numel() == 1 and not step.is_meta else None
+    readable = not isinstance(step, Tensor) or (step.numel() == 1 and not step.is_meta and not is_wrapper(type(step)))
+    number = plain(step) if readable else None
     number = number[0] if isinstance(number, list) and len(number) == 1 else number
     is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
     if not is_number or not is_step_count(number):
