@@ -1,5 +1,6 @@
 """Loads the native library, which registers ``torch.ops.lrtricks_fused.<rule>_``, and calls its ops."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ def native_step(call: StepCall) -> None:
     torch.autograd.graph.increment_version(call.params)
 
 
+@functools.cache
+def _table_op(rule: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.lrtricks_fused, f"{rule}_table_").default  # itself: its packet would look for it each time
+
+
 def _run(call: StepCall, table: AddressTable | None) -> None:
     device = call.params[0].device
     lr, lr_tensor = _split(call.lr, device)
@@ -100,7 +106,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
         operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices, call.centralize,
                     call.slope)
     else:
-        step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_table_")
+        step = _table_op(call.rule)
         scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
         slices = (table.slices, table.lanes, table.slice_scratch)
         operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared, *slices, scratch, call.slope)

@@ -16,7 +16,7 @@ class BetaOptimizer(MaskedOptimizer):
     def _check_rule(self, group: Group) -> None:
         check_range("eps", group["eps"], 0.0, math.inf)
         betas = group["betas"]
-        betas = plain(betas)
+        betas = betas if type(betas) is tuple else plain(betas)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"Invalid betas={betas!r}: must be two floats")
         for i, beta in enumerate(betas):

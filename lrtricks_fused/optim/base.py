@@ -1,7 +1,6 @@
 """What all masked optimizers share: groups, state, checkpoints, and the hand-over to a backend. No arithmetic."""
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from ..keep import keep_mask
 from ..operands import check_param as check_operand
 from ..operands import check_state, is_step_count, is_wrapper, storage_holds, waited
 from ..table import forget
-from .checks import check_group, check_kind, check_param, plain
+from .checks import as_seed, check_group, check_kind, check_param, plain
 
 Group = dict[str, Any]
+PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
 
 @dataclass
@@ -226,7 +226,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         params = group["params"]
         self._check_state(group, params)
         grads = [param.grad for param in params]
-        if not torch.compiler.is_compiling() and any(map(is_wrapper, {*map(type, grads)} - {type(None)})):
+        kinds = {*map(type, grads)} - PLAIN
+        if kinds and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds)):
             grads = [grad if grad is None else waited(grad) for grad in grads]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and all(g is not None for g in grads) and all(param.is_cpu for param in params):
@@ -251,10 +252,12 @@ class MaskedOptimizer(torch.optim.Optimizer):
         try:
             columns = {name: [state[name] for state in states] for name in wanted}
         except (KeyError, TypeError):  # of a parameter that has no state at all
-            return self._first_calls(part, wanted, new)
-        return [self._call(part, columns, self._hyper(group), part.key)]
+            return self._first_calls(part, names, wanted, new)
+        return [self._call(part, columns, names, self._hyper(group), part.key)]
 
-    def _first_calls(self, part: _Part, wanted: list[str], new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
+    def _first_calls(
+        self, part: _Part, names: dict[str, bool], wanted: list[str], new: dict[Tensor, dict[str, Tensor]]
+    ) -> list[StepCall]:
         """The same where states are missing: parameters that get some in this step, and the others."""
         group = part.group
         for param in part.params:
@@ -271,18 +274,18 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 some = _Part((part.key, fresh), group, *columns)
                 states = [{**self.state.get(param, {}), **new.get(param, {})} for param in some.params]
                 columns = {name: [state[name] for state in states] for name in wanted}
-                calls.append(self._call(some, columns, hyper, part.key if fresh is None else some.key))
+                calls.append(self._call(some, columns, names, hyper, part.key if fresh is None else some.key))
         return calls
 
     def _call(
-        self, part: _Part, columns: dict[str, list[Tensor]], hyper: dict[str, float | bool], key: Hashable
+        self, part: _Part, columns: dict[str, list[Tensor]], names: Iterable[str], hyper: Group, key: Hashable
     ) -> StepCall:
         group = part.group
         return StepCall(
             rule=self._rule(group),
             params=part.params,
             grads=part.grads,
-            states={name: columns.get(name, []) for name in self._state_names(group)},
+            states={name: columns.get(name, []) for name in names},
             steps=columns["step"],
             param_indices=part.indices,
             hyper=hyper,
@@ -292,7 +295,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             maximize=bool(group["maximize"]),
             keep_prob=_number(group["keep_prob"]),
             grad_weight=_number(group["grad_weight"]),
-            seed=operator.index(plain(group["seed"])),
+            seed=as_seed(group["seed"]),
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
             centralize=bool(group["centralize"]),
@@ -328,8 +331,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for group, indices in self._indexed():
             for index, candidate in zip(indices, group["params"], strict=True):
                 if candidate is param:
-                    seed = operator.index(plain(group["seed"]))
-                    return keep_mask(param.shape, float(group["keep_prob"]), seed, step, index, param.device)
+                    keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])
+                    return keep_mask(param.shape, keep_prob, seed, step, index, param.device)
         raise ValueError(f"Invalid param of shape {tuple(param.shape)}: it is not in this optimizer")
 
     # -- checkpoints ---------------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
 
     Tensors that are not on the CPU are not read: that would synchronise with the device.
     """
-    if isinstance(value, Tensor):
+    if type(value) is float or type(value) is int:
+        pass  # as nearly always, and at every step
+    elif isinstance(value, Tensor):
         if is_wrapper(type(value)):
             raise TypeError(f"Invalid {name} of type {type(value).__name__}: must be a float or a plain tensor")
         if value.numel() != 1 or value.is_complex():
@@ -56,6 +58,14 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"Invalid {name}={value!r}: must be a bool")
 
 
+def as_seed(seed: Any) -> int:
+    """``seed`` as an int; raises ValueError unless it is one in [0, 2**64), of any library."""
+    number = seed if type(seed) is int else plain(seed)
+    if not hasattr(number, "__index__") or not 0 <= operator.index(number) < 2**64:
+        raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
+    return operator.index(number)
+
+
 def check_group(group: dict[str, Any]) -> None:
     """Raises ValueError or TypeError unless the hyper-parameters that all rules share are valid."""
     check_range("lr", group["lr"], 0.0, math.inf)
@@ -63,14 +73,14 @@ def check_group(group: dict[str, Any]) -> None:
     check_range("keep_prob", group["keep_prob"], 0.0, 1.0)
     lowest = -math.inf if group.get("allow_negative_grad_weight", False) else 0.0  # set by GradientWeight
     check_range("grad_weight", group["grad_weight"], lowest, math.inf)
-    if not isinstance(plain(group["centralize"]), bool):
-        raise TypeError(f"Invalid centralize={group['centralize']!r}: must be a bool")
+    centralize = group["centralize"]
+    if centralize is not True and centralize is not False and not isinstance(plain(centralize), bool):
+        raise TypeError(f"Invalid centralize={centralize!r}: must be a bool")
     for name in FLAGS:
-        if name in group:
-            check_flag(name, group[name])
-    seed = plain(group["seed"])
-    if not hasattr(seed, "__index__") or not 0 <= operator.index(seed) < 2**64:
-        raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
+        value = group.get(name, False)
+        if value is not True and value is not False:
+            check_flag(name, value)
+    as_seed(group["seed"])
     if group.get("differentiable"):
         raise ValueError("Invalid differentiable=True: a fused step cannot be differentiated through")
 
