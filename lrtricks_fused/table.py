@@ -183,7 +183,7 @@ class AddressTable:
         grads = _addresses(call.grads)
         if self.rows is None:
             return grads == self._grad_addresses
-        if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, call.grads)):
+        if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, chain(call.params, call.grads))):
             return False
         if grads != self._grad_addresses:
             if [grad.device for grad in call.grads] != self._devices or not all(map(_holds, call.grads)):
