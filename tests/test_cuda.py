@@ -183,7 +183,7 @@ def test_the_memory_of_a_dropped_table_waits_for_the_stream_that_reads_it():
     rows, address = table.rows.shape, table.rows.data_ptr()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(verify.checks.SLEEP_CYCLES)
+        torch.cuda._sleep(verify.cuda_checks.SLEEP_CYCLES)
         optimizer.step()
     assert optimizer._tables.pop(*optimizer._tables) is table
     del table
@@ -221,7 +221,7 @@ def test_scaler_over_cpu_and_cuda_parameters():
         for step in range(6):
             set_grads(params, cases, step)
             if on is CUDA:
-                torch.cuda._sleep(verify.checks.SLEEP_CYCLES // 10)
+                torch.cuda._sleep(verify.cuda_checks.SLEEP_CYCLES // 10)
             scale.fill_(2.0 + step)
             found_inf.fill_(float(step in (0, 3)))
             optimizer.step()

@@ -13,15 +13,17 @@ from typing import Any
 from .checks import (
     check_backend,
     check_bits,
-    check_graph,
     check_groups,
-    check_no_allocation,
-    check_no_synchronisation,
     check_overflow,
     check_resume,
-    check_side_stream,
     check_slope,
     check_tensor_scalars,
+)
+from .cuda_checks import (
+    check_graph,
+    check_no_allocation,
+    check_no_synchronisation,
+    check_side_stream,
     check_training_graph,
 )
 from .inventory import (
