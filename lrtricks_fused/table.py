@@ -186,7 +186,9 @@ class AddressTable:
         if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, chain(call.params, call.grads))):
             return False
         if grads != self._grad_addresses:
-            if [grad.device for grad in call.grads] != self._devices or not all(map(_holds, call.grads)):
+            if any(map(Tensor._is_zerotensor, call.grads)) or not all(map(_holds, call.grads)):
+                return False
+            if [grad.device for grad in call.grads] != self._devices:
                 return False
             self._grad_addresses = grads
             self._host_rows[:, GRAD] = _integers(grads)
