@@ -28,6 +28,8 @@ DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0")
 # Bit identity across instruction sets and backends: no contraction, no reassociation, IEEE sqrt and division.
 EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 OPTIMIZE = ["-O0", "-g"] if DEBUG else ["-O3"]
+# Threads of others may have small stacks: what is large lies elsewhere.
+FRAMES = [] if DEBUG else ["-Werror=frame-larger-than=16384"]
 ISA_FLAGS = {"Baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     # -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 headers.
@@ -180,7 +182,7 @@ def ninja_text(build: Path, target: Path, found: Cuda | None) -> str:
     """A build file: one object per source and instruction set, and one link."""
     compile_flags, link_flags = torch_flags()
     link_flags += [str(found.cudart), "-ldl", "-lrt", "-lpthread"] if found else []
-    common = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *OPTIMIZE, *EXACT, f"-I{CSRC}"]
+    common = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *FRAMES, *OPTIMIZE, *EXACT, f"-I{CSRC}"]
     lines = [
         f"cxx = {shlex.join(compiler())}",
         f"flags = {shlex.join(common + compile_flags)}",
