@@ -57,9 +57,9 @@ def numbered(rng: Random, shape: tuple[int, ...], dtype: torch.dtype, grad: bool
 
 
 def leaf(rng: Random, dtypes: list[torch.dtype]) -> Tensor:
-    """A parameter; one of eight of a plain subclass."""
+    """A parameter; some of a plain subclass."""
     tensor = numbered(rng, rng.choice(SHAPES), rng.choice(dtypes))
-    return tensor.as_subclass(rng.choice([Plain, Quiet, *[Tensor] * 14])).requires_grad_()
+    return tensor.as_subclass(rng.choice([Plain, Quiet, *[Tensor] * 60])).requires_grad_()
 
 
 def params_of(opt: Optimizer) -> list[Tensor]:
@@ -78,6 +78,16 @@ def put(mapping: dict, key: object, value: object) -> Undo:
     old = mapping.get(key, mapping)
     mapping[key] = value
     return lambda: mapping.pop(key, None) if old is mapping else mapping.__setitem__(key, old)
+
+
+def memory(tensor: Tensor) -> Tensor | None:
+    """All of a tensor's storage as numbers of its dtype; None if it has none of its own."""
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or tensor.layout is not torch.strided:
+        return None
+    storage = tensor.untyped_storage()
+    if tensor.is_meta or tensor._is_zerotensor() or (storage.nbytes() and not storage.data_ptr()):
+        return None
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (storage.nbytes() // tensor.itemsize,), (1,))
 
 
 def some_param(opt: Optimizer, rng: Random) -> Tensor:
@@ -134,12 +144,12 @@ def emptied_storage(opt, rng):
     param = some_param(opt, rng)
     tensor = rng.choice([param, param.grad, *[opt.state[param][n] for n in sorted(opt.state.get(param, {}))]])
     storage = tensor.untyped_storage()
-    size, content = storage.nbytes(), bytearray(bytes(storage))
+    size, content = storage.nbytes(), memory(tensor).clone()
     storage.resize_(rng.choice([0, 0, max(size - 1, 0)]))
 
     def undo():
         storage.resize_(size)
-        torch.empty(0, dtype=torch.uint8).set_(storage).copy_(torch.frombuffer(content, dtype=torch.uint8))
+        memory(tensor).copy_(content)
 
     if rng.random() < 0.5:
         return undo
@@ -305,7 +315,7 @@ GOOD = {
 }  # fmt: skip
 NO_NUMBER = [math.nan, -1.0, "0.1", None, 10**400, 1j, [], torch.tensor(-0.5), torch.ones(2), torch.ones((), device="meta"),
              TwoTensor(torch.ones(()), torch.ones(())), torch.tensor(1j)]  # fmt: skip
-NO_FLAG = ["no", None, 2, [], math.nan]
+NO_FLAG = ["no", None, 2, [], math.nan, torch.ones((), device="meta")]
 BAD = {
     **{name: NO_NUMBER for name in ("lr", "weight_decay", "keep_prob", "grad_weight", "eps", "alpha", "momentum")},
     **{name: NO_FLAG for name in ("maximize", "nesterov", "amsgrad", "centered", "centralize", "decoupled_weight_decay")},
@@ -320,7 +330,7 @@ BAD = {
 def _option(opt, rng, table):
     group = rng.choice(opt.param_groups)
     name = rng.choice(sorted(table.keys() & group.keys()))
-    return put(group, name, copy.deepcopy(rng.choice(table[name])))
+    return put(group, name, rng.choice(table[name]))
 
 
 def good_option(opt, rng):
@@ -351,7 +361,7 @@ def added_group(opt, rng):
     params = [leaf(rng, [torch.float32, torch.float64]) for _ in range(rng.randrange(3))]
     table = rng.choice([GOOD, GOOD, BAD])
     name = rng.choice(sorted(table.keys() & opt.defaults.keys()))
-    opt.add_param_group({"params": params, name: copy.deepcopy(rng.choice(table[name]))})
+    opt.add_param_group({"params": params, name: rng.choice(table[name])})
     for param in params:
         param.grad = numbered(rng, param.shape, param.dtype, grad=True)
 

@@ -3,34 +3,25 @@
 A refused step changes nothing, and names what is wrong. Derandomised; with LRTRICKS_FULL=1 many more examples.
 """
 
-import copy
 import os
 import random
+import re
 
 import pytest
 import torch
-from fuzz_events import DTYPES, EVENTS, GOOD, leaf, params_of, set_grads
+from fuzz_events import DTYPES, EVENTS, GOOD, emptied_storage, leaf, memory, params_of, set_grads
 from helpers import same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inventory import RICH
 
-EXAMPLES = 3000 if os.environ.get("LRTRICKS_FULL") == "1" else 30  # of each rule
+EXAMPLES = 3000 if os.environ.get("LRTRICKS_FULL") == "1" else int(os.environ.get("FZ", 30))  # of each rule
 few = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
 salt = st.integers(0, 2**32 - 1)
 script = st.lists(st.tuples(st.sampled_from(EVENTS), salt, st.booleans()), max_size=24)
-
-
-def memory(tensor):
-    """All of a tensor's storage as numbers of its dtype; None if it has none of its own."""
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return None
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        return None
-    storage = tensor.untyped_storage()
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, (storage.nbytes() // tensor.itemsize,), (1,)).clone()
 
 
 def seen(value):
@@ -40,7 +31,8 @@ def seen(value):
     told = [type(value).__name__, value.dtype, value.device, value.layout, tuple(value.shape), value.requires_grad]
     if value.layout is torch.strided and type(value).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         told += [value.stride(), value.storage_offset(), value.is_neg(), value._is_zerotensor()]
-    return str(told), memory(value)
+    own = memory(value)
+    return str(told), None if own is None else own.clone()
 
 
 @torch.no_grad()
@@ -70,7 +62,7 @@ def outcome(call, *args):
     try:
         return call(*args), None
     except Exception as error:
-        return None, (type(error), str(error))
+        return None, (type(error), re.sub(r"\b1\d{14}\b", "<id>", str(error)))
 
 
 def make(case, backend, salt):
@@ -80,7 +72,7 @@ def make(case, backend, salt):
     groups = [{"params": [leaf(rng, dtypes) for _ in range(rng.randrange(5))]} for _ in range(rng.randint(1, 3))]
     for group in groups[1:]:
         name = rng.choice(["lr", "weight_decay", "keep_prob", "grad_weight", "maximize", "centralize", "seed"])
-        group[name] = copy.deepcopy(rng.choice(GOOD[name]))
+        group[name] = rng.choice(GOOD[name])
     options = dict(keep_prob=rng.choice([1.0, 0.5]), centralize=rng.random() < 0.3, fused=rng.choice([None, True]))
     return case.make(groups, backend=backend, state_dtype=state_dtype, **options)
 
@@ -95,7 +87,7 @@ def stepped(opts, undo):
         assert_same(old, new, "" if error else "grad ")
     assert_same(*after)
     if error:
-        assert error[0] in (TypeError, ValueError) and "/" not in error[1] and ".cpp" not in error[1], error
+        assert error[0] in (KeyError, TypeError, ValueError) and "/" not in error[1] and ".cpp" not in error[1], error
         for number in range(2):
             for back in reversed(undo[number]):
                 back()
@@ -111,6 +103,7 @@ def stepped(opts, undo):
 @given(setup=salt, events=script)
 @few
 def test_both_backends_do_the_same(case, setup, events):
+    if os.environ.get("DBG"): print("\nRUN", setup, [(e.__name__, x, b) for e, x, b in events], file=open("/tmp/last","w"), flush=True)
     opts, undo = [make(case, backend, setup) for backend in ("native", "reference")], ([], [])
     for number, (event, salt, with_step) in enumerate(events):
         for opt in opts:
@@ -128,8 +121,11 @@ def test_both_backends_do_the_same(case, setup, events):
                 opts[index], undo[index][:] = result, []
             elif result is not None:
                 undo[index].append(result)
-        if with_step:
-            stepped(opts, undo)
+        emptied = [result for result, _ in results if event is emptied_storage and result]
+        if with_step or emptied:  # torch itself may crash where it reads what is not there
+            refused = stepped(opts, undo)
+            for back in emptied if not refused else []:
+                back()
     for opt in opts:
         set_grads(opt, random.Random(setup))
     stepped(opts, undo)
