@@ -183,7 +183,7 @@ class AddressTable:
         grads = _addresses(call.grads)
         if self.rows is None:
             return grads == self._grad_addresses
-        if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, call.grads)):
+        if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, chain(call.params, call.grads))):
             return False
         if grads != self._grad_addresses:
             if any(map(Tensor._is_zerotensor, call.grads)) or not all(map(_holds, call.grads)):

@@ -158,7 +158,8 @@ def emptied_storage(opt, rng):
 
 
 def one_flat_storage(opt, rng):
-    params = [p for p in params_of(opt) if p.dtype == some_param(opt, rng).dtype]
+    dtype = some_param(opt, rng).dtype
+    params = [p for p in params_of(opt) if p.dtype == dtype and type(p) is not TwoTensor]
     flat = torch.cat([p.detach().flatten() for p in params])
     for param, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
         param.data = piece.view(param.shape)
@@ -291,7 +292,7 @@ def deleted_states(opt, rng):
 
 
 def foreign_entry(opt, rng):
-    opt.state.get(some_param(opt, rng), {})["note"] = "mine"
+    opt.state.get(some_param(opt, rng), {})["note"] = 3
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
