@@ -1,6 +1,7 @@
 """Loads the native library, which registers ``torch.ops.lrtricks_fused.<rule>_``, and calls its ops."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from .call import StepCall
 from .device import prepare_on_device, scalar, step_on_device
-from .operands import copy_back, is_lazy, operands, plain
+from .operands import check_operands, copy_back, is_lazy, operands, plain
 from .table import AddressTable, address_table
 
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief", "average_sgd")
@@ -68,10 +69,19 @@ def prepare(call: StepCall) -> None:
         return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
     call.table = address_table(call)
     if call.table is not None and not call.alone:
-        torch.ops.lrtricks_fused.check_table(call.table.rows)
+        _refused_by_name(call, torch.ops.lrtricks_fused.check_table, call.table.rows)
     elif call.table is None and not torch.compiler.is_compiling() and any(map(is_lazy, operands(call))):
         call.copies = plain(call)
     call.prepared = True
+
+
+def _refused_by_name(call: StepCall, run: Callable[..., None], *args: Any) -> None:
+    """``run(*args)``; what an op refuses, it refuses before it writes, and the error is that of all backends."""
+    try:
+        run(*args)
+    except RuntimeError:
+        check_operands(call)
+        raise
 
 
 def native_step(call: StepCall) -> None:
@@ -84,7 +94,7 @@ def native_step(call: StepCall) -> None:
     if not call.params[0].is_cpu:
         step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
     else:
-        _run(call.copies or call, call.table)
+        _refused_by_name(call, _run, call.copies or call, call.table)
         if call.copies is not None:
             copy_back(call.copies, call)
     # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.

@@ -14,7 +14,12 @@ FLAGS = ("amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov"
 
 
 def plain(value: Any) -> Any:
-    """Arrays and scalars of numpy and torch as Python's lists and numbers, which a checkpoint can hold."""
+    """Arrays and scalars of numpy and torch as Python's lists and numbers, which a checkpoint can hold.
+
+    A tensor that has no numbers (on meta, a wrapper) stays what it is.
+    """
+    if isinstance(value, Tensor) and (value.is_meta or is_wrapper(type(value))):
+        return value
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -39,6 +44,8 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
         if value.numel() != 1 or value.is_complex():
             described = f"shape {tuple(value.shape)}" if value.numel() != 1 else f"dtype {value.dtype}"
             raise ValueError(f"Invalid {name} of {described}: must be a float or a real tensor of one element")
+        if value.is_meta:
+            raise ValueError(f"Invalid {name} on meta: must have a value")
         if value.device.type != "cpu":
             return
         value = float(value)
@@ -54,14 +61,15 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
 
 def check_flag(name: str, value: Any) -> None:
     """Raises TypeError unless ``value`` is true or false, in Python's or numpy's way, or as 0 or 1."""
-    if plain(value) not in (False, True):
+    number = plain(value)
+    if isinstance(number, Tensor) or number not in (False, True):
         raise TypeError(f"Invalid {name}={value!r}: must be a bool")
 
 
 def as_seed(seed: Any) -> int:
     """``seed`` as an int; raises ValueError unless it is one in [0, 2**64), of any library."""
-    number = seed if type(seed) is int else plain(seed)
-    if not hasattr(number, "__index__") or not 0 <= operator.index(number) < 2**64:
+    number = seed if type(seed) is int or isinstance(seed, Tensor) else plain(seed)
+    if isinstance(number, Tensor) or not hasattr(number, "__index__") or not 0 <= operator.index(number) < 2**64:
         raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
     return operator.index(number)
 
