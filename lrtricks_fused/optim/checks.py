@@ -68,7 +68,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def as_seed(seed: Any) -> int:
     """``seed`` as an int; raises ValueError unless it is one in [0, 2**64), of any library."""
-    number = seed if type(seed) is int or isinstance(seed, Tensor) else plain(seed)
+    number = seed if type(seed) is int else plain(seed)
     if isinstance(number, Tensor) or not hasattr(number, "__index__") or not 0 <= operator.index(number) < 2**64:
         raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
     return operator.index(number)
