@@ -20,7 +20,9 @@ from torch.testing._internal.two_tensor import TwoTensor
 Optimizer = torch.optim.Optimizer
 Random = random.Random
 Undo = Callable[[], object] | None
-SHAPES = [(), (0,), (1,), (63,), (64,), (65,), (511,), (512,), (513,), (5, 7), (33, 20), (1, 9), (3, 0, 2), (2, 3, 4, 5)]
+SHAPES = [
+    (), (0,), (1,), (63,), (64,), (65,), (511,), (512,), (513,), (5, 7), (33, 20), (1, 9), (3, 0, 2), (2, 3, 4, 5)
+]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -249,7 +251,8 @@ STATES = [
     lambda s: 0.5,
 ]
 STEPS = [
-    *(lambda s, n=n: torch.full_like(s, n) for n in (-1, math.nan, 1.5, 2**53, 2**53 - 1, math.inf, 0, 7, 2**24, 2**33)),
+    *(lambda s, n=n: torch.full_like(s, n)
+      for n in (-1, math.nan, 1.5, 2**53, 2**53 - 1, math.inf, 0, 7, 2**24, 2**33)),
     lambda s: s.float(),
     lambda s: s[None].clone(),
     lambda s: s.expand(2),
@@ -314,12 +317,14 @@ GOOD = {
     "momentum_window": [None, 1, 2, 5],
     **{name: FLAGS for name in ("maximize", "nesterov", "amsgrad", "centered", "decoupled_weight_decay")},
 }  # fmt: skip
-NO_NUMBER = [math.nan, -1.0, "0.1", None, 10**400, 1j, [], torch.tensor(-0.5), torch.ones(2), torch.ones((), device="meta"),
+NO_NUMBER = [math.nan, -1.0, "0.1", None, 10**400, 1j, [], torch.tensor(-0.5), torch.ones(2),
+             torch.ones((), device="meta"),
              TwoTensor(torch.ones(()), torch.ones(())), torch.tensor(1j)]  # fmt: skip
 NO_FLAG = ["no", None, 2, [], math.nan, torch.ones((), device="meta")]
 BAD = {
     **{name: NO_NUMBER for name in ("lr", "weight_decay", "keep_prob", "grad_weight", "eps", "alpha", "momentum")},
-    **{name: NO_FLAG for name in ("maximize", "nesterov", "amsgrad", "centered", "centralize", "decoupled_weight_decay")},
+    **{name: NO_FLAG
+       for name in ("maximize", "nesterov", "amsgrad", "centered", "centralize", "decoupled_weight_decay")},
     "seed": [-1, 2**64, 0.5, "0", None, torch.ones((), dtype=torch.int64, device="meta")],
     "betas": [(1.0, 0.5), (0.5,), 0.5, None, ("0.1", 0.2), (math.nan, 0.5), np.array(0.5)],
     "dampening": ["0", None, math.nan, 10**400],
