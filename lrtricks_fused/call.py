@@ -1,7 +1,7 @@
 """One step of one rule over a list of tensors: what every backend receives."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +53,7 @@ class StepCall:
     prepared: bool = False  # by a backend: the operands are checked, and the table, if there is one, is this call's
     table: Any = None
     copies: "StepCall | None" = None  # what is stepped instead, and copied back
+    pieces: "list[StepCall]" = field(default_factory=list)  # what is stepped instead, one after the other
 
     @property
     def window(self) -> int | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
-from .operands import copy_back, plain
+from .operands import copy_back, one_by_one, plain, shares_memory
 from .table import AddressTable, Upload, address_table
 
 Run = Callable[[StepCall, AddressTable], None]
@@ -47,6 +47,12 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     """
     with _on(call.params[0].device):
         call.table = address_table(call, upload)
+        if call.table is None and shares_memory(call):
+            call.pieces = one_by_one(call)
+            for piece in call.pieces:
+                prepare_on_device(piece, run, upload)
+            call.prepared = True
+            return
         if call.table is None:
             call.copies = plain(call, contiguous=True)
             call.table = address_table(call.copies, upload)
@@ -68,6 +74,10 @@ def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     """
     if not call.prepared:
         prepare_on_device(call, run, upload)
+    for piece in call.pieces:
+        step_on_device(piece, run, upload)
+    if call.pieces:
+        return
     with _on(call.params[0].device):
         if call.params[0].is_cuda:
             call.table.use_on(torch.cuda.current_stream())

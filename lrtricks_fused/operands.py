@@ -9,7 +9,7 @@ plain copies, and a storage that is too small is an error.
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
@@ -50,13 +50,18 @@ def is_lazy(tensor: Tensor) -> bool:
     return tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor()
 
 
+def _last(tensor: Tensor) -> int:
+    """The offset of the last element, counted from the first."""
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def storage_holds(tensor: Tensor) -> bool:
     """Whether the storage has the bytes that shape, strides and offset name."""
     if tensor.numel() == 0:
         return True
-    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + _last(tensor) + 1) * tensor.element_size()
     storage = tensor.untyped_storage()
-    return storage.data_ptr() != 0 and (last + 1) * tensor.element_size() <= storage.nbytes()
+    return storage.data_ptr() != 0 and needed <= storage.nbytes()
 
 
 def may_overlap(tensor: Tensor) -> bool:
@@ -159,6 +164,32 @@ def check_operands(call: StepCall) -> None:
 def operands(call: StepCall) -> Iterable[Tensor]:
     """All that the address table would point to but the counts of steps."""
     return chain(call.params, call.grads, *call.states.values())
+
+
+def shares_memory(call: StepCall) -> bool:
+    """Whether what is written of one parameter may lie where something of another does.
+
+    The later one must then see what the earlier has become: they are stepped one by one, and not at once.
+    """
+    if len(call.params) < 2:
+        return False
+    written = chain(call.params, *call.states.values(), call.steps)
+    spans = sorted((t.data_ptr(), t.data_ptr() + _last(t) * t.element_size()) for t in written if t.numel())
+    return any(end >= begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def one_by_one(call: StepCall) -> list[StepCall]:
+    """A call of each parameter alone."""
+    columns = call.states.items()
+    return [
+        replace(
+            call, params=[param], grads=[grad], steps=[step], param_indices=[index], prepared=False, table=None,
+            states={name: column[i : i + 1] for name, column in columns}, tables=None if param.is_cpu else {},
+        )
+        for i, (param, grad, step, index) in enumerate(
+            zip(call.params, call.grads, call.steps, call.param_indices, strict=True)
+        )
+    ]  # fmt: skip
 
 
 def plain(call: StepCall, contiguous: bool = False) -> StepCall:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from .call import StepCall
 from .device import prepare_on_device, scalar, step_on_device
-from .operands import check_operands, copy_back, is_lazy, operands, plain
+from .operands import check_operands, copy_back, is_lazy, one_by_one, operands, plain, shares_memory
 from .table import AddressTable, address_table
 
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief", "average_sgd")
@@ -70,8 +70,11 @@ def prepare(call: StepCall) -> None:
     call.table = address_table(call)
     if call.table is not None and not call.alone:
         _refused_by_name(call, torch.ops.lrtricks_fused.check_table, call.table.rows)
-    elif call.table is None and not torch.compiler.is_compiling() and any(map(is_lazy, operands(call))):
-        call.copies = plain(call)
+    elif call.table is None and not torch.compiler.is_compiling():
+        if shares_memory(call):
+            call.pieces = one_by_one(call)
+        elif any(map(is_lazy, operands(call))):
+            call.copies = plain(call)
     call.prepared = True
 
 
@@ -93,6 +96,9 @@ def native_step(call: StepCall) -> None:
         prepare(call)
     if not call.params[0].is_cpu:
         step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
+    elif call.pieces:
+        for piece in call.pieces:
+            native_step(piece)
     else:
         _refused_by_name(call, _run, call.copies or call, call.table)
         if call.copies is not None:

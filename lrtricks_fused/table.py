@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .call import StepCall, slice_lanes
-from .operands import check_operands, is_lazy, operands
+from .operands import check_operands, is_lazy, operands, shares_memory
 
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, COLUMNS = 11, 12, 13, 14
@@ -57,12 +57,13 @@ def _same(these: list[Tensor], those: list[Tensor]) -> bool:
 
 
 def _fits(call: StepCall) -> bool:
-    """Whether addresses and sizes say all of checked operands: contiguous, not lazy, of one dtype, the states too."""
+    """Whether addresses say all of checked operands: contiguous, apart, not lazy, of one dtype, the states too."""
     states = chain(*call.states.values())
     return (
         all(tensor.is_contiguous() and not is_lazy(tensor) for tensor in operands(call))
         and len({param.dtype for param in call.params}) == 1
         and len({state.dtype for state in states}) <= 1
+        and not shares_memory(call)
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..operands import is_wrapper
 from .base import Group, MaskedOptimizer
 from .checks import check_range
 
@@ -131,8 +132,11 @@ class SGD(MaskedOptimizer):
             return
         for param in params:
             state = self.state.get(param)
-            if state and ("window_buffer" not in state or len(state["window_buffer"]) != window):
-                before = len(state["window_buffer"]) if "window_buffer" in state else None
+            ring = state.get("window_buffer") if state else None
+            if ring is not None and (not isinstance(ring, Tensor) or is_wrapper(type(ring)) or ring.dim() == 0):
+                continue  # of no window at all, which is said when the states are looked at
+            if state and (ring is None or len(ring) != window):
+                before = None if ring is None else len(ring)
                 raise ValueError(f"Invalid momentum_window={window}: these parameters have been stepped with "
                                  f"momentum_window={before}")  # fmt: skip
 
