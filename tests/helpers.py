@@ -6,8 +6,11 @@ Nothing in here knows a formula.
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from lrtricks_fused import table
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -107,3 +110,25 @@ def train(optimizer: torch.optim.Optimizer, steps: range, **attributes: Any) -> 
 def clones(params: list[Tensor]) -> list[Tensor]:
     """Independent leaves of the same values."""
     return [param.detach().clone().requires_grad_() for param in params]
+
+
+def check_left_alone(case: Any, count: float, run: Any) -> None:
+    """A kernel that cannot raise leaves a tensor alone whose count of steps is none; others step, and have a slope."""
+    optimizer = case.make(leaves((9000,), (9000,)), keep_prob=0.5, backend="reference")
+    params = optimizer.param_groups[0]["params"]
+    random_grads(params, 0)
+    call = call_of(optimizer)
+    call.slope = torch.zeros((), dtype=torch.float64)
+    call.steps[1].fill_(count)
+    before = [tensor.clone() for tensor in [params[1], *(column[1] for column in call.states.values() if column)]]
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "check_operands", lambda call: None)  # which reads no count on a device
+        run(call)
+    after = [params[1].detach(), *(column[1] for column in call.states.values() if column)]
+    assert_same_bits(after, before)
+    assert same_bits(call.steps[1], torch.tensor(count, dtype=torch.float64))
+    alone = case.make(leaves((9000,)), keep_prob=0.5, backend="reference")
+    alone.param_groups[0]["params"][0].grad = params[0].grad
+    alone._slopes = {torch.device("cpu"): torch.zeros((), dtype=torch.float64)}
+    alone.step()
+    assert_same_bits([params[0], call.slope], [alone.param_groups[0]["params"][0], *alone._slopes.values()])

@@ -4,8 +4,8 @@ import numpy
 import pytest
 import torch
 from cuda_on_host import POISON, HostTable, module, step
-from helpers import assert_same_bits, call_of, everything
-from inventory import CASES, DTYPES, KEEP_PROBS, SEED
+from helpers import assert_same_bits, call_of, check_left_alone, everything
+from inventory import CASES, DTYPES, KEEP_PROBS, RICH, SEED
 from philox_numpy import keep_bits
 from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, unaligned
 from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixture that holds here, too)
@@ -168,3 +168,9 @@ def test_elements_beyond_2_to_the_31(aligned):
     assert torch.equal(param != 0, torch.from_numpy(kept))
     assert values.count_nonzero() == param.count_nonzero()
     assert step_count == 7
+
+
+@pytest.mark.parametrize("count", [-1.0, -5.0, 0.5, float("nan"), 2.0**53])
+@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+def test_a_tensor_without_a_count_of_steps_is_left_alone(case, count):
+    check_left_alone(case, count, step)

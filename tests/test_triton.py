@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from helpers import assert_same_bits, call_of, everything, leaves, train
+from helpers import assert_same_bits, call_of, check_left_alone, everything, leaves, train
 from inventory import CASES, DTYPES, RICH, SEED
 from philox_numpy import keep_bits
 from tensors import GUARD, LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
@@ -295,3 +295,10 @@ def test_elements_beyond_2_to_the_31(aligned, first):
     assert torch.equal(param != 0, torch.from_numpy(kept))
     assert values.count_nonzero() == param.count_nonzero()
     assert step_count == 7
+
+
+@pytest.mark.parametrize("count", [-5.0, 0.5, float("nan"), 2.0**53])
+@by_rich
+@interpreted
+def test_a_tensor_without_a_count_of_steps_is_left_alone(case, count):
+    check_left_alone(case, count, backends._triton_step)
