@@ -18,7 +18,7 @@ def slice_lanes(length: int) -> int:
     return min(-(-length // (LANE_ELEMENTS * SLICE_LANES)) * SLICE_LANES, MAX_SLICE_LANES)
 
 
-@dataclass
+@dataclass(slots=True)
 class StepCall:
     """Arguments of one fused step. All lists have one entry per parameter.
 

@@ -9,14 +9,14 @@ their lanes. On a GPU the table, the chunks and the scratch of the step live on 
 
 from collections.abc import Callable, Hashable
 from itertools import chain
-from operator import is_
+from operator import ge, is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .call import StepCall, slice_lanes
-from .operands import check_operands, is_lazy, operands, shares_memory
+from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
 
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, COLUMNS = 11, 12, 13, 14
@@ -38,11 +38,6 @@ def _addresses(tensors: list[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
-def _holds(tensor: Tensor) -> bool:
-    """Whether the storage of a contiguous tensor has its bytes."""
-    return _nbytes(_storage(tensor)) >= (_offset(tensor) + tensor.numel()) * tensor.itemsize
-
-
 def _layouts(tensors: list[Tensor]) -> Layouts:
     """Dtypes, shapes and contiguity: lists of their own, which compare faster than one of tuples."""
     return [t.dtype for t in tensors], [t.shape for t in tensors], list(map(Tensor.is_contiguous, tensors))
@@ -50,10 +45,6 @@ def _layouts(tensors: list[Tensor]) -> Layouts:
 
 def _integers(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=HOST)
-
-
-def _same(these: list[Tensor], those: list[Tensor]) -> bool:
-    return len(these) == len(those) and all(map(is_, these, those))
 
 
 def _fits(call: StepCall) -> bool:
@@ -78,8 +69,9 @@ class AddressTable:
     def __init__(self, call: StepCall, upload: Upload | None) -> None:
         check_operands(call)
         self._upload = upload
-        self._held = self._lists(call)
-        self._addresses = list(map(_addresses, self._held))
+        lists = self._lists(call)
+        self._lengths, self._held = list(map(len, lists)), list(chain(*lists))
+        self._addresses = _addresses(self._held)
         self._layouts = _layouts(call.params)
         self._grad_addresses = _addresses(call.grads)
         self._indices, self._centralize = call.param_indices, call.centralize
@@ -88,16 +80,17 @@ class AddressTable:
         self.rows = self.chunk_tensors = self.prepared = self._slope_scratch = None
         self._streams: set[torch.cuda.Stream] = set()  # that have read this table
         self._devices = [param.device for param in call.params]
+        self._bytes = [param.nbytes for param in call.params]
         if _fits(call):
-            self._fill(call)
+            self._fill(call, *map(_addresses, lists))
 
     @staticmethod
     def _lists(call: StepCall) -> list[list[Tensor]]:
         return [call.params, *call.states.values(), call.steps]
 
-    def _fill(self, call: StepCall) -> None:
+    def _fill(self, call: StepCall, params: list[int], *states_and_steps: list[int]) -> None:
         used = [column for column in call.states.values() if column]
-        params, *states, steps = self._addresses
+        *states, steps = states_and_steps
         numel = _integers([param.numel() for param in call.params])
         chunks = (numel + CHUNK - 1) // CHUNK
         self._param_size = call.params[0].element_size()
@@ -164,6 +157,12 @@ class AddressTable:
                 self._slope_scratch.record_stream(stream)
         return self._slope_scratch
 
+    def _have_memory(self, grads: list[Tensor], addresses: list[int]) -> bool:
+        """Whether what lies at the addresses of contiguous gradients is theirs; most have a storage of their own."""
+        if any(map(_offset, grads)) or 0 in addresses:
+            return not any(map(Tensor._is_zerotensor, grads)) and all(map(storage_holds, grads))
+        return all(map(ge, map(_nbytes, map(_storage, grads)), self._bytes))
+
     def holds(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""
         try:
@@ -173,11 +172,13 @@ class AddressTable:
 
     def _update(self, call: StepCall) -> bool:
         lists = self._lists(call)
+        held = list(chain(*lists))
         if not (
             self._indices == call.param_indices
             and self._centralize == call.centralize
-            and all(map(_same, lists, self._held))
-            and list(map(_addresses, lists)) == self._addresses
+            and list(map(len, lists)) == self._lengths
+            and all(map(is_, held, self._held))
+            and _addresses(held) == self._addresses
             and _layouts(call.params) == self._layouts
         ):
             return False
@@ -187,9 +188,7 @@ class AddressTable:
         if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, chain(call.params, call.grads))):
             return False
         if grads != self._grad_addresses:
-            if any(map(Tensor._is_zerotensor, call.grads)) or not all(map(_holds, call.grads)):
-                return False
-            if [grad.device for grad in call.grads] != self._devices:
+            if [grad.device for grad in call.grads] != self._devices or not self._have_memory(call.grads, grads):
                 return False
             self._grad_addresses = grads
             self._host_rows[:, GRAD] = _integers(grads)

@@ -1,6 +1,7 @@
 """What all masked optimizers share: groups, state, checkpoints, and the hand-over to a backend. No arithmetic."""
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..table import forget
 from .checks import as_seed, check_group, check_kind, check_param, plain
 
 Group = dict[str, Any]
+_is_cpu = operator.attrgetter("is_cpu")
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
 
@@ -226,11 +228,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
         params = group["params"]
         self._check_state(group, params)
         grads = [param.grad for param in params]
-        kinds = {*map(type, grads)} - PLAIN
-        if kinds and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds)):
+        kinds = {*map(type, grads)}
+        if not kinds <= PLAIN and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds - PLAIN)):
             grads = [grad if grad is None else waited(grad) for grad in grads]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
-        if together and params and all(g is not None for g in grads) and all(param.is_cpu for param in params):
+        if together and params and type(None) not in kinds and all(map(_is_cpu, params)):
             return [_Part(params[0].device, group, list(params), grads, list(indices))]
         parts: dict[Hashable, _Part] = {}
         for param, grad, index in zip(params, grads, indices, strict=True):
