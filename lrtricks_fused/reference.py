@@ -216,7 +216,8 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
     direction = RULES[call.rule](grad, state, call.hyper, step, const)
     for name, new in state.items():
-        call.states[name][i].copy_(new)
+        stored = call.states[name][i]
+        stored.copy_(new.to(stored.dtype))  # torch forgets that one is negated where a copy changes the dtype, too
     if call.weight_decay != 0 and call.decoupled_weight_decay:
         direction = direction + const(call.weight_decay) * old_param
     new_param = old_param - const(float(call.lr)) * direction

@@ -263,7 +263,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """The same where states are missing: parameters that get some in this step, and the others."""
         group = part.group
         for param in part.params:
-            check_operand(param)
+            if not torch.compiler.is_compiling():  # a tracer's tensors have no memory to look at
+                check_operand(param)
             made = self._new_states(group, param, wanted[1:])
             if made:
                 new[param] = made
@@ -425,7 +426,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                              "must be floating and strided")
         if not saved._is_zerotensor() and not storage_holds(saved):
             raise ValueError(f"Invalid state_dict: the storage of {name} does not hold its shape {tuple(shape)}")
-        dtype = self._state_dtype_of(param)
+        dtype, saved = self._state_dtype_of(param), saved.resolve_neg()  # see reference._step_one
         if shape == param.shape:
             copy = torch.empty_like(saved.detach(), dtype=dtype, device=param.device).copy_(saved)
         else:
