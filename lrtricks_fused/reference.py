@@ -192,8 +192,12 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
         call.slope += slope_total(chunks) * (1.0 / scale)
 
 
+def _store(state: Tensor, new: Tensor) -> None:
+    state.copy_(new.to(state.dtype))  # a copy that changes the dtype, too, forgets that one of them is negated
+
+
 def _into_ring(ring: Tensor, grad: Tensor, step: int) -> None:
-    ring[(step - 1) % len(ring)] = grad
+    _store(ring[(step - 1) % len(ring)], grad)
 
 
 def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> Tensor:
@@ -216,8 +220,7 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
     direction = RULES[call.rule](grad, state, call.hyper, step, const)
     for name, new in state.items():
-        stored = call.states[name][i]
-        stored.copy_(new.to(stored.dtype))  # torch forgets that one is negated where a copy changes the dtype, too
+        _store(call.states[name][i], new)
     if call.weight_decay != 0 and call.decoupled_weight_decay:
         direction = direction + const(call.weight_decay) * old_param
     new_param = old_param - const(float(call.lr)) * direction

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inventory import RICH
 
-EXAMPLES = 3000 if os.environ.get("LRTRICKS_FULL") == "1" else 30  # of each rule
+EXAMPLES = 3000 if os.environ.get("LRTRICKS_FULL") == "1" else 150  # of each rule
 few = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),

@@ -89,16 +89,34 @@ def test_zero_tensors_are_gradients_of_zeros(case, backend):
 @both_backends
 @by_name
 @pytest.mark.parametrize("kind", [negated, subclass], ids=lambda f: f.__name__)
-def test_parameters_and_states_step_as_what_they_stand_for(case, kind, backend):
+@pytest.mark.parametrize("dtypes", [(torch.float32, None), (torch.float16, None), (torch.float16, torch.float16)])
+def test_parameters_and_states_step_as_what_they_stand_for(case, dtypes, kind, backend):
     results = []
     for of in (lambda tensor: tensor, kind):
-        param = torch.nn.Parameter(of(leaves(SHAPE)[0].detach()))
-        optimizer = case.make([param], keep_prob=0.5, backend=backend)
+        param = torch.nn.Parameter(of(leaves(SHAPE, dtype=dtypes[0])[0].detach()))
+        optimizer = case.make([param], keep_prob=0.5, backend=backend, state_dtype=dtypes[1])
         train(optimizer, range(2))
         if kind is negated:
             optimizer.state[param] = {k: v if k == "step" else of(v) for k, v in optimizer.state[param].items()}
         train(optimizer, range(2, 4))
         results.append([tensor.resolve_neg().as_subclass(torch.Tensor) for tensor in everything(optimizer)])
+    assert_same_bits(*results)
+
+
+@by_name
+@pytest.mark.parametrize("saved", [torch.float16, torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_saved_states_are_loaded_as_what_they_stand_for(case, dtype, saved):
+    optimizers = [case.make(leaves(SHAPE, dtype=dtype), keep_prob=0.5) for _ in range(2)]
+    train(optimizers[0], range(2))
+    checkpoint = optimizers[0].state_dict()
+    for state in checkpoint["state"].values():
+        state.update({name: value.to(saved) for name, value in state.items() if name != "step"})
+    results = []
+    for of in (lambda tensor: tensor, negated):
+        states = {0: {k: v if k == "step" else of(v) for k, v in checkpoint["state"][0].items()}}
+        optimizers[1].load_state_dict({**checkpoint, "state": states})
+        results.append([tensor.clone() for tensor in everything(optimizers[1])])
     assert_same_bits(*results)
 
 

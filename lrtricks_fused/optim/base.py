@@ -1,7 +1,6 @@
 """What all masked optimizers share: groups, state, checkpoints, and the hand-over to a backend. No arithmetic."""
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from ..table import forget
 from .checks import as_seed, check_group, check_kind, check_param, plain
 
 Group = dict[str, Any]
-_is_cpu = operator.attrgetter("is_cpu")
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
 
@@ -232,7 +230,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         if not kinds <= PLAIN and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds - PLAIN)):
             grads = [grad if grad is None else waited(grad) for grad in grads]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
-        if together and params and type(None) not in kinds and all(map(_is_cpu, params)):
+        if together and params and type(None) not in kinds and all(param.is_cpu for param in params):
             return [_Part(params[0].device, group, list(params), grads, list(indices))]
         parts: dict[Hashable, _Part] = {}
         for param, grad, index in zip(params, grads, indices, strict=True):
@@ -426,7 +424,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                              "must be floating and strided")
         if not saved._is_zerotensor() and not storage_holds(saved):
             raise ValueError(f"Invalid state_dict: the storage of {name} does not hold its shape {tuple(shape)}")
-        dtype, saved = self._state_dtype_of(param), saved.resolve_neg()  # see reference._step_one
+        dtype, saved = self._state_dtype_of(param), saved.resolve_neg()  # see reference._store
         if shape == param.shape:
             copy = torch.empty_like(saved.detach(), dtype=dtype, device=param.device).copy_(saved)
         else:
