@@ -21,10 +21,10 @@ from bench.workloads import RESNET50
 
 from . import figures
 from .digits import BATCH, TRAIN_IMAGES
+from .reporting import FIGURES, TRACKED_FIGURES
 from .study import MASKED, OPTIMIZERS, VARIANTS, Runs, curve_distance, final_accuracies, run_all, verdict
 
 COMMAND = f"{os.path.relpath(sys.executable)} -m examples.demo"  # as it can be typed, whatever `python` is here
-FIGURES, TRACKED_FIGURES = Path("build/figures"), Path("docs/figures")  # the second are the README's
 THREADS = 2
 BASELINE = "torch fused"
 # Name of the candidate -> what tables and figures call it.

@@ -18,6 +18,7 @@ from .figures import STYLE, headline, plt
 from .study import Difference, final_accuracies
 
 ERRORS = 2  # a difference is clear beyond so many standard errors of its mean
+FIGURES, TRACKED_FIGURES = Path("build/figures"), Path("docs/figures")  # the second are the README's
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Report:
 def parse(module: str, doc: str, *, seeds: int, epochs: int, length: str = "epochs") -> argparse.Namespace:
     """Command line of a study; ``length`` is what ``--epochs`` counts."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder of the figure")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the figure (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=seeds, help="runs per arm (2 or more)")
     parser.add_argument("--epochs", type=int, default=epochs, help=f"{length} per run")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
