@@ -96,6 +96,10 @@ def some_param(opt: Optimizer, rng: Random) -> Tensor:
     return rng.choice(params_of(opt))  # of none an IndexError, which the caller takes for nothing to do
 
 
+def plain_param(opt: Optimizer, rng: Random) -> Tensor:
+    return rng.choice([param for param in params_of(opt) if type(param) is not TwoTensor])
+
+
 def some_state(opt: Optimizer, rng: Random) -> tuple[dict, str]:
     state = opt.state.get(some_param(opt, rng), {})
     return state, rng.choice(sorted(state.keys() - {"step"}))
@@ -110,7 +114,7 @@ def moved_data(opt, rng):
 
 
 def other_dtype(opt, rng):
-    param, state = some_param(opt, rng), {}
+    param, state = plain_param(opt, rng), {}
     old, grad, dtype = param.data, param.grad, rng.choice(DTYPES)
     param.grad, param.data = None, old.to(dtype)
     param.grad = numbered(rng, param.shape, dtype, grad=True) if rng.random() < 0.8 else None
@@ -190,7 +194,12 @@ def wrapper_param(opt, rng):
     wrapper = TwoTensor(old.detach().clone(), old.detach().clone()).requires_grad_()
     wrapper.grad = rng.choice([None, torch.ones_like(wrapper)])
     group["params"][place] = wrapper
-    return lambda: group["params"].__setitem__(place, old)
+
+    def undo():  # wherever it is by then
+        for group in opt.param_groups:
+            group["params"][:] = [old if param is wrapper else param for param in group["params"]]
+
+    return undo
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------

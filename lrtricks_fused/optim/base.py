@@ -13,7 +13,7 @@ from ..backends import check_backend, prepare, resolve
 from ..call import StepCall
 from ..keep import keep_mask
 from ..operands import check_param as check_operand
-from ..operands import check_state, is_step_count, is_wrapper, storage_holds, waited
+from ..operands import check_state, check_step, is_step_count, is_wrapper, storage_holds, waited
 from ..table import forget
 from .checks import as_seed, check_group, check_kind, check_param, plain
 
@@ -156,6 +156,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         state = self.state.get(param, {})
         present = [name for name in ("step", *names) if name in state]
         lost = [name for name in ("step", *names) if name not in state and name not in self._optional]
+        if lost and "step" in present:
+            check_step(state["step"], param)
         if lost and present and not (present == ["step"] and not state["step"]):
             shape = tuple(param.shape)
             raise ValueError(f"Invalid state of a parameter of shape {shape}: it has {', '.join(present)}, "
