@@ -15,6 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+try:  # of torch.compile: private, but there since 2.0; without it a step of many small tensors takes a fourth more
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:
+    TensorGuards = None
+
 from .call import StepCall, slice_lanes
 from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
 
@@ -41,6 +46,18 @@ def _addresses(tensors: list[Tensor]) -> list[int]:
 def _layouts(tensors: list[Tensor]) -> Layouts:
     """Dtypes, shapes and contiguity: lists of their own, which compare faster than one of tuples."""
     return [t.dtype for t in tensors], [t.shape for t in tensors], list(map(Tensor.is_contiguous, tensors))
+
+
+def _guards(tensors: list[Tensor]) -> Any:
+    """Whether others are alike, in one pass: in type, dispatch keys (device, layout, what is lazy), dtype and strides.
+
+    What this refuses may still do. It keeps no tensor alive. None where this torch has no such thing.
+    """
+    shapes, strides = ([list(get(t)) for t in tensors] for get in (Tensor.size, Tensor.stride))
+    try:
+        return TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides).check
+    except TypeError:
+        return None
 
 
 def _integers(values: list[int]) -> Tensor:
@@ -82,6 +99,7 @@ class AddressTable:
         self._devices = [param.device for param in call.params]
         self._bytes = [param.nbytes for param in call.params]
         if _fits(call):
+            self._guards = _guards([*self._held, *call.grads])
             self._fill(call, *map(_addresses, lists))
 
     @staticmethod
@@ -157,6 +175,16 @@ class AddressTable:
                 self._slope_scratch.record_stream(stream)
         return self._slope_scratch
 
+    def _alike(self, held: list[Tensor], grads: list[Tensor]) -> bool:
+        """Whether the tensors, whatever their addresses, are what those of the table were, and not lazy."""
+        if self._guards is not None and self._guards(*held, *grads):
+            return True
+        return (
+            _layouts(held[: len(grads)]) == self._layouts == _layouts(grads)
+            and [grad.device for grad in grads] == self._devices
+            and not any(map(Tensor.is_neg, chain(held, grads)))
+        )
+
     def _have_memory(self, grads: list[Tensor], addresses: list[int]) -> bool:
         """Whether what lies at the addresses of contiguous gradients is theirs; most have a storage of their own."""
         if any(map(_offset, grads)) or 0 in addresses:
@@ -179,16 +207,15 @@ class AddressTable:
             and list(map(len, lists)) == self._lengths
             and all(map(is_, held, self._held))
             and _addresses(held) == self._addresses
-            and _layouts(call.params) == self._layouts
         ):
             return False
         grads = _addresses(call.grads)
         if self.rows is None:
-            return grads == self._grad_addresses
-        if _layouts(call.grads) != self._layouts or any(map(Tensor.is_neg, chain(call.params, call.grads))):
+            return _layouts(call.params) == self._layouts and grads == self._grad_addresses
+        if not self._alike(held, call.grads):
             return False
         if grads != self._grad_addresses:
-            if [grad.device for grad in call.grads] != self._devices or not self._have_memory(call.grads, grads):
+            if not self._have_memory(call.grads, grads):
                 return False
             self._grad_addresses = grads
             self._host_rows[:, GRAD] = _integers(grads)

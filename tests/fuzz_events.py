@@ -179,8 +179,9 @@ def expanded_data(opt, rng):
 
 def lazy_data(opt, rng):
     param = some_param(opt, rng)
-    old, param.data = param.data, torch._neg_view(param.data)
-    return lambda: setattr(param, "data", old)
+    tensor = rng.choice([param, param, *[opt.state[param][n] for n in sorted(opt.state.get(param, {}))]])
+    old, tensor.data = tensor.data, torch._neg_view(tensor.data)  # at the same address
+    return lambda: setattr(tensor, "data", old)
 
 
 def frozen(opt, rng):

@@ -9,6 +9,7 @@ from helpers import assert_same_bits
 from test_ops import HYPER, SCALARS, sample
 
 import lrtricks_fused as lrt
+from lrtricks_fused import table
 from lrtricks_fused.table import COLUMNS, DTYPE_CODES, MAX_STATES
 
 OPTIONS = dict(lr=0.1, betas=(0.8, 0.9), weight_decay=0.1, keep_prob=0.5, amsgrad=True)
@@ -74,6 +75,24 @@ def moved_state(opt):
     state.data = state.data + 1
 
 
+def negated_state(opt):
+    state = opt.state[parameters(opt)[4]]["exp_avg"]
+    state.data = torch._neg_view(state.data)  # at the same address
+
+
+def negated_parameter(opt):
+    parameters(opt)[1].data = torch._neg_view(parameters(opt)[1].data)
+
+
+def negated_gradient(opt):
+    parameters(opt)[1].grad = torch._neg_view(parameters(opt)[1].grad)
+
+
+def one_gradient_of_two(opt):
+    parameters(opt)[1].grad = parameters(opt)[2].grad.expand(700).contiguous()
+    parameters(opt)[1].requires_grad_(False)
+
+
 def replaced_step(opt):
     opt.state[parameters(opt)[4]]["step"] = torch.tensor(7.0, dtype=torch.float64)
 
@@ -108,12 +127,16 @@ def amsgrad_off(opt):
 
 
 EVENTS = [new_gradients, some_without_gradient, moved_parameter, other_dtype, transposed_in_place, strided_gradient,
-          replaced_state, moved_state, replaced_step, cleared_state, all_states_cleared, loaded, added_group,
+          replaced_state, moved_state, negated_state, negated_parameter, negated_gradient, one_gradient_of_two,
+          replaced_step, cleared_state, all_states_cleared, loaded, added_group,
           changed_order, amsgrad_off]  # fmt: skip
 
 
+@pytest.mark.parametrize("guards", [True, False], ids=["guards of torch", "no guards"])
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
-def test_steps_follow_the_tensors(event):
+def test_steps_follow_the_tensors(event, guards, monkeypatch):
+    if not guards:
+        monkeypatch.setattr(table, "TensorGuards", None)
     native, reference = optimizer("native"), optimizer("reference")
     for opt in (native, reference):
         opt.step()
@@ -121,7 +144,8 @@ def test_steps_follow_the_tensors(event):
         event(opt)
         opt.step()
         opt.step()
-    assert_same_bits(contents(native), contents(reference))
+    assert all((kept._guards is not None) is guards for kept in native._tables.values() if kept.rows is not None)
+    assert_same_bits(*([t.resolve_neg() for t in contents(opt)] for opt in (native, reference)))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
