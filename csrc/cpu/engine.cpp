@@ -10,7 +10,7 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
   return const_cast<char*>(static_cast<const char*>(base)) + elements * element_size;
 }
 
-Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes) {
+Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes, bool prefetch) {
   const int64_t first = first_tile * kTile;
   Range part = {advance(tensor.whole.param, first, tensor.param_size),
                 advance(tensor.whole.grad, first, tensor.param_size), {}, first_tile, count,
@@ -18,6 +18,7 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, doubl
   for (int k = 0; k < kMaxStates; ++k) {
     if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
   }
+  part.prefetch = prefetch;
   return part;
 }
 
@@ -89,7 +90,7 @@ class Means {
 // Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are
 // gathered into buffers, and written back after the step.
 void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, int64_t end, Means* means,
-               double* tile_slopes) {
+               double* tile_slopes, bool prefetch) {
   Buffers& own = buffers;
   static const Layouts kContiguous;
   const Layouts& layouts = tensor.layouts ? *tensor.layouts : kContiguous;
@@ -100,7 +101,7 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
     gather(base, offsets.of(*view), count, size, buffer);
     return buffer;
   };
-  Range part = part_of(tensor, tile, count, tile_slopes);
+  Range part = part_of(tensor, tile, count, tile_slopes, prefetch);
   if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, own.param);
   if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, own.grad);
   for (int k = 0; k < kMaxStates; ++k) {
@@ -137,13 +138,12 @@ void ListWork::run(int64_t begin, int64_t end) const {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
       for (int64_t tile = first; tile < last; tile += kBlock / kTile) {
-        run_block(*tensor, step, tile, std::min(last, tile + kBlock / kTile), means ? &*means : nullptr, tile_slopes);
+        run_block(*tensor, step, tile, std::min(last, tile + kBlock / kTile), means ? &*means : nullptr, tile_slopes,
+                  prefetch);
       }
     } else {
       const int64_t count = std::min(last * kTile, tensor->whole.count) - first * kTile;
-      Range part = part_of(*tensor, first, count, tile_slopes);
-      part.prefetch = prefetch;
-      tensor->kernel(step, part);
+      tensor->kernel(step, part_of(*tensor, first, count, tile_slopes, prefetch));
     }
     begin = tensor_end;
   }
