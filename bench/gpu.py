@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import lrtricks_fused
-from lrtricks_fused import ops
-from lrtricks_fused.backends import triton_version
-from lrtricks_fused.cli import parse_device
+from lrtricks_fused.step import native
+from lrtricks_fused.step.backends import triton_version
+from lrtricks_fused.tools.cli import parse_device
 
 from .candidates import KEEP_PROB, Candidate, Step, copy, recipe, torch_optim
 from .experiments import traffic_bytes
@@ -174,7 +174,7 @@ def facts(device: torch.device) -> list[str]:
         f"{properties.multi_processor_count} SMs, {properties.total_memory / 2**30:.0f} GiB, "
         f"L2 {properties.L2_cache_size / 2**20:.0f} MiB",
         f"- torch {torch.__version__}, CUDA {torch.version.cuda}; our kernels: "
-        f"{' '.join(ops.cuda_archs()) or 'none'}; Triton {triton_version() or 'none'}",
+        f"{' '.join(native.cuda_archs()) or 'none'}; Triton {triton_version() or 'none'}",
     ]
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lrtricks_fused import ops
+from lrtricks_fused.step import native
 
 from . import sass, triton_model
 
@@ -132,12 +132,12 @@ def traffic_bytes(rule: str, dtype: str) -> int:
 
 def why_not() -> str | None:
     """The reason why there is nothing to read here; None if there is."""
-    return sass.missing_tools() or (None if ops.cuda_archs() else "the native library is built without CUDA")
+    return sass.missing_tools() or (None if native.cuda_archs() else "the native library is built without CUDA")
 
 
 def archs() -> list[int]:
     """Those of GPUS that the native library has machine code for."""
-    built = [name.removesuffix("+PTX") for name in ops.cuda_archs()]
+    built = [name.removesuffix("+PTX") for name in native.cuda_archs()]
     return [arch for arch in GPUS if f"{arch // 10}.{arch % 10}" in built and arch < 900]
 
 
@@ -153,7 +153,7 @@ def library(arch: int) -> dict[str, sass.Text]:
         raise RuntimeError(reason)
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
-        sass.run_tool("cuobjdump", "-xelf", f"sm_{arch}", str(Path(ops.__file__).with_name("_native.so")), cwd=folder)
+        sass.run_tool("cuobjdump", "-xelf", f"sm_{arch}", str(native.LIBRARY), cwd=folder)
         for cubin in Path(folder).iterdir():
             texts |= sass.read(cubin)
     return dict(zip(sass.run_tool("c++filt", *texts).splitlines(), texts.values(), strict=True))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from lrtricks_fused.table import CHUNK
+from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, sass
 

@@ -54,7 +54,7 @@ inline bool is_int64(const Tensor& tensor) {
 }
 
 // The rows of a table; raises where the tensor cannot be one. What the rows point to is the caller's word: the ops that
-// take a table are for lrtricks_fused/table.py alone.
+// take a table are for lrtricks_fused/step/table.py alone.
 inline const TableRow* table_rows(const Tensor& table) {
   require(table.dim() == 2 && table.is_contiguous() && table.size(1) * 8 == sizeof(TableRow) && is_int64(table),
           "Invalid table: must be contiguous int64 of ", sizeof(TableRow) / 8, " columns");

@@ -8,13 +8,13 @@ import torch
 from cuda_on_host import step as step_on_host
 from inventory import ISAS
 
-from lrtricks_fused import backends, ops
+from lrtricks_fused.step import backends, native
 
 
 @pytest.fixture(autouse=True)
 def _native_library_is_there():
     # Without it "auto" is the reference, and native == reference would hold for nothing.
-    assert ops.load_error is None, ops.load_error
+    assert native.load_error is None, native.load_error
 
 
 @pytest.fixture(params=ISAS)

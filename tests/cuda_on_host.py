@@ -15,8 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lrtricks_fused.call import StepCall
-from lrtricks_fused.table import AddressTable
+from lrtricks_fused.step.call import StepCall
+from lrtricks_fused.step.table import AddressTable
 
 ROOT = Path(__file__).parent.parent
 POISON = 0xCD

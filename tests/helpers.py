@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrtricks_fused import table
+from lrtricks_fused.step import table
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

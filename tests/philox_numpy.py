@@ -1,6 +1,6 @@
 """Philox4x32 and the keep bits a second time, in numpy uint64, one element at a time in the words of the design.
 
-Written from Salmon et al. (SC 2011, section 3.3) and design section 4; shares nothing with lrtricks_fused.keep.
+Written from Salmon et al. (SC 2011, section 3.3) and design section 4; shares nothing with lrtricks_fused.step.keep.
 """
 
 import numpy

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import lrtricks_fused as lrt
-from lrtricks_fused.baselines import L4Adam, L4Mom, WNGrad
-from lrtricks_fused.stability import StabilityProbe
-from lrtricks_fused.subnetworks import SubnetworkLR
+from lrtricks_fused.schedules.subnetworks import SubnetworkLR
+from lrtricks_fused.stability.probe import StabilityProbe
+from lrtricks_fused.tuning.baselines import L4Adam, L4Mom, WNGrad
 
 REALS = [np.float32, np.float64, np.longdouble, np.array, lambda x: np.array(x, np.float32), Fraction, torch.tensor]
 COUNTS = [np.int64, np.uint8, np.array, lambda n: np.array(n, np.int32), torch.tensor]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +13,8 @@ from inventory import CASES, DTYPES
 from tensors import MORE_LAYOUTS, make_params, set_grads
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends, device, ops, table
-from lrtricks_fused.operands import copy_back, plain
+from lrtricks_fused.step import backends, device, native, table
+from lrtricks_fused.step.operands import copy_back, plain
 
 BUILT = ["8.0", "9.0", "12.0+PTX"]
 
@@ -59,8 +58,8 @@ def driver(monkeypatch, version, toolkit):
     """A GPU that the library is built for, behind a driver for that CUDA; the library is built with that toolkit."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
-    monkeypatch.setattr(ops, "cuda_archs", lambda: BUILT)
-    monkeypatch.setattr(ops, "cuda_version", lambda: toolkit)
+    monkeypatch.setattr(native, "cuda_archs", lambda: BUILT)
+    monkeypatch.setattr(native, "cuda_version", lambda: toolkit)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +83,11 @@ def test_auto_takes_triton_where_the_driver_is_too_old(monkeypatch):
 
 
 def test_the_library_knows_its_toolkit():
-    assert (ops.cuda_version() // 1000 >= 12) == bool(ops.cuda_archs())
+    assert (native.cuda_version() // 1000 >= 12) == bool(native.cuda_archs())
 
 
 def test_a_build_without_cuda_says_how_to_build_it(monkeypatch):
-    monkeypatch.setattr(ops, "cuda_archs", list)
+    monkeypatch.setattr(native, "cuda_archs", list)
     assert "USE_CUDA=1 pip install" in backends.why_not("native", torch.device("cuda"))
 
 
@@ -99,13 +98,13 @@ def test_rocm_is_named(monkeypatch):
 
 def test_this_library_serves_both_kinds_of_machines():
     # Loaded here, under whatever torch, with kernels inside if it was built with nvcc; needs no library of CUDA's.
-    assert ops.load_error is None
-    library = Path(ops.__file__).with_name("_native.so")
+    assert native.load_error is None
+    library = native.LIBRARY
     needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
     assert "libtorch_cpu" in needed
     assert "libcuda" not in needed and "libtorch_cuda" not in needed
     kernels = b"lrt4cuda11step_kernel" in library.read_bytes()
-    assert kernels == bool(ops.cuda_archs())
+    assert kernels == bool(native.cuda_archs())
 
 
 def test_upload_is_for_devices():
@@ -245,9 +244,9 @@ def test_other_kernels_are_told_apart():
     calls += [dataclasses.replace(calls[0], params=[torch.zeros(600, dtype=dtype.dtype)]) for dtype in DTYPES[1:3]]
     momentum = call_on([torch.zeros(600)], momentum=0.5)
     calls += [momentum, dataclasses.replace(momentum, states={"momentum_buffer": [torch.zeros(600).bfloat16()]})]
-    assert len({device._kernels(call, run) for call in calls for run in (ops._run, step_on_host)}) == 2 * len(calls)
+    assert len({device._kernels(call, run) for call in calls for run in (native._run, step_on_host)}) == 2 * len(calls)
     same = call_on([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)
-    assert device._kernels(same, ops._run) == device._kernels(calls[0], ops._run)
+    assert device._kernels(same, native._run) == device._kernels(calls[0], native._run)
 
 
 def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):

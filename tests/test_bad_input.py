@@ -13,7 +13,7 @@ from helpers import Snapshot, clones, leaves, random_grads, train
 from inventory import CLASSES, RICH
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends, ops
+from lrtricks_fused.step import backends, native
 
 by_name = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
@@ -231,7 +231,7 @@ def test_unknown_backend(cls, name):
 
 @pytest.fixture
 def native_is_missing(monkeypatch):
-    monkeypatch.setattr(ops, "load_error", "the dog ate it")
+    monkeypatch.setattr(native, "load_error", "the dog ate it")
     backends.resolve.cache_clear()
     yield
     backends.resolve.cache_clear()

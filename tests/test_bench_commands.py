@@ -9,7 +9,7 @@ import torch
 from bench import __main__ as bench
 from bench import gpu
 from bench.workloads import Workload
-from lrtricks_fused import backends, ops
+from lrtricks_fused.step import backends, native
 
 SMALL = Workload("small", ((3000,),)), Workload("two", ((700,), (5, 3)))
 
@@ -78,7 +78,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(gpu, "cache_flusher", lambda device: flusher(cpu))
     monkeypatch.setattr(gpu, "WORKLOADS", SMALL)
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
-    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "triton": ops.native_step})
+    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "triton": native.native_step})
     backends.resolve.cache_clear()
     yield current
     backends.resolve.cache_clear()
@@ -100,7 +100,7 @@ def test_gpu_times_both_backends(device, index, machine, capsys):
     assert rows_of(output.out) == [*NAMES, "copy", *NAMES]
     assert output.err == ""
     assert machine == [index]
-    assert f"our kernels: {' '.join(ops.cuda_archs()) or 'none'}; Triton " in output.out
+    assert f"our kernels: {' '.join(native.cuda_archs()) or 'none'}; Triton " in output.out
 
 
 def test_gpu_with_default_arguments(machine, monkeypatch, capsys):

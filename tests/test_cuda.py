@@ -25,7 +25,8 @@ from tensors import (
 from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends, verify
+from lrtricks_fused.step import backends
+from lrtricks_fused.tools import verify
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -167,7 +168,7 @@ def test_a_capture_before_any_warm_up_is_refused(backend, monkeypatch):
     if reason := backends.why_not(backend, CUDA):
         pytest.skip(reason)
     optimizer = stepped(backend)
-    monkeypatch.setattr("lrtricks_fused.device._loaded", set())
+    monkeypatch.setattr("lrtricks_fused.step.device._loaded", set())
     refused = pytest.raises(RuntimeError, match="Invalid capture: no step by sgd on cuda:0")
     with refused, torch.cuda.graph(torch.cuda.CUDAGraph()):
         optimizer.step()

@@ -7,10 +7,10 @@ import torch
 from test_lr_schedulers import SCHEDULERS
 
 import lrtricks_fused as lrt
-from lrtricks_fused.baselines import L4Adam, L4Mom, WNGrad
-from lrtricks_fused.lossgrad import adapt
-from lrtricks_fused.stability import StabilityProbe
-from lrtricks_fused.subnetworks import SubnetworkLR, layer_groups
+from lrtricks_fused.schedules.subnetworks import SubnetworkLR, layer_groups
+from lrtricks_fused.stability.probe import StabilityProbe
+from lrtricks_fused.tuning.baselines import L4Adam, L4Mom, WNGrad
+from lrtricks_fused.tuning.lossgrad import adapt
 
 
 @pytest.fixture(params=["cuda:9999999", "meta"])

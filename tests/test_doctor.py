@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lrtricks_fused import backends, cli, doctor, ops, optim
+from lrtricks_fused import optim
+from lrtricks_fused.step import backends, native
+from lrtricks_fused.tools import cli, doctor
 
 NOT_BUILT = "the native library is not built (pip install --no-build-isolation .)"
 NO_TRITON = "triton is not installed (pip install triton)"
@@ -48,12 +50,12 @@ class Machine:
         self.patch(importlib.metadata, "version", lambda name: version if name == "triton" else known(name))
 
     def built(self, archs, error=None):
-        self.patch(ops, "cuda_archs", lambda: archs)
-        self.patch(ops, "load_error", error)
+        self.patch(native, "cuda_archs", lambda: archs)
+        self.patch(native, "load_error", error)
 
     def driver(self, version, toolkit=13000):
         self.patch(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
-        self.patch(ops, "cuda_version", lambda: toolkit)
+        self.patch(native, "cuda_version", lambda: toolkit)
 
     def doctor(self):
         """Exit status and the report's lines, blanks as one."""
@@ -282,7 +284,7 @@ def test_asking_leaves_no_trace(machine, caplog):
 
 
 def test_as_a_process_through_a_pipe():
-    done = subprocess.run([sys.executable, "-m", "lrtricks_fused.cli", "doctor"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "lrtricks_fused.tools.cli", "doctor"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("lrtricks doctor\n  lrtricks_fused  ")
     assert "\x1b" not in done.stdout

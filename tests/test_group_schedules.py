@@ -14,7 +14,7 @@ from inventory import RICH
 from philox_numpy import philox4x32
 
 import lrtricks_fused as lrt
-from lrtricks_fused import keep
+from lrtricks_fused.step import keep
 
 SEED = 0x123456789ABCDEF0
 by_name = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)

@@ -14,7 +14,7 @@ from inventory import RICH
 from native_mask import native_mask
 
 import lrtricks_fused as lrt
-from lrtricks_fused import keep
+from lrtricks_fused.step import keep
 
 PI = ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0")
 ONES = ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff")

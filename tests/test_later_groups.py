@@ -11,7 +11,7 @@ from test_lr_schedulers import CLOSE, SCHEDULERS
 from torch.optim import lr_scheduler as torchs
 
 import lrtricks_fused as lrt
-from lrtricks_fused.subnetworks import SubnetworkLR
+from lrtricks_fused.schedules.subnetworks import SubnetworkLR
 
 SGD = torch.optim.SGD
 tensors = pytest.mark.parametrize("tensor", [False, True])

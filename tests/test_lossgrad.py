@@ -11,7 +11,7 @@ from inventory import RICH
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrtricks_fused as lrt
-from lrtricks_fused import lossgrad
+from lrtricks_fused.tuning import lossgrad
 
 CURVATURES = torch.tensor([0.5, 1.0, 3.0, 7.0], dtype=torch.float64)
 

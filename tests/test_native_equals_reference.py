@@ -12,7 +12,7 @@ from inventory import CASES, DTYPES, ISAS, KEEP_PROBS, SEED, Case, DtypeCase
 from tensors import ALL, GUARD, MANY, MORE_LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
 
 import lrtricks_fused as lrt
-from lrtricks_fused import keep, reference
+from lrtricks_fused.step import keep, reference
 
 # A pure function of its arguments, of which these tests use few (test_keep_bits.py judges it): half the time saved.
 cached_keep_mask = functools.cache(keep.keep_mask)

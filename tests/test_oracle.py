@@ -12,7 +12,7 @@ from inventory import CASES, SEED
 from test_against_torch import arguments
 
 import lrtricks_fused as lrt
-from lrtricks_fused import reference
+from lrtricks_fused.step import reference
 
 STEPS = 12  # RAdam rectifies from step 6 on for beta2 = .999, so both branches are masked
 # Differences of two float64 evaluations of one formula: 1e-15 each, 1e-12 where RAdam's rho_t - 5 cancels or where

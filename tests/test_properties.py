@@ -22,7 +22,7 @@ from tensors import (
 )
 
 import lrtricks_fused as lrt
-from lrtricks_fused import keep
+from lrtricks_fused.step import keep
 
 few = settings(
     max_examples=60, deadline=None, derandomize=True, database=None,

@@ -19,7 +19,7 @@ from test_native_equals_reference import _special as special_values
 from triton_worker import FLAGS, POISON, THRESHOLD, interpreted, late_step, scratch, triton_mask
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends, table
+from lrtricks_fused.step import backends, table
 
 BACKENDS = ("triton", "reference")
 ADAM = next(case for case in RICH if case.ours is lrt.Adam)

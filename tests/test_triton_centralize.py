@@ -13,8 +13,8 @@ from test_triton_slope import poison_scratch
 from triton_worker import interpreted, late_step
 
 import lrtricks_fused as lrt
-from lrtricks_fused import table
-from lrtricks_fused.call import LANE_ELEMENTS, MAX_SLICE_LANES
+from lrtricks_fused.step import table
+from lrtricks_fused.step.call import LANE_ELEMENTS, MAX_SLICE_LANES
 
 BACKENDS = ("triton", "reference")
 CHUNK = table.CHUNK

@@ -8,8 +8,8 @@ from test_slope import SHAPES, run
 from triton_worker import POISON, interpreted
 
 import lrtricks_fused as lrt
-from lrtricks_fused import table
-from lrtricks_fused.reference import SLOPE_COLUMNS, slope_total
+from lrtricks_fused.step import table
+from lrtricks_fused.step.reference import SLOPE_COLUMNS, slope_total
 
 RING = next(case for case in CASES if "momentum_window" in case.kwargs)
 

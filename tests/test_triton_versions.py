@@ -16,8 +16,8 @@ from inventory import RICH
 from triton_worker import compiled, interpreted, stub_gpu
 
 import lrtricks_fused as lrt
-from lrtricks_fused import backends
-from lrtricks_fused.backends import OLDEST_TRITON
+from lrtricks_fused.step import backends
+from lrtricks_fused.step.backends import OLDEST_TRITON
 
 ROOT = Path(__file__).parent.parent
 NUMBERS = [0, 1, 16, 17, -1, 2**33, 2**40, -(2**62)]  # values that Triton would compile for anew, if it were let

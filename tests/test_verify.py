@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
-from lrtricks_fused import backends, cli, doctor, ops, optim, verify
+from lrtricks_fused import optim
 from lrtricks_fused.optim import base
+from lrtricks_fused.step import backends, native
+from lrtricks_fused.tools import cli, doctor, verify
 
 CPU = verify.Target(torch.device("cpu"))
 ACCEPTED_ONLY = {"self", "params", "lr", "foreach", "fused", "capturable", "differentiable", "keep_prob", "grad_weight",
@@ -141,20 +143,20 @@ def test_interpreted_steps_are_verified():
 
 
 def nudge_param(call):
-    ops.native_step(call)
+    native.native_step(call)
     param = next(param for param in call.params if param.numel() > 500).view(-1)
     param[499] = torch.nextafter(param[499], param[499] + 1) if param.dtype == torch.float32 else param[499] * 2
 
 
 def nudge_state(call):
-    ops.native_step(call)
+    native.native_step(call)
     for column in call.states.values():
         if column:
             column[-1].view(-1)[:1] *= 1.5
 
 
 def count_twice(call):
-    ops.native_step(call)
+    native.native_step(call)
     call.steps[0] += 1
 
 
@@ -201,7 +203,7 @@ def test_absent_cuda_device(count, told, monkeypatch, capsys):
 
 
 def test_a_backend_that_cannot_run_stops_the_run(monkeypatch, capsys):
-    monkeypatch.setattr(ops, "load_error", "the dog ate it")
+    monkeypatch.setattr(native, "load_error", "the dog ate it")
     assert cli.main(["verify", "--device", "cpu"]) == 1
     text = capsys.readouterr().out
     assert "FAILED backend: can run on the device\n  the dog ate it" in text

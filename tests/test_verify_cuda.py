@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrtricks_fused import ops, verify
 from lrtricks_fused.optim import base
+from lrtricks_fused.step import native
+from lrtricks_fused.tools import verify
 
 CPU = verify.Target(torch.device("cpu"))
 on_cuda_only = pytest.mark.parametrize(
@@ -52,11 +53,11 @@ class StandIns:
 
     def native_step(self, call):
         if self.graph is not None:
-            self.graph.work.append(lambda: ops.native_step(replace(call, prepared=False)))  # its table is its own
+            self.graph.work.append(lambda: native.native_step(replace(call, prepared=False)))  # its table is its own
             return
         if self.stale and self.on_side:
             call.grads = [torch.zeros_like(grad) for grad in call.grads]
-        ops.native_step(call)
+        native.native_step(call)
 
     @contextlib.contextmanager
     def capture(self, graph, stream):
@@ -126,16 +127,16 @@ def test_cuda_checks_can_fail(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"allocation.all.allocated": next(growing)})
     assert first["no allocation"].run(CPU) == "allocations in three steps: [1, 1, 1]"
     stand_ins.stale = False
-    honest = ops.native_step
+    honest = native.native_step
     warm = {}  # a graph that never learns where its gradients are
 
     def on_old_gradients(call):
         call.grads = warm.setdefault(id(call.params[0]), [grad.clone() for grad in call.grads])
         honest(call)
 
-    monkeypatch.setattr(ops, "native_step", on_old_gradients)
+    monkeypatch.setattr(native, "native_step", on_old_gradients)
     assert "differ" in first["CUDA graph of training"].run(CPU)
-    monkeypatch.setattr(ops, "native_step", honest)
+    monkeypatch.setattr(native, "native_step", honest)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
     for section in ("CUDA graph", "CUDA graph of training"):
         assert "after capture, which executes nothing" in first[section].run(CPU)

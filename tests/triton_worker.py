@@ -21,7 +21,7 @@ from helpers import everything
 from inventory import SEED
 from tensors import make_params, set_grads
 
-from lrtricks_fused.call import StepCall
+from lrtricks_fused.step.call import StepCall
 
 POISON = 0xCD
 INTERPRETERS = 2
@@ -181,7 +181,7 @@ def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, war
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from lrtricks_fused import backends
+    from lrtricks_fused.step import backends
 
     stub = StubDriver(GPUTarget(backend, arch, warp_size))
     driver.set_active(stub)

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lrtricks_fused.call import StepCall
-from lrtricks_fused.device import prepare_on_device, scalar, step_on_device
-from lrtricks_fused.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
+from lrtricks_fused.step.call import StepCall
+from lrtricks_fused.step.device import prepare_on_device, scalar, step_on_device
+from lrtricks_fused.step.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
 from .slices import find_means, sum_lanes

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lrtricks_fused import call, table
+from lrtricks_fused.step import call, table
 
 from .step import COLUMNS, FIRST_SLICE, GRAD, SLICE_LENGTH, pointer_to, to_real
 

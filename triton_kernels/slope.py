@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lrtricks_fused import table
+from lrtricks_fused.step import table
 
 from .philox import LANES, TILE
 

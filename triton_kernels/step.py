@@ -2,15 +2,15 @@
 
 Two kernels, as there, after those of ``slices.py`` if gradients are centralized: ``prepare_kernel`` advances the step
 counts and rounds the constants, ``step_kernel`` steps one chunk a program. Both read the table of
-``lrtricks_fused.table``, so that one launch serves a whole list. What changes from step to step arrives as a 64-bit
-integer that is not specialized on (a double by its bits, a device scalar by its address): nothing recompiles when a
-schedule moves.
+``lrtricks_fused.step.table``, so that one launch serves a whole list. What changes from step to step arrives as a
+64-bit integer that is not specialized on (a double by its bits, a device scalar by its address): nothing recompiles
+when a schedule moves.
 """
 
 import triton
 import triton.language as tl
 
-from lrtricks_fused import table
+from lrtricks_fused.step import table
 
 from .philox import KEEP_ALL, LANES, ROUNDS, ROWS, TILE, keep_threshold, philox4x32
 from .slope import SKIP, WORDS, slope_units

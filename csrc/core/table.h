@@ -1,4 +1,4 @@
-// The table of addresses a step over a list of tensors reads (lrtricks_fused/table.py makes it).
+// The table of addresses a step over a list of tensors reads (lrtricks_fused/step/table.py makes it).
 #pragma once
 
 #include <cstdint>

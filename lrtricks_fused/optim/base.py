@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import check_backend, prepare, resolve
-from ..call import StepCall
-from ..keep import keep_mask
-from ..operands import check_param as check_operand
-from ..operands import check_state, check_step, is_step_count, is_wrapper, storage_holds, waited
-from ..table import forget
+from ..step.backends import check_backend, prepare, resolve
+from ..step.call import StepCall
+from ..step.keep import keep_mask
+from ..step.operands import check_param as check_operand
+from ..step.operands import check_state, check_step, is_step_count, is_wrapper, storage_holds, waited
+from ..step.table import forget
 from .checks import as_seed, check_group, check_kind, check_param, plain
 
 Group = dict[str, Any]

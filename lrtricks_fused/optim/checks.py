@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operands import STATE_DTYPES, is_wrapper
+from ..step.operands import STATE_DTYPES, is_wrapper
 
 FLAGS = ("amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov")
 

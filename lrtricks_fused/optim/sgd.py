@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..operands import is_wrapper
+from ..step.operands import is_wrapper
 from .base import Group, MaskedOptimizer
 from .checks import check_range
 

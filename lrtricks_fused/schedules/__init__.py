@@ -5,6 +5,7 @@ from .group import GradientWeight, KeepProb
 from .k_decay import cosine_k_decay, exponential_k_decay, multi_k_decay, polynomial_k_decay
 from .lr import CosineKDecayLR, ExponentialKDecayLR, MultiKDecayLR, PolynomialKDecayLR, TanhLR, TrapezoidLR
 from .shapes import constant, late, linear, long_tail, piecewise, random_gradient, tanh_decay, trapezoid
+from .subnetworks import SubnetworkLR, layer_groups
 
 __all__ = [
     "CosineKDecayLR",
@@ -14,12 +15,14 @@ __all__ = [
     "MultiKDecayLR",
     "PolynomialKDecayLR",
     "Schedule",
+    "SubnetworkLR",
     "TanhLR",
     "TrapezoidLR",
     "constant",
     "cosine_k_decay",
     "exponential_k_decay",
     "late",
+    "layer_groups",
     "linear",
     "long_tail",
     "multi_k_decay",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..keep import uniform
 from ..optim.checks import check_range
+from ..step.keep import uniform
 from .base import Decay, Schedule, check_count, check_finite, check_not_negative, plain
 
 
@@ -234,8 +234,8 @@ class tanh_decay(Decay):
 class random_gradient:
     """s = u with probability ``probability``, else 1; u ~ U[0, 1), one number per step for all parameters.
 
-    Depends on the step and not on the progress. The draws are those of :func:`lrtricks_fused.keep.uniform`: the same on
-    every rank, and after a resume.
+    Depends on the step and not on the progress. The draws are those of :func:`lrtricks_fused.step.keep.uniform`: the
+    same on every rank, and after a resume.
 
     Source: random gradient (Wei). The authors draw per batch: always for classification, with probability 1/2 for
     segmentation.

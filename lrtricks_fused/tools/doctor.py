@@ -16,7 +16,8 @@ from typing import TextIO
 import numpy
 import torch
 
-from . import __version__, backends, ops, optim
+from .. import __version__, optim
+from ..step import backends, native
 
 BACKENDS = tuple(name for name in backends.BACKENDS if name != "auto")  # the best first
 FAST = ("native", "triton")
@@ -38,9 +39,9 @@ def driver_version() -> str:
 
 def native_library() -> str:
     """What the native library has kernels for, or why it cannot be used."""
-    if ops.load_error is not None:
-        return f"unusable: {ops.load_error}"
-    archs = " ".join(ops.cuda_archs()) or "none (built without CUDA)"
+    if native.load_error is not None:
+        return f"unusable: {native.load_error}"
+    archs = " ".join(native.cuda_archs()) or "none (built without CUDA)"
     return f"CPU kernels {_isa_error() or torch.ops.lrtricks_fused.cpu_isa()}, CUDA kernels {archs}"
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from .ops import load_error
-from .optim.base import MaskedOptimizer
-from .schedules.base import check_finite
+from ..optim.base import MaskedOptimizer
+from ..schedules.base import check_finite
+from ..step.native import load_error
 from .untouched import frozen_statistics, replayed
 
 Closure = Callable[[], Tensor]

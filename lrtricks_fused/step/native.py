@@ -14,16 +14,16 @@ from .device import prepare_on_device, scalar, step_on_device
 from .operands import check_operands, copy_back, is_lazy, one_by_one, operands, plain, shares_memory
 from .table import AddressTable, address_table
 
+LIBRARY = Path(__file__).parents[1] / "_native.so"
 NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief", "average_sgd")
 
 
 def _load() -> str | None:
     """Load the library; None, or the reason why it cannot be used."""
-    path = Path(__file__).with_name("_native.so")
-    if not path.exists():
+    if not LIBRARY.exists():
         return "the native library is not built (pip install --no-build-isolation .)"
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(LIBRARY)
     except OSError as error:
         return f"the native library does not load under torch {torch.__version__}: {error}"
     for rule in NATIVE_RULES:

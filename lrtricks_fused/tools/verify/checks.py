@@ -8,7 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .. import optim
+from ... import optim
 from ..doctor import why_not
 from .inventory import INTERPRETED, REFERENCE, RICH, SMALL, STRIDED, Storage, Target, Variant, Work
 from .stepping import difference, gradients, make, make_both, mismatch, params_of, set_grads, take_step

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .operands import check_grad, check_param, waited
-from .optim.checks import check_range, check_real, plain
+from ..optim.checks import check_range, check_real, plain
+from ..step.operands import check_grad, check_param, waited
 
 Group = dict[str, Any]
 

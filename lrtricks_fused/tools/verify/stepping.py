@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import optim
+from ... import optim
 from .inventory import F32, REFERENCE, SEED, Storage, Target, Variant, Work
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

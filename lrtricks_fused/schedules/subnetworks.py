@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from .schedules.base import check_count, check_real
-from .schedules.follow import FollowingLR
+from .base import check_count, check_real
+from .follow import FollowingLR
 
 Group = dict[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy
 import torch
 
-from . import ops, reference
+from . import native, reference
 from .call import StepCall
 from .operands import check_operands
 
@@ -29,10 +29,10 @@ def why_not(backend: str, device: torch.device) -> str | None:
         return None
     if backend == "triton":
         return why_not_triton(device)
-    if ops.load_error is not None:
-        return ops.load_error
+    if native.load_error is not None:
+        return native.load_error
     if device.type == "cuda":
-        return why_not_cuda(ops.cuda_archs(), device) or why_not_driver(ops.cuda_version())
+        return why_not_cuda(native.cuda_archs(), device) or why_not_driver(native.cuda_version())
     return None if device.type == "cpu" else f"the native library has no kernels for {device.type} tensors"
 
 
@@ -137,25 +137,25 @@ def _why_not_interpreted(version: str) -> str | None:
 
 @torch._disable_dynamo  # a compiled step runs this part as it is
 def _triton_step(call: StepCall) -> None:
-    from .triton_kernels.launch import triton_step  # imported late: triton is optional, and slow to import
+    from ..triton_kernels.launch import triton_step  # imported late: triton is optional, and slow to import
 
     triton_step(call)
 
 
 @torch._disable_dynamo
 def _triton_prepare(call: StepCall) -> None:
-    from .triton_kernels.launch import prepare
+    from ..triton_kernels.launch import prepare
 
     prepare(call)
 
 
 _STEP: dict[str, Callable[[StepCall], None]] = {
-    "native": ops.native_step, "triton": _triton_step, "reference": reference.step
+    "native": native.native_step, "triton": _triton_step, "reference": reference.step
 }  # fmt: skip
 
 
 _PREPARE: dict[Callable[[StepCall], None], Callable[[StepCall], None]] = {
-    ops.native_step: ops.prepare, _triton_step: _triton_prepare
+    native.native_step: native.prepare, _triton_step: _triton_prepare
 }  # fmt: skip
 
 

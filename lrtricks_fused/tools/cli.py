@@ -12,7 +12,8 @@ from time import monotonic
 
 import torch
 
-from . import __version__, doctor
+from .. import __version__
+from . import doctor
 from .verify import BACKEND, Check, Target, all_checks, run_check
 
 Say = Callable[[Check, "str | None"], None]
