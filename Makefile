@@ -42,7 +42,7 @@ sanitize: $(VENV)/.built
 	$(MAKE) -C tests/cpp sanitize
 	LRTRICKS_SANITIZE=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  $(BIN)/python -m pytest -q tests/test_cuda_on_host.py
+	  $(BIN)/python -m pytest -q tests/kernels/test_cuda_on_host.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lrtricks_fused/_native.so

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_lr_schedulers import SCHEDULERS
+from schedulers import SCHEDULERS
 
 import lrtricks_fused as lrt
 from lrtricks_fused.schedules.subnetworks import SubnetworkLR, layer_groups

@@ -9,8 +9,7 @@ import io
 import pytest
 import torch
 from helpers import Snapshot, assert_same_bits, clones, everything, leaves, random_grads, same_bits, train
-from inventory import DTYPES, RICH, TOLERANCE, TWINS
-from test_against_torch import implementations
+from inventory import DTYPES, RICH, TOLERANCE, TWINS, implementations
 
 import lrtricks_fused as lrt
 

@@ -174,3 +174,15 @@ TOLERANCE = {
     ),
     torch.float16: Tolerance(2**-10, 1e-6, "as bfloat16"),
 }
+
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # the twins whose fused kernels exist on the CPU
+
+
+def implementations(twin, kwargs):
+    """Arguments that choose the twin's implementation."""
+    rows = [{"foreach": False}]
+    if not isinstance(kwargs.get("lr"), torch.Tensor):  # torch refuses foreach with a tensor lr on the CPU
+        rows.append({"foreach": True})
+    if twin in FUSED:
+        rows.append({"fused": True})
+    return rows

@@ -8,24 +8,13 @@ import copy
 import pytest
 import torch
 from helpers import clones, leaves, random_grads
-from inventory import TOLERANCE, TWINS
+from inventory import TOLERANCE, TWINS, implementations
 from torch.testing._internal.common_optimizers import optim_db
 
 import lrtricks_fused as lrt
 
 STEPS = 10  # beyond RAdam's change of branch (step 6 for beta2 = .999)
 SHAPES = [(7,), (), (64, 3), (1000,), (2, 3, 5, 5)]
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # the twins whose fused kernels exist on the CPU
-
-
-def implementations(twin, kwargs):
-    """Arguments that choose the twin's implementation."""
-    rows = [{"foreach": False}]
-    if not isinstance(kwargs.get("lr"), torch.Tensor):  # torch refuses foreach with a tensor lr on the CPU
-        rows.append({"foreach": True})
-    if twin in FUSED:
-        rows.append({"fused": True})
-    return rows
 
 
 def torch_samples():

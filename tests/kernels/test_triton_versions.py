@@ -19,7 +19,7 @@ import lrtricks_fused as lrt
 from lrtricks_fused.step import backends
 from lrtricks_fused.step.backends import OLDEST_TRITON
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NUMBERS = [0, 1, 16, 17, -1, 2**33, 2**40, -(2**62)]  # values that Triton would compile for anew, if it were let
 on_each_gpu = pytest.mark.parametrize(
     "gpu", [("cuda", 90, 32), ("hip", "gfx942", 64)], ids=lambda gpu: f"{gpu[0]}-{gpu[1]}"
@@ -27,7 +27,7 @@ on_each_gpu = pytest.mark.parametrize(
 OLDEST = f"{'.'.join(map(str, OLDEST_TRITON))}.0"
 OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbers, which later ones refuse
 # Of these files, a variant of each rule in two dtypes, and what versions may do their own way.
-OLD_FILES = [f"tests/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
+OLD_FILES = [f"tests/kernels/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
 OLD_TESTS = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.table import AddressTable
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 POISON = 0xCD
 
 

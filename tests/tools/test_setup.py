@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import setuptools
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CUDA_13 = [f"compute_{number}" for number in (75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121)]
 CUDA_12_0 = [f"compute_{number}" for number in (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90)]
 

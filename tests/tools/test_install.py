@@ -17,7 +17,7 @@ from setuptools.config.expand import StaticModule
 import lrtricks_fused
 from examples import demo
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

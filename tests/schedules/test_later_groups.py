@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from helpers import leaves, random_grads
-from test_lr_schedulers import CLOSE, SCHEDULERS
+from schedulers import CLOSE, SCHEDULERS
 from torch.optim import lr_scheduler as torchs
 
 import lrtricks_fused as lrt
