@@ -131,7 +131,7 @@ def test_an_interpreted_target_gets_smaller_work_of_every_kind():
 def test_interpreted_steps_are_verified():
     # A process of its own: triton reads TRITON_INTERPRET when it is imported.
     program = (
-        "import sys; from lrtricks_fused import backends, cli, verify; whole = verify.all_checks; "
+        "import sys; from lrtricks_fused.tools import cli, verify; whole = verify.all_checks; "
         "cli.all_checks = lambda **how: [check for check in whole(**how) if 'resume' in check.section][:1]; "
         "sys.exit(cli.main(['verify', '--device', 'cpu', '--backend', 'triton', '--quick']))"
     )
