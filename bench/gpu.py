@@ -69,9 +69,7 @@ def make_parameters(workload: Workload, device: torch.device) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     params = []
     for shape in workload.shapes:
-        param, grad = (
-            torch.randn(shape, generator=generator, device=device, dtype=workload.dtype) for _ in range(2)
-        )
+        param, grad = (torch.randn(shape, generator=generator, device=device, dtype=workload.dtype) for _ in range(2))
         params.append(param.requires_grad_())
         param.grad = grad
     return params

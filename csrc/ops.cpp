@@ -194,8 +194,9 @@ STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
   m.def("cpu_isa() -> str");
   m.def("cuda_archs() -> str");
   m.def("cuda_version() -> int");
-  m.def("lossgrad_(Tensor loss, Tensor trial, Tensor slope, Tensor(a!) ratio, Tensor(b!)[] lrs, float c,"
-        " float resolution) -> ()");
+  m.def(
+      "lossgrad_(Tensor loss, Tensor trial, Tensor slope, Tensor(a!) ratio, Tensor(b!)[] lrs, float c,"
+      " float resolution) -> ()");
   m.def("check_table(Tensor table) -> ()");
   m.def("upload_(Tensor(a!) target, Tensor words) -> ()");
 }

@@ -21,12 +21,13 @@ struct Number {
   std::optional<Tensor> tensor;
 };
 
-// The operands are either tensors or the rows of a table. Of the members for tables, a CPU step needs but the first two.
+// The operands are either tensors or the rows of a table. Of the members for tables, a CPU step needs but the first
+// two.
 struct ListCall {
   std::optional<Tensor> table;
   int64_t state_mask = 0;  // bit k: the variant has its k-th state
   std::optional<Tensor> chunk_tensors, prepared, slope_scratch, slice_scratch;
-  int64_t slices = 0, lanes = 0;  // of all rows
+  int64_t slices = 0, lanes = 0;             // of all rows
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;
@@ -39,7 +40,7 @@ struct ListCall {
   uint64_t seed;
   std::optional<Tensor> grad_scale, found_inf;
   std::optional<Tensor> slope;  // one float64 that gains the step's slope (core/slope.h)
-  int64_t window = 0;  // slots of the states' ring; 0: the states are no ring
+  int64_t window = 0;           // slots of the states' ring; 0: the states are no ring
 
   bool empty() const { return table ? table->size(0) == 0 : params.empty(); }
 

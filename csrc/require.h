@@ -17,7 +17,8 @@ template <class... Parts>
 // Raises RuntimeError with the text of `parts` unless the condition holds.
 template <class... Parts>
 void require(bool holds, const Parts&... parts) {
-  if (!holds) [[unlikely]] refuse(parts...);
+  if (!holds) [[unlikely]]
+    refuse(parts...);
 }
 
 }  // namespace lrt

@@ -60,9 +60,7 @@ def options(backend: str, warps: int = WARPS, slope: bool = False) -> dict[str, 
     return {**exact, "maxnreg": SLOPE_REGISTERS if slope else REGISTERS} if backend == "cuda" else exact
 
 
-def block_sizes(
-    dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, slope: bool = False
-) -> tuple[int, int]:
+def block_sizes(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, slope: bool = False) -> tuple[int, int]:
     """Lanes a pass draws for: in full chunks as many as the threads move in one access each, in others one a thread.
 
     The wider dtype of the two decides: with more lanes its stores would go through shared memory to stay coalesced.
@@ -86,8 +84,14 @@ def prepare_constexprs(rule: Rule, dtype: torch.dtype) -> dict[str, object]:
 
 
 def step_constexprs(
-    rule: Rule, flags: tuple[bool, bool], states: int, dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int,
-    centralize: bool = False, slope: bool = False,
+    rule: Rule,
+    flags: tuple[bool, bool],
+    states: int,
+    dtype: torch.dtype,
+    state_dtype: torch.dtype,
+    warp_size: int,
+    centralize: bool = False,
+    slope: bool = False,
 ) -> dict[str, object]:
     """What an instance of step_kernel is compiled for. ``centralize``: some tensors have slices."""
     block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)

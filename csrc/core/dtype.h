@@ -41,8 +41,7 @@ LRT_HD float to_real(Half x) {
   const uint32_t normal = magnitude + ((127u - 15u) << 23);
   const uint32_t inf_nan = normal + ((128u - 16u) << 23);
   // A subnormal half is a float whose implicit bit must be taken away again; exact.
-  const uint32_t subnormal =
-      bit_cast<uint32_t>(bit_cast<float>(normal + (1u << 23)) - bit_cast<float>(113u << 23));
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(normal + (1u << 23)) - bit_cast<float>(113u << 23));
   const uint32_t unsigned_bits = exponent == 0x0f800000u ? inf_nan : exponent == 0 ? subnormal : normal;
   return bit_cast<float>(unsigned_bits | ((bits & 0x8000u) << 16));
 }

@@ -6,9 +6,9 @@
 
 namespace lrt {
 
-constexpr int64_t kLanes = 64;              // consecutive elements that use consecutive counters
-constexpr int64_t kTile = 8 * kLanes;       // elements served by one row of 64 Philox calls
-constexpr uint32_t kKeepAll = 65536;        // a threshold no 16-bit draw reaches
+constexpr int64_t kLanes = 64;         // consecutive elements that use consecutive counters
+constexpr int64_t kTile = 8 * kLanes;  // elements served by one row of 64 Philox calls
+constexpr uint32_t kKeepAll = 65536;   // a threshold no 16-bit draw reaches
 enum class Stream : uint32_t { kElement = 0, kBlock = 1, kRounding = 2, kScalar = 3 };
 
 // What distinguishes one parameter's draws of one step from all others.
@@ -22,7 +22,7 @@ struct KeepStream {
 LRT_HD uint32_t keep_threshold(double keep_prob) {
   if (!(keep_prob > 0)) return 0;
   if (keep_prob >= 1) return kKeepAll;
-  const double scaled = keep_prob * 65536.0;  // exact: a power of two
+  const double scaled = keep_prob * 65536.0;                                  // exact: a power of two
   const double rounded = (scaled + 4503599627370496.0) - 4503599627370496.0;  // rint, 2**52
   return static_cast<uint32_t>(rounded < 1 ? 1 : rounded > 65535 ? 65535 : rounded);
 }
@@ -32,10 +32,8 @@ LRT_HD uint32_t counter_high(uint64_t n, Stream stream) {
 }
 
 LRT_HD PhiloxBlock<uint32_t> draw(const KeepStream& key, uint64_t n, Stream stream) {
-  const PhiloxBlock<uint32_t> counter = {
-      {static_cast<uint32_t>(n), counter_high(n, stream), key.step, key.param}};
-  return philox4x32<kPhiloxRounds>(counter, static_cast<uint32_t>(key.seed),
-                                   static_cast<uint32_t>(key.seed >> 32));
+  const PhiloxBlock<uint32_t> counter = {{static_cast<uint32_t>(n), counter_high(n, stream), key.step, key.param}};
+  return philox4x32<kPhiloxRounds>(counter, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
 }
 
 // The 16 bits of `row` in the Philox word that holds them (word row / 2).

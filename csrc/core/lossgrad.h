@@ -14,7 +14,8 @@ struct LossGrad {
 LRT_HD LossGrad lossgrad(double loss, double trial, double slope, double c, double resolution) {
   const double rise = trial - loss, error = rise + slope;
   const bool finite = std::fabs(trial) < HUGE_VAL;
-  const bool unresolved = slope > 0 && (slope > std::fabs(rise) ? slope : std::fabs(rise)) < std::fabs(loss) * resolution;
+  const bool unresolved =
+      slope > 0 && (slope > std::fabs(rise) ? slope : std::fabs(rise)) < std::fabs(loss) * resolution;
   const bool grows = error + rise <= 0 || unresolved;  // false for NaN
   return {error / slope, finite && slope == 0 ? 1.0 : finite && grows ? c : 1.0 / c};
 }

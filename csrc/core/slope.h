@@ -9,7 +9,7 @@
 
 namespace lrt {
 
-constexpr int64_t kChunk = 8192;      // elements of one tensor that a GPU block steps
+constexpr int64_t kChunk = 8192;  // elements of one tensor that a GPU block steps
 constexpr int64_t kChunkTiles = kChunk / kTile;
 constexpr int64_t kSlopeColumns = 256;
 

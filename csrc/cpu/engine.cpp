@@ -13,8 +13,12 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
 Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes, bool prefetch) {
   const int64_t first = first_tile * kTile;
   Range part = {advance(tensor.whole.param, first, tensor.param_size),
-                advance(tensor.whole.grad, first, tensor.param_size), {}, first_tile, count,
-                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr, tensor.whole.count};
+                advance(tensor.whole.grad, first, tensor.param_size),
+                {},
+                first_tile,
+                count,
+                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr,
+                tensor.whole.count};
   for (int k = 0; k < kMaxStates; ++k) {
     if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
   }
@@ -60,13 +64,14 @@ class BlockOffsets {
   const StridedView* current_ = nullptr;
 };
 
-// The means of the slices that a thread meets on its way through a tensor, each found once. It reads a slice just before
-// it steps it, from memory into its cache.
+// The means of the slices that a thread meets on its way through a tensor, each found once. It reads a slice just
+// before it steps it, from memory into its cache.
 class Means {
  public:
   Means(const TensorWork& tensor, const SliceFunctions& functions)
       : sliced_{tensor.whole.grad, tensor.layouts && tensor.layouts->grad ? &*tensor.layouts->grad : nullptr,
-                tensor.dtype, tensor.slice_length}, functions_(functions) {}
+                tensor.dtype, tensor.slice_length},
+        functions_(functions) {}
 
   // Elements [first, first + count), at most a block, of which `grads` is the first, to `out`.
   void centre(const void* grads, int64_t first, int64_t count, void* out) {
@@ -125,13 +130,16 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
 void ListWork::run(int64_t begin, int64_t end) const {
   if (begin >= end) return;
   auto tensor = std::upper_bound(tensors.begin(), tensors.end(), begin,
-                                 [](int64_t tile, const TensorWork& t) { return tile < t.first_tile; }) - 1;
+                                 [](int64_t tile, const TensorWork& t) { return tile < t.first_tile; }) -
+                1;
   for (; begin < end; ++tensor) {
-    const int64_t tensor_end =
-        std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
+    const int64_t tensor_end = std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
     if (tensor_end <= begin) continue;  // an empty tensor
-    const TensorStep step = {hyper, scalars, {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)),
-                                              tensor->param_index}, threshold, tensor->step};
+    const TensorStep step = {hyper,
+                             scalars,
+                             {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)), tensor->param_index},
+                             threshold,
+                             tensor->step};
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->layouts || tensor->slice_length) {

@@ -6,12 +6,18 @@
 
 namespace lrt::cpu {
 
-template <class Isa> StepKernel find_sgd(bool momentum, bool nesterov, Dtype param, Dtype state);
-template <class Isa> StepKernel find_adam(bool amsgrad, Dtype param, Dtype state);
-template <class Isa> StepKernel find_rmsprop(bool centered, bool momentum, Dtype param, Dtype state);
-template <class Isa> StepKernel find_radam(Dtype param, Dtype state);
-template <class Isa> StepKernel find_adabelief(Dtype param, Dtype state);
-template <class Isa> StepKernel find_average_sgd(Dtype param, Dtype state);
+template <class Isa>
+StepKernel find_sgd(bool momentum, bool nesterov, Dtype param, Dtype state);
+template <class Isa>
+StepKernel find_adam(bool amsgrad, Dtype param, Dtype state);
+template <class Isa>
+StepKernel find_rmsprop(bool centered, bool momentum, Dtype param, Dtype state);
+template <class Isa>
+StepKernel find_radam(Dtype param, Dtype state);
+template <class Isa>
+StepKernel find_adabelief(Dtype param, Dtype state);
+template <class Isa>
+StepKernel find_average_sgd(Dtype param, Dtype state);
 
 // Calls visit with the tag of the instruction set in use.
 template <class Visit>

@@ -19,8 +19,8 @@ void write_scalar(const Tensor& tensor, double value) {
 
 void adapt_lrs(Tensor loss, Tensor trial, Tensor slope, Tensor ratio, std::vector<Tensor> lrs, double c,
                double resolution) {
-  const LossGrad decided = lossgrad(read_scalar(loss, "loss"), read_scalar(trial, "trial"),
-                                    read_scalar(slope, "slope"), c, resolution);
+  const LossGrad decided =
+      lossgrad(read_scalar(loss, "loss"), read_scalar(trial, "trial"), read_scalar(slope, "slope"), c, resolution);
   read_scalar(ratio, "ratio");  // all are checked before any is written
   std::vector<double> adapted;
   for (const Tensor& lr : lrs) adapted.push_back(read_scalar(lr, "lrs") * decided.factor);

@@ -4,8 +4,10 @@
 
 namespace lrt::cpu {
 namespace {
-template <class Real> using Plain = Adam<Real, false>;
-template <class Real> using Amsgrad = Adam<Real, true>;
+template <class Real>
+using Plain = Adam<Real, false>;
+template <class Real>
+using Amsgrad = Adam<Real, true>;
 }  // namespace
 
 template <>

@@ -4,10 +4,14 @@
 
 namespace lrt::cpu {
 namespace {
-template <class Real> using Plain = RMSprop<Real, false, false>;
-template <class Real> using Momentum = RMSprop<Real, false, true>;
-template <class Real> using Centered = RMSprop<Real, true, false>;
-template <class Real> using CenteredMomentum = RMSprop<Real, true, true>;
+template <class Real>
+using Plain = RMSprop<Real, false, false>;
+template <class Real>
+using Momentum = RMSprop<Real, false, true>;
+template <class Real>
+using Centered = RMSprop<Real, true, false>;
+template <class Real>
+using CenteredMomentum = RMSprop<Real, true, true>;
 }  // namespace
 
 template <>

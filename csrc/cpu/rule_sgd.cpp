@@ -4,9 +4,12 @@
 
 namespace lrt::cpu {
 namespace {
-template <class Real> using Plain = SGD<Real, false, false>;
-template <class Real> using Momentum = SGD<Real, true, false>;
-template <class Real> using Nesterov = SGD<Real, true, true>;
+template <class Real>
+using Plain = SGD<Real, false, false>;
+template <class Real>
+using Momentum = SGD<Real, true, false>;
+template <class Real>
+using Nesterov = SGD<Real, true, true>;
 }  // namespace
 
 template <>

@@ -44,13 +44,12 @@ const TableRow* cpu_rows(const Tensor& table) {
 // One call's work and the layouts it points to.
 class CallWork {
  public:
-  CallWork(const ListCall& call, const void* hyper, const KernelOf& kernel_of)
-      : call_(call), kernel_of_(kernel_of) {
+  CallWork(const ListCall& call, const void* hyper, const KernelOf& kernel_of) : call_(call), kernel_of_(kernel_of) {
     const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
     const double grad_weight = read_number(call.grad_weight, "grad_weight");
     work.hyper = hyper;
-    work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay,
-                                grad_weight, scale, call.maximize);
+    work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay, grad_weight,
+                                scale, call.maximize);
     work.seed = call.seed;
     work.prefetch = prefetches();
     work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
@@ -80,8 +79,7 @@ class CallWork {
 
  private:
   void check_length(size_t size, const char* name) const {
-    require(size == call_.params.size(), "Invalid ", name, ": ", size, " tensors for ",
-            call_.params.size(), " params");
+    require(size == call_.params.size(), "Invalid ", name, ": ", size, " tensors for ", call_.params.size(), " params");
   }
 
   void check_operand(const Tensor& tensor, IntArray sizes, const char* name, size_t i) const {
@@ -95,8 +93,8 @@ class CallWork {
   // A ring lies contiguously, whatever the layout of the parameter.
   void check_ring(const Tensor& tensor, IntArray sizes, size_t i) const {
     const IntArray own = tensor.sizes();
-    require(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 &&
-                own[0] == call_.window && std::equal(sizes.begin(), sizes.end(), own.begin() + 1),
+    require(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 && own[0] == call_.window &&
+                std::equal(sizes.begin(), sizes.end(), own.begin() + 1),
             "Invalid states[", i, "]: must be contiguous on the CPU, ", call_.window, " times params[", i, "]");
     require_memory(tensor, "states", i);
   }
@@ -153,7 +151,8 @@ class CallWork {
       check_row(row, i);
       set_step(tensor, reinterpret_cast<double*>(row.step), i);
       tensor.param_index = static_cast<uint32_t>(row.param_index);
-      tensor.whole = {reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
+      tensor.whole = {
+          reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       tensor.slice_length = row.slice_length;
       set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
@@ -201,8 +200,7 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   const std::unique_ptr<double[]> tile_slopes(call.slope ? new double[work.tiles] : nullptr);  // each will be written
   work.tile_slopes = tile_slopes.get();
   checked.write_steps();
-  torch::stable::parallel_for(0, work.tiles, kGrainTiles,
-                              [&](int64_t begin, int64_t end) { work.run(begin, end); });
+  torch::stable::parallel_for(0, work.tiles, kGrainTiles, [&](int64_t begin, int64_t end) { work.run(begin, end); });
   if (!call.slope) return;
   const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
   double* slope = static_cast<double*>(call.slope->mutable_data_ptr());
@@ -219,40 +217,40 @@ void check_table(Tensor table) {
 void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov) {
   const bool momentum = call.has_state(0);
   run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-    return [=](Dtype param, Dtype state) { return find_sgd<decltype(isa)>(momentum, nesterov, param, state); };
-  }));
+        return [=](Dtype param, Dtype state) { return find_sgd<decltype(isa)>(momentum, nesterov, param, state); };
+      }));
 }
 
 void step_adam(ListCall& call, const AdamHyper& hyper) {
   const bool amsgrad = call.has_state(2);
   run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-    return [=](Dtype param, Dtype state) { return find_adam<decltype(isa)>(amsgrad, param, state); };
-  }));
+        return [=](Dtype param, Dtype state) { return find_adam<decltype(isa)>(amsgrad, param, state); };
+      }));
 }
 
 void step_rmsprop(ListCall& call, const RMSpropHyper& hyper) {
   const bool centered = call.has_state(1), momentum = call.has_state(2);
   run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-    return [=](Dtype param, Dtype state) { return find_rmsprop<decltype(isa)>(centered, momentum, param, state); };
-  }));
+        return [=](Dtype param, Dtype state) { return find_rmsprop<decltype(isa)>(centered, momentum, param, state); };
+      }));
 }
 
 void step_radam(ListCall& call, const RAdamHyper& hyper) {
   run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
-    return [](Dtype param, Dtype state) { return find_radam<decltype(isa)>(param, state); };
-  }));
+        return [](Dtype param, Dtype state) { return find_radam<decltype(isa)>(param, state); };
+      }));
 }
 
 void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper) {
   run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
-    return [](Dtype param, Dtype state) { return find_adabelief<decltype(isa)>(param, state); };
-  }));
+        return [](Dtype param, Dtype state) { return find_adabelief<decltype(isa)>(param, state); };
+      }));
 }
 
 void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper) {
   run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
-    return [](Dtype param, Dtype state) { return find_average_sgd<decltype(isa)>(param, state); };
-  }));
+        return [](Dtype param, Dtype state) { return find_average_sgd<decltype(isa)>(param, state); };
+      }));
 }
 
 }  // namespace lrt::cpu

@@ -19,8 +19,8 @@ struct Range {
   void* states[kMaxStates];
   int64_t first_tile;  // index of the run's first tile in the whole parameter
   int64_t count;
-  double* slopes;  // of its tiles, or null
-  int64_t whole_count = 0;  // of the whole parameter: from one slot of a ring to the next
+  double* slopes;                     // of its tiles, or null
+  int64_t whole_count = 0;            // of the whole parameter: from one slot of a ring to the next
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
   bool prefetch = false;              // see prefetches() in isa.h
 };
@@ -237,8 +237,7 @@ constexpr StepKernel instance() {
 template <class Isa, template <class> class Rule, class Hyper>
 StepKernel kernel_for(Dtype param, Dtype state) {
   switch (param) {
-    case Dtype::kFloat:
-      return state == Dtype::kFloat ? instance<Isa, Rule<float>, Hyper, float, float>() : nullptr;
+    case Dtype::kFloat: return state == Dtype::kFloat ? instance<Isa, Rule<float>, Hyper, float, float>() : nullptr;
     case Dtype::kDouble:
       return state == Dtype::kDouble ? instance<Isa, Rule<double>, Hyper, double, double>() : nullptr;
     case Dtype::kBFloat16:

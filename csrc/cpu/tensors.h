@@ -10,8 +10,8 @@ namespace lrt::cpu {
 
 // Codes of the stable ABI, read once: Tensor::scalar_type() makes up to a dozen calls each time.
 inline const int32_t kFloatCode = aoti_torch_dtype_float32(), kDoubleCode = aoti_torch_dtype_float64(),
-              kBFloat16Code = aoti_torch_dtype_bfloat16(), kHalfCode = aoti_torch_dtype_float16(),
-              kCpuCode = aoti_torch_device_type_cpu();
+                     kBFloat16Code = aoti_torch_dtype_bfloat16(), kHalfCode = aoti_torch_dtype_float16(),
+                     kCpuCode = aoti_torch_device_type_cpu();
 
 inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
   int32_t code;
@@ -44,8 +44,8 @@ inline void require_memory(const Tensor& tensor, const char* name, size_t i) {
 
 inline double read_scalar(const Tensor& tensor, const char* name) {
   const std::optional<Dtype> dtype = dtype_of(tensor);
-  require(on_cpu(tensor) && tensor.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble),
-          "Invalid ", name, ": must be one float32 or float64 on the CPU");
+  require(on_cpu(tensor) && tensor.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble), "Invalid ",
+          name, ": must be one float32 or float64 on the CPU");
   const void* data = tensor.const_data_ptr();
   return dtype == Dtype::kFloat ? *static_cast<const float*>(data) : *static_cast<const double*>(data);
 }

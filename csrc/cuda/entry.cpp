@@ -42,9 +42,7 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-void check(const char* error) {
-  require(!error, "lrtricks_fused, built for ", LRT_CUDA_ARCHS, ": ", error);
-}
+void check(const char* error) { require(!error, "lrtricks_fused, built for ", LRT_CUDA_ARCHS, ": ", error); }
 
 DeviceNumber device_number(double value, const std::optional<Tensor>& tensor, const char* name, int32_t device) {
   if (!tensor) return {value, nullptr, false};
@@ -88,8 +86,8 @@ void run(const ListCall& call, const Launch& launch) {
           "Invalid chunk_tensors, prepared: must be on the table's device");
   const Tensor &chunks = *call.chunk_tensors, &prepared = *call.prepared;
   require(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
-  require(bytes_of(prepared) >= prepared_bytes(table.size(0)),
-          "Invalid prepared: must be ", prepared_bytes(table.size(0)), " bytes");
+  require(bytes_of(prepared) >= prepared_bytes(table.size(0)), "Invalid prepared: must be ",
+          prepared_bytes(table.size(0)), " bytes");
   const auto param_dtype = static_cast<Dtype>(call.param_dtype);
   if (call.slices) check_slices(call, param_dtype, device);
   if (call.slope) check_slope(call, param_dtype, device);

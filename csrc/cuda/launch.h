@@ -9,7 +9,7 @@
 #else
 #include <cuda_runtime_api.h>
 // Launches and returns the error's text, or null. `stream` is a cudaStream_t.
-#define LAUNCH(kernel, grid, block, stream, ...)                                                   \
+#define LAUNCH(kernel, grid, block, stream, ...)                                                      \
   (kernel<<<static_cast<unsigned>(grid), block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), \
    ::lrt::cuda::launch_error())
 namespace lrt::cuda {

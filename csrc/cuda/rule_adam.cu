@@ -3,8 +3,10 @@
 
 namespace lrt::cuda {
 namespace {
-template <class Real> using Plain = Adam<Real, false>;
-template <class Real> using Amsgrad = Adam<Real, true>;
+template <class Real>
+using Plain = Adam<Real, false>;
+template <class Real>
+using Amsgrad = Adam<Real, true>;
 }  // namespace
 
 const char* launch_adam(const Step& step, const AdamHyper& hyper, bool amsgrad) {

@@ -3,10 +3,14 @@
 
 namespace lrt::cuda {
 namespace {
-template <class Real> using Plain = RMSprop<Real, false, false>;
-template <class Real> using Momentum = RMSprop<Real, false, true>;
-template <class Real> using Centered = RMSprop<Real, true, false>;
-template <class Real> using CenteredMomentum = RMSprop<Real, true, true>;
+template <class Real>
+using Plain = RMSprop<Real, false, false>;
+template <class Real>
+using Momentum = RMSprop<Real, false, true>;
+template <class Real>
+using Centered = RMSprop<Real, true, false>;
+template <class Real>
+using CenteredMomentum = RMSprop<Real, true, true>;
 }  // namespace
 
 const char* launch_rmsprop(const Step& step, const RMSpropHyper& hyper, bool centered, bool momentum) {

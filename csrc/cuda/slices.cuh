@@ -19,7 +19,7 @@ LRT_DEVICE Real<Param>* slice_means(const Step& call) {
 }
 
 // The row of the table that the list's slice or lane number `item` belongs to: the last that begins with it or before.
-template <int64_t TableRow::*kFirst>
+template <int64_t TableRow::* kFirst>
 LRT_DEVICE const TableRow& row_of(const Step& call, int64_t item) {
   int64_t low = 0;
   for (int64_t high = call.tensors; high - low > 1;) {
@@ -51,8 +51,8 @@ __global__ void find_means(Step call) {
 }
 
 // The means that the elements of one chunk lose. Its first slice is entered at any place; from there on an element's
-// slice is found by one multiplication: with lengths and offsets below 2**14 the quotient is exact, and of slices longer
-// than a chunk only the first border counts, wherever it lies.
+// slice is found by one multiplication: with lengths and offsets below 2**14 the quotient is exact, and of slices
+// longer than a chunk only the first border counts, wherever it lies.
 template <class Real>
 struct SliceMeans {
   const Real* first = nullptr;  // null: there is nothing to lose
@@ -77,8 +77,7 @@ template <class Param>
 const char* launch_means(const Step& call) {
   constexpr int threads = 128;
   const char* error = LAUNCH((sum_lanes<Param>), (call.lanes + threads - 1) / threads, threads, call.stream, call);
-  return error ? error
-               : LAUNCH((find_means<Param>), (call.slices + threads - 1) / threads, threads, call.stream, call);
+  return error ? error : LAUNCH((find_means<Param>), (call.slices + threads - 1) / threads, threads, call.stream, call);
 }
 
 }  // namespace lrt::cuda

@@ -1,9 +1,9 @@
 // The CUDA step: load -> update -> keep -> store over a list of tensors. Knows no optimizer: a template over
 // (rule, storage types) that rule_*.cu instantiate.
 //
-// Two launches (and two more where gradients are centralized): prepare_kernel advances the step counts and rounds the constants, one thread a tensor; step_kernel
-// steps one chunk a block. Every scalar that may live on the device is read there, so that a captured graph freezes
-// nothing, and nothing but these two kernels knows whether found_inf is set.
+// Two launches (and two more where gradients are centralized): prepare_kernel advances the step counts and rounds the
+// constants, one thread a tensor; step_kernel steps one chunk a block. Every scalar that may live on the device is read
+// there, so that a captured graph freezes nothing, and nothing but these two kernels knows whether found_inf is set.
 #pragma once
 
 #include "cuda/slices.cuh"
@@ -43,7 +43,10 @@ __global__ void prepare_kernel(Step call, Hyper hyper) {
                                              read(call.grad_weight), read(call.grad_scale), call.maximize);
     const bool draws = threshold != 0 && threshold != kKeepAll;
     // Without draws every word is 0, and 0 < 1 keeps all.
-    const Shared<Real> shared = {UpdateScalars<Real>(scalars), draws ? threshold << 16 : threshold == 0 ? 0u : 1u,
+    const Shared<Real> shared = {UpdateScalars<Real>(scalars),
+                                 draws            ? threshold << 16
+                                 : threshold == 0 ? 0u
+                                                  : 1u,
                                  draws, skip};
     *reinterpret_cast<Shared<Real>*>(prepared) = shared;
   }
@@ -52,8 +55,8 @@ __global__ void prepare_kernel(Step call, Hyper hyper) {
   const bool counted = is_step_count(*step);
   const double next = counted ? *step + 1 : 1;
   if (counted) *step = next;
-  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {
-      Rule(hyper, next), static_cast<uint32_t>(static_cast<uint64_t>(next)), counted};
+  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {Rule(hyper, next),
+                                                          static_cast<uint32_t>(static_cast<uint64_t>(next)), counted};
 }
 
 // kCount elements in as few accesses as their size allows.
@@ -139,8 +142,8 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
   Vector<State, kCount> newest;
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
-    newest.value[e] = from_real<State>(
-        decayed_grad<Decay::kSelect>(scalars, to_real(params.value[e]), to_real(grads.value[e])));
+    newest.value[e] =
+        from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params.value[e]), to_real(grads.value[e])));
   }
   const auto slot = [&](int64_t number) -> Vector<State, kCount>& {
     return vector_at<State, kCount>(chunk.row.states[0], number * chunk.row.count + begin);
@@ -196,7 +199,9 @@ LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t
 // Blocks per multiprocessor that the compiler shall make room for. Left alone it aims at more of them for some kernels,
 // and spills a few registers for it.
 template <class Rule, class Param>
-constexpr int kMinBlocks = sizeof(Param) == 4 ? 4 : kHasRing<Rule> && sizeof(Param) == 2 ? 2 : 3;
+constexpr int kMinBlocks = sizeof(Param) == 4                     ? 4
+                           : kHasRing<Rule> && sizeof(Param) == 2 ? 2
+                                                                  : 3;
 
 template <class Rule, class Param, class State>
 __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
@@ -210,13 +215,14 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kern
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
   const int64_t stepped_end = own.counted ? end : begin;  // nothing is, without a count
-  const Chunk<Rule, Real<Param>> chunk = {
-      own.rule, shared, row, {call.seed, own.step, static_cast<uint32_t>(row.param_index)}, stepped_end,
-      SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
+  const Chunk<Rule, Real<Param>> chunk = {own.rule,    shared,
+                                          row,         {call.seed, own.step, static_cast<uint32_t>(row.param_index)},
+                                          stepped_end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
   int64_t addresses = row.param | row.grad;
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
   if constexpr (kHasRing<Rule>) addresses |= row.count * static_cast<int64_t>(sizeof(State));  // from slot to slot
-  const int64_t last_tile = addresses % kAccess == 0 ? stepped_end / kTile : begin / kTile;  // of those in wide accesses
+  const int64_t last_tile =
+      addresses % kAccess == 0 ? stepped_end / kTile : begin / kTile;  // of those in wide accesses
   const int unit = threadIdx.x % kUnits;
   const auto store_slope = [&](int64_t tile, Real<Param> slope) {
     const int64_t of_list = static_cast<int64_t>(blockIdx.x) * kChunkTiles + tile % kChunkTiles;

@@ -1,10 +1,9 @@
 // See upload.h.
-#include "cuda/upload.h"
-
 #include <algorithm>
 #include <cstring>
 
 #include "cuda/launch.h"
+#include "cuda/upload.h"
 
 namespace lrt::cuda {
 namespace {

@@ -16,8 +16,10 @@ struct Adam {
   Real beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, inv_sqrt_bias_correction2;
 
   LRT_HD Adam(const AdamHyper& h, double step)
-      : beta1(static_cast<Real>(h.beta1)), one_minus_beta1(static_cast<Real>(1.0 - h.beta1)),
-        beta2(static_cast<Real>(h.beta2)), one_minus_beta2(static_cast<Real>(1.0 - h.beta2)),
+      : beta1(static_cast<Real>(h.beta1)),
+        one_minus_beta1(static_cast<Real>(1.0 - h.beta1)),
+        beta2(static_cast<Real>(h.beta2)),
+        one_minus_beta2(static_cast<Real>(1.0 - h.beta2)),
         eps(static_cast<Real>(h.eps)),
         inv_bias_correction1(static_cast<Real>(1.0 / (1.0 - int_pow(h.beta1, step)))),
         inv_sqrt_bias_correction2(static_cast<Real>(1.0 / sqrt_rn(1.0 - int_pow(h.beta2, step)))) {}

@@ -13,17 +13,21 @@ struct RAdamHyper {
 template <class Real>
 struct RAdam {
   static constexpr int kStates = 2;
-  Real beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, rectification;  // 0: not rectified yet
+  Real beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1,
+      rectification;  // 0: not rectified yet
 
   LRT_HD RAdam(const RAdamHyper& h, double step)
-      : beta1(static_cast<Real>(h.beta1)), one_minus_beta1(static_cast<Real>(1.0 - h.beta1)),
-        beta2(static_cast<Real>(h.beta2)), one_minus_beta2(static_cast<Real>(1.0 - h.beta2)),
+      : beta1(static_cast<Real>(h.beta1)),
+        one_minus_beta1(static_cast<Real>(1.0 - h.beta1)),
+        beta2(static_cast<Real>(h.beta2)),
+        one_minus_beta2(static_cast<Real>(1.0 - h.beta2)),
         eps(static_cast<Real>(h.eps)),
         inv_bias_correction1(static_cast<Real>(1.0 / (1.0 - int_pow(h.beta1, step)))) {
     const double beta2_t = int_pow(h.beta2, step), bias_correction2 = 1.0 - beta2_t;
     const double rho_inf = 2.0 / (1.0 - h.beta2) - 1.0, rho = rho_inf - 2.0 * step * beta2_t / bias_correction2;
     rectification = static_cast<Real>(rho > 5.0 ? sqrt_rn((rho - 4.0) * (rho - 2.0) * rho_inf * bias_correction2 /
-                                                          ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)) : 0.0);
+                                                          ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
+                                                : 0.0);
   }
 
   LRT_HD Real direction(Real grad, Real* state) const {

@@ -16,8 +16,10 @@ struct RMSprop {
   Real alpha, one_minus_alpha, eps, momentum;
 
   LRT_HD RMSprop(const RMSpropHyper& h, double /*step*/)
-      : alpha(static_cast<Real>(h.alpha)), one_minus_alpha(static_cast<Real>(1.0 - h.alpha)),
-        eps(static_cast<Real>(h.eps)), momentum(static_cast<Real>(h.momentum)) {}
+      : alpha(static_cast<Real>(h.alpha)),
+        one_minus_alpha(static_cast<Real>(1.0 - h.alpha)),
+        eps(static_cast<Real>(h.eps)),
+        momentum(static_cast<Real>(h.momentum)) {}
 
   LRT_HD Real direction(Real grad, Real* state) const {
     Real& square_avg = state[0];

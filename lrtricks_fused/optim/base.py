@@ -112,8 +112,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
         masked = isinstance(group["keep_prob"], Tensor) or group["keep_prob"] != 1
         for name, used in (("keep_prob", masked), ("centralize", group["centralize"])):
             if used:
-                raise TypeError(f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: "
-                                "they are shards of another shape")
+                raise TypeError(
+                    f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: "
+                    "they are shards of another shape"
+                )
 
     # -- groups and state ----------------------------------------------------------------------------------
 
@@ -160,8 +162,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
             check_step(state["step"], param)
         if lost and present and not (present == ["step"] and not state["step"]):
             shape = tuple(param.shape)
-            raise ValueError(f"Invalid state of a parameter of shape {shape}: it has {', '.join(present)}, "
-                             f"but no {', '.join(lost)}")
+            raise ValueError(
+                f"Invalid state of a parameter of shape {shape}: it has {', '.join(present)}, but no {', '.join(lost)}"
+            )
         new = {}
         if "step" not in state:
             # float64, and not torch.optim's float32, which would count to 2**24 only.
@@ -407,8 +410,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
         step = _step_count(saved.get("step", 1.0 if state else 0.0))
         lost = self._required_states(group) - state.keys()
         if lost and (state or step > 0):
-            raise ValueError(f"Invalid state_dict: a parameter of shape {tuple(param.shape)} has taken {step:g} steps, "
-                             f"and its state has no {', '.join(sorted(lost))}")
+            raise ValueError(
+                f"Invalid state_dict: a parameter of shape {tuple(param.shape)} has taken {step:g} steps, "
+                f"and its state has no {', '.join(sorted(lost))}"
+            )
         if not param.dtype.is_floating_point or param.dtype.itemsize == 1:
             check_param(param, self.state_dtype)
         copies = {name: self._copied(group, param, name, value) for name, value in state.items()}
@@ -419,11 +424,15 @@ class MaskedOptimizer(torch.optim.Optimizer):
             raise TypeError(f"Invalid state_dict: {name} is a {type(saved).__name__}: must be a plain tensor")
         shape = self._state_shape(group, name, param)
         if tuple(saved.shape) != tuple(shape):
-            raise ValueError(f"Invalid state_dict: {name} has shape {tuple(saved.shape)}, "
-                             f"its parameter {tuple(param.shape)}: must be {tuple(shape)}")
+            raise ValueError(
+                f"Invalid state_dict: {name} has shape {tuple(saved.shape)}, "
+                f"its parameter {tuple(param.shape)}: must be {tuple(shape)}"
+            )
         if not saved.is_floating_point() or saved.layout is not torch.strided or saved.is_meta:
-            raise ValueError(f"Invalid state_dict: {name} is {saved.dtype}, {saved.layout} on {saved.device}: "
-                             "must be floating and strided")
+            raise ValueError(
+                f"Invalid state_dict: {name} is {saved.dtype}, {saved.layout} on {saved.device}: "
+                "must be floating and strided"
+            )
         if not saved._is_zerotensor() and not storage_holds(saved):
             raise ValueError(f"Invalid state_dict: the storage of {name} does not hold its shape {tuple(shape)}")
         dtype, saved = self._state_dtype_of(param), saved.resolve_neg()  # see reference._store

@@ -58,8 +58,11 @@ class StabilityReport:
         ax.set_xticks(places, [row["layer"] or "(model)" for row in self.layers], rotation=45, ha="right")
         ax.set_ylabel("relative drift")
         right.set_ylabel("cosine")
-        ax.set_title("churn {prediction_churn:.3g}, KL {logit_kl:.3g}, loss {loss_before:.4g} to {loss_after:.4g}"
-                     .format(**self.outputs))
+        ax.set_title(
+            "churn {prediction_churn:.3g}, KL {logit_kl:.3g}, loss {loss_before:.4g} to {loss_after:.4g}".format(
+                **self.outputs
+            )
+        )
         lines = [*ax.get_lines(), *right.get_lines()]
         right.legend(lines, [line.get_label() for line in lines], loc="upper left", bbox_to_anchor=(1.15, 1.0))
         return ax

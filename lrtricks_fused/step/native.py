@@ -119,8 +119,15 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
     grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
     if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
-        operands = (call.params, call.grads, *call.states.values(), call.steps, call.param_indices, call.centralize,
-                    call.slope)
+        operands = (
+            call.params,
+            call.grads,
+            *call.states.values(),
+            call.steps,
+            call.param_indices,
+            call.centralize,
+            call.slope,
+        )
     else:
         step = _table_op(call.rule)
         scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None

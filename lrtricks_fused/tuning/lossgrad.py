@@ -274,5 +274,7 @@ def check_replicas(all_reduce: Callable[[Tensor], Any] | Literal[False] | None) 
     if all_reduce is None and distributed.is_available() and distributed.is_initialized():
         processes = distributed.get_world_size()
         if processes > 1:
-            raise ValueError(f"Invalid all_reduce=None: the step sizes of {processes} processes would drift apart; "
-                             "average the losses, or give False if this one's model has no replica")
+            raise ValueError(
+                f"Invalid all_reduce=None: the step sizes of {processes} processes would drift apart; "
+                "average the losses, or give False if this one's model has no replica"
+            )

@@ -1,11 +1,12 @@
 // Lists of tensors for the tests of kernels (see lists.h).
-#include "check.h"
 #include "lists.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <thread>
+
+#include "check.h"
 
 namespace lrt::test {
 namespace {
@@ -23,8 +24,13 @@ uint8_t* start(Bytes& bytes, int64_t offset, Dtype dtype) { return bytes.data() 
 
 cpu::Range range_of(const Variant& variant, TestTensor& tensor) {
   const auto [param, state] = tensor.dtypes;
-  cpu::Range range = {start(tensor.param, tensor.offset, param), start(tensor.grad, tensor.offset, param), {}, 0,
-                      tensor.count, nullptr, tensor.count};
+  cpu::Range range = {start(tensor.param, tensor.offset, param),
+                      start(tensor.grad, tensor.offset, param),
+                      {},
+                      0,
+                      tensor.count,
+                      nullptr,
+                      tensor.count};
   for (int k = 0; k < variant.states; ++k) range.states[k] = start(tensor.states[k], tensor.offset, state);
   return range;
 }
@@ -128,9 +134,8 @@ TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count
     const bool variance = variant.variances >> k & 1;
     tensor.states[k].resize((offset + variant.slots * count) * size_of(dtypes.state));
     tensor.states[k].shrink_to_fit();
-    fill(tensor.states[k], dtypes.state, [&] {
-      return (variance ? 1 : random.sign()) * (0.5 + 0.2 * random.uniform());
-    });
+    fill(tensor.states[k], dtypes.state,
+         [&] { return (variance ? 1 : random.sign()) * (0.5 + 0.2 * random.uniform()); });
   }
   return tensor;
 }

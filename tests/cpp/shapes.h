@@ -15,9 +15,7 @@ struct Shape {
   std::string name;
   std::vector<int64_t> sizes, strides;
 
-  cpu::StridedView view() const {
-    return {sizes.data(), strides.data(), static_cast<int64_t>(sizes.size())};
-  }
+  cpu::StridedView view() const { return {sizes.data(), strides.data(), static_cast<int64_t>(sizes.size())}; }
 };
 
 // Offset of every element in row-major order.

@@ -22,19 +22,18 @@ struct PhiloxAnswer {
 };
 
 // Random123's kat_vectors.
-constexpr PhiloxAnswer kPhiloxAnswers[] = {
-    {{0, 0, 0, 0},
-     {0, 0},
-     {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48},
-     {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-    {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
-     {0xffffffff, 0xffffffff},
-     {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662},
-     {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-    {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
-     {0xa4093822, 0x299f31d0},
-     {0x4dfccaba, 0x190a87f0, 0xc47362ba, 0xb6b5242a},
-     {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+constexpr PhiloxAnswer kPhiloxAnswers[] = {{{0, 0, 0, 0},
+                                            {0, 0},
+                                            {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48},
+                                            {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+                                           {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+                                            {0xffffffff, 0xffffffff},
+                                            {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662},
+                                            {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+                                           {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+                                            {0xa4093822, 0x299f31d0},
+                                            {0x4dfccaba, 0x190a87f0, 0xc47362ba, 0xb6b5242a},
+                                            {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
 
 // Design, section 4: the 16 bits of eight consecutive elements.
 struct KeepAnswer {
@@ -105,8 +104,15 @@ std::vector<KeepStream> sample_keys() {
 }
 
 // Around the tile whose first call is 2**32, and the last tile whose calls fit the counter's 56 bits.
-constexpr int64_t kSampleTiles[] = {0, 1, 7, 1000003, (int64_t{1} << 26) - 1, int64_t{1} << 26,
-                                    (int64_t{1} << 26) + 1, (int64_t{1} << 40) + 12345, (int64_t{1} << 50) - 1};
+constexpr int64_t kSampleTiles[] = {0,
+                                    1,
+                                    7,
+                                    1000003,
+                                    (int64_t{1} << 26) - 1,
+                                    int64_t{1} << 26,
+                                    (int64_t{1} << 26) + 1,
+                                    (int64_t{1} << 40) + 12345,
+                                    (int64_t{1} << 50) - 1};
 
 constexpr uint32_t kSampleThresholds[] = {1, 0x7fff, 0x8000, 0x8001, 0xffff};
 constexpr int kPoison = 0xcd;
@@ -156,11 +162,28 @@ void streams_differ() {
 
 void threshold_edges() {
   const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-  const struct { double keep_prob; uint32_t threshold; } answers[] = {
-      {0, 0},           {-0.0, 0},         {-1, 0},           {nan, 0},           {-inf, 0},
-      {5e-324, 1},      {1e-12, 1},        {0.5 / 65536, 1},  {1.5 / 65536, 2},   {2.5 / 65536, 2},
-      {0.3, 19661},     {0.5, 32768},      {1 - 1e-12, 65535}, {65534.5 / 65536, 65534}, {65535.5 / 65536, 65535},
-      {1 - 0x1p-53, 65535}, {1, kKeepAll}, {1.5, kKeepAll},   {inf, kKeepAll}};
+  const struct {
+    double keep_prob;
+    uint32_t threshold;
+  } answers[] = {{0, 0},
+                 {-0.0, 0},
+                 {-1, 0},
+                 {nan, 0},
+                 {-inf, 0},
+                 {5e-324, 1},
+                 {1e-12, 1},
+                 {0.5 / 65536, 1},
+                 {1.5 / 65536, 2},
+                 {2.5 / 65536, 2},
+                 {0.3, 19661},
+                 {0.5, 32768},
+                 {1 - 1e-12, 65535},
+                 {65534.5 / 65536, 65534},
+                 {65535.5 / 65536, 65535},
+                 {1 - 0x1p-53, 65535},
+                 {1, kKeepAll},
+                 {1.5, kKeepAll},
+                 {inf, kKeepAll}};
   for (const auto& [keep_prob, threshold] : answers) {
     require(keep_threshold(keep_prob) == threshold, "keep_threshold(", keep_prob, ") = ", keep_threshold(keep_prob));
   }

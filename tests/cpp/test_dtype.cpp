@@ -17,9 +17,12 @@ struct Format {
   uint32_t infinity() const { return ((1u << exponent_bits) - 1) << mantissa_bits; }
 };
 
-template <class Storage> constexpr Format kFormat = {};
-template <> constexpr Format kFormat<BFloat16> = {8, 7};
-template <> constexpr Format kFormat<Half> = {5, 10};
+template <class Storage>
+constexpr Format kFormat = {};
+template <>
+constexpr Format kFormat<BFloat16> = {8, 7};
+template <>
+constexpr Format kFormat<Half> = {5, 10};
 
 // The value a pattern without sign stands for, from IEEE 754's definition.
 double magnitude_of(Format format, uint32_t pattern) {

@@ -52,8 +52,8 @@ void far_elements(const Variant& variant, Isa isa) {
       const cpu::TensorStep step = {variant.hyper, kDecayModes[1].scalars, key, 20000, 7};
       TestList got = {start}, expected = {start};
       const auto run = [&](cpu::StepKernel kernel, TestTensor& tensor) {
-        cpu::Range range = {tensor.param.data(), tensor.grad.data(), {}, first_tile, tensor.count,
-                            nullptr, tensor.count};
+        cpu::Range range = {tensor.param.data(), tensor.grad.data(), {}, first_tile, tensor.count, nullptr,
+                            tensor.count};
         for (int k = 0; k < variant.states; ++k) range.states[k] = tensor.states[k].data();
         kernel(step, range);
       };

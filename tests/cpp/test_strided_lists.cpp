@@ -14,9 +14,12 @@ constexpr struct Operands {
   const char* name;
   int64_t param, grad, states[kMaxStates];
 } kStrided[] = {{"none", 0, 0, {0, 0, 0}},
-                {"param", 1, 0, {0, 0, 0}},          {"grad", 0, 1, {0, 0, 0}},
-                {"states", 0, 0, {1, 1, 1}},         {"param and one state", 1, 0, {0, 1, 0}},
-                {"all alike", 1, 1, {1, 1, 1}},      {"each unlike the one before", 1, 2, {1, 3, 2}}};
+                {"param", 1, 0, {0, 0, 0}},
+                {"grad", 0, 1, {0, 0, 0}},
+                {"states", 0, 0, {1, 1, 1}},
+                {"param and one state", 1, 0, {0, 1, 0}},
+                {"all alike", 1, 1, {1, 1, 1}},
+                {"each unlike the one before", 1, 2, {1, 3, 2}}};
 
 Bytes spread(const Bytes& contiguous, const Shape& shape, int64_t size) {
   const std::vector<int64_t> offsets = offsets_of(shape);
@@ -78,8 +81,8 @@ void strided_cases(const Variant& variant, bool centralized) {
     const TestList expected = stepped(call, start);
     for (const Operands& operands : kStrided) {
       const TestList strided_start = strided(start, operands), strided_expected = strided(expected, operands);
-      const std::string of = text(variant.name, centralized ? " centralized" : "", ", ", operands.name,
-                                  ", threshold ", threshold, ", ");
+      const std::string of =
+          text(variant.name, centralized ? " centralized" : "", ", ", operands.name, ", threshold ", threshold, ", ");
       for (const cpu::Isa isa : available_isas()) {
         run_case("strided lists: " + of + cpu::isa_name(isa), [&] {
           for (const Deal deal : {Deal::kShuffledParts, Deal::kThreads}) {

@@ -22,8 +22,7 @@ void scalar_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
   for (int64_t i = 0; i < range.count; ++i) {
     Real<Param> state[kMaxStates] = {};
     for (int k = 0; k < Rule::kStates; ++k) state[k] = to_real(static_cast<const State*>(range.states[k])[i]);
-    const Real<Param> updated =
-        update<Decay::kSelect>(rule, scalars, to_real(params[i]), to_real(grads[i]), state);
+    const Real<Param> updated = update<Decay::kSelect>(rule, scalars, to_real(params[i]), to_real(grads[i]), state);
     for (int k = 0; k < Rule::kStates; ++k) static_cast<State*>(range.states[k])[i] = from_real<State>(state[k]);
     const bool keep = keep_bits(tensor.key, range.first_tile * kTile + i) < tensor.threshold;
     if (keep) params[i] = from_real<Param>(updated);
@@ -41,8 +40,8 @@ void scalar_ring_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
       return static_cast<State*>(range.states[0])[number * range.count + i];
     };
     const Real<Param> param = to_real(params[i]);
-    slot(rule.slot) =
-        from_real<State>(decayed_grad<Decay::kSelect>(scalars, param, to_real(static_cast<const Param*>(range.grad)[i])));
+    slot(rule.slot) = from_real<State>(
+        decayed_grad<Decay::kSelect>(scalars, param, to_real(static_cast<const Param*>(range.grad)[i])));
     Real<Param> mean = to_real(slot(0));
     for (int64_t number = 1; number < rule.filled; ++number) {
       mean = mean + (to_real(slot(number)) - mean) * (Real<Param>(1) / static_cast<Real<Param>>(number + 1));
@@ -115,8 +114,9 @@ Variant rmsprop(const char* name) {
   const auto native = [](Isa isa, Dtype p, Dtype s) {
     return native_for(isa, [=](auto tag) { return cpu::find_rmsprop<decltype(tag)>(kCentered, kMomentum, p, s); });
   };
-  return {name, 1 + kCentered + kMomentum, 0b1, &kRmsprop, native,
-          scalar_for<Rmsprops<kCentered, kMomentum>::template Rule, RMSpropHyper>};
+  return {name,   1 + kCentered + kMomentum,
+          0b1,    &kRmsprop,
+          native, scalar_for<Rmsprops<kCentered, kMomentum>::template Rule, RMSpropHyper>};
 }
 
 Variant radam() {

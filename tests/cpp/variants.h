@@ -18,10 +18,9 @@ namespace lrt::test {
 struct DtypePair {
   Dtype param, state;
 };
-constexpr DtypePair kPairs[] = {
-    {Dtype::kFloat, Dtype::kFloat},   {Dtype::kDouble, Dtype::kDouble},
-    {Dtype::kBFloat16, Dtype::kFloat}, {Dtype::kBFloat16, Dtype::kBFloat16},
-    {Dtype::kHalf, Dtype::kFloat},    {Dtype::kHalf, Dtype::kHalf}};
+constexpr DtypePair kPairs[] = {{Dtype::kFloat, Dtype::kFloat},    {Dtype::kDouble, Dtype::kDouble},
+                                {Dtype::kBFloat16, Dtype::kFloat}, {Dtype::kBFloat16, Dtype::kBFloat16},
+                                {Dtype::kHalf, Dtype::kFloat},     {Dtype::kHalf, Dtype::kHalf}};
 
 // No default of torch.optim among them.
 constexpr SGDHyper kSgd = {0.85, 0.3};

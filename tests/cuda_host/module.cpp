@@ -25,17 +25,31 @@ void check(const char* error) {
 }
 
 void step(const std::string& rule, const std::vector<double>& hyper, bool nesterov, int64_t state_mask,
-          const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices, int64_t lanes, const std::vector<pybind11::tuple>& numbers,
-          double weight_decay, bool decoupled, bool maximize, uint64_t seed, int param, int state) {
+          const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices, int64_t lanes,
+          const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled, bool maximize,
+          uint64_t seed, int param, int state) {
   const cuda::Step call = {static_cast<const TableRow*>(address(memory[0])),
                            static_cast<const int32_t*>(address(memory[1])),
                            const_cast<void*>(address(memory[2])),
-                           tensors, chunks,
-                           number(numbers[0]), number(numbers[1]), number(numbers[2]), number(numbers[3]),
-                           number(numbers[4]), weight_decay, decoupled, maximize, seed,
-                           static_cast<Dtype>(param), static_cast<Dtype>(state), slices, lanes,
-                           const_cast<void*>(address(memory[3])), const_cast<void*>(address(memory[4])),
-                           static_cast<double*>(const_cast<void*>(address(memory[5]))), nullptr};
+                           tensors,
+                           chunks,
+                           number(numbers[0]),
+                           number(numbers[1]),
+                           number(numbers[2]),
+                           number(numbers[3]),
+                           number(numbers[4]),
+                           weight_decay,
+                           decoupled,
+                           maximize,
+                           seed,
+                           static_cast<Dtype>(param),
+                           static_cast<Dtype>(state),
+                           slices,
+                           lanes,
+                           const_cast<void*>(address(memory[3])),
+                           const_cast<void*>(address(memory[4])),
+                           static_cast<double*>(const_cast<void*>(address(memory[5]))),
+                           nullptr};
   const auto has = [&](int k) { return (state_mask >> k & 1) != 0; };
   if (rule == "sgd") return check(cuda::launch_sgd(call, {hyper[0], hyper[1]}, has(0), nesterov));
   if (rule == "adam") return check(cuda::launch_adam(call, {hyper[0], hyper[1], hyper[2]}, has(2)));

@@ -113,8 +113,23 @@ def test_special_values(case, dtype, isa):
 
 def _special(case, dtype, keep_prob, backend):
     info = torch.finfo(dtype.dtype)
-    specials = [0.0, -0.0, 1.0, -1.0, info.max, -info.max, info.tiny, info.smallest_normal / 4, float("inf"),
-                -float("inf"), float("nan"), 1e-3, -65000.0, 1 + info.eps, 0.3]
+    specials = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        info.max,
+        -info.max,
+        info.tiny,
+        info.smallest_normal / 4,
+        float("inf"),
+        -float("inf"),
+        float("nan"),
+        1e-3,
+        -65000.0,
+        1 + info.eps,
+        0.3,
+    ]
     grid = torch.cartesian_prod(*(torch.tensor(specials, dtype=torch.float64),) * 2).to(dtype.dtype)
     param = grid[:, 0].clone().repeat(5).requires_grad_()
     optimizer = case.make([param], keep_prob=keep_prob, backend=backend, state_dtype=dtype.state_dtype)

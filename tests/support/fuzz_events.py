@@ -261,8 +261,10 @@ STATES = [
     lambda s: 0.5,
 ]
 STEPS = [
-    *(lambda s, n=n: torch.full_like(s, n)
-      for n in (-1, math.nan, 1.5, 2**53, 2**53 - 1, math.inf, 0, 7, 2**24, 2**33)),
+    *(
+        lambda s, n=n: torch.full_like(s, n)
+        for n in (-1, math.nan, 1.5, 2**53, 2**53 - 1, math.inf, 0, 7, 2**24, 2**33)
+    ),
     lambda s: s.float(),
     lambda s: s[None].clone(),
     lambda s: s.expand(2),

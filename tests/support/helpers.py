@@ -33,8 +33,9 @@ def assert_same_bits(left: list[Tensor], right: list[Tensor]) -> None:
     for i, (a, b) in enumerate(zip(left, right, strict=True)):
         if not same_bits(a, b):
             where = (a != b).nonzero()[:5].tolist() if a.shape == b.shape else "shapes"
-            raise AssertionError(f"tensor {i}: {a.dtype} {tuple(a.shape)} differs from {b.dtype} {tuple(b.shape)} "
-                                 f"at {where}:\n{a}\n{b}")
+            raise AssertionError(
+                f"tensor {i}: {a.dtype} {tuple(a.shape)} differs from {b.dtype} {tuple(b.shape)} at {where}:\n{a}\n{b}"
+            )
 
 
 def everything(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -161,16 +161,22 @@ class Tolerance:
 # inventory, torch's own samples and its for-loop, foreach and fused implementations.
 TOLERANCE = {
     torch.float32: Tolerance(
-        4e-6, 4e-6, "measured 2.9e-6 (momentum_buffer of centered RMSprop, whose variance is a difference), parameters "
-        "5.4e-7: torch contracts a*b+c and multiplies by lr / bias_correction1, we round every operation"
+        4e-6,
+        4e-6,
+        "measured 2.9e-6 (momentum_buffer of centered RMSprop, whose variance is a difference), parameters "
+        "5.4e-7: torch contracts a*b+c and multiplies by lr / bias_correction1, we round every operation",
     ),
     torch.float64: Tolerance(
-        1.5e-14, 1.5e-14, "measured 1.1e-14 for RAdam, whose rho_t - 5 cancels three digits of a double and is summed "
-        "in another order by torch; all others 3.1e-15, as float32"
+        1.5e-14,
+        1.5e-14,
+        "measured 1.1e-14 for RAdam, whose rho_t - 5 cancels three digits of a double and is summed "
+        "in another order by torch; all others 3.1e-15, as float32",
     ),
     torch.bfloat16: Tolerance(
-        2**-7, 1e-6, "one step, computed in fp32 by both: where they differ a rounding may flip, which is 1 ulp; atol "
-        "for p - update near 0"
+        2**-7,
+        1e-6,
+        "one step, computed in fp32 by both: where they differ a rounding may flip, which is 1 ulp; atol "
+        "for p - update near 0",
     ),
     torch.float16: Tolerance(2**-10, 1e-6, "as bfloat16"),
 }

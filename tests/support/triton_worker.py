@@ -177,11 +177,11 @@ class StubDriver:
 
 def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, warp_size: int) -> StubDriver:
     """Makes steps of CPU tensors go to a StubDriver until the monkeypatch ends."""
+    from lrtricks_fused.triton_kernels import slices, step, upload
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     from lrtricks_fused.step import backends
-    from lrtricks_fused.triton_kernels import slices, step, upload
 
     stub = StubDriver(GPUTarget(backend, arch, warp_size))
     driver.set_active(stub)

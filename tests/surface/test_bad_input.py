@@ -201,7 +201,7 @@ def test_gradients_that_do_not_fit(case, spoil, fresh, groups, backend):
     after = [*params, *states_of(optimizer)]
     # A first step that fails may have created states, but only the zeros a state starts from.
     assert all(torch.equal(old, new) for old, new in zip(before, after[: len(before)], strict=True))
-    assert not any(new.any() for new in after[len(before):])
+    assert not any(new.any() for new in after[len(before) :])
 
 
 def states_of(optimizer):

@@ -233,6 +233,7 @@ def test_the_step_count_does_not_stall(start, backend):
 
 def mismatches():
     """(name, function that spoils a state_dict)."""
+
     def spoil(change):
         def apply(saved):
             saved = copy.deepcopy(saved)

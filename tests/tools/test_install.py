@@ -39,8 +39,11 @@ def test_the_sdist_holds_what_a_build_needs(sdist):
     names, _ = sdist
     needed = {"setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE", "lrtricks_fused/py.typed"}
     for folder in ("csrc", "lrtricks_fused", "triton_kernels"):
-        needed |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.*")
-                   if path.suffix in (".py", ".h", ".cuh", ".cpp", ".cu") and "lrtricks_fused/triton" not in str(path)}
+        needed |= {
+            str(path.relative_to(ROOT))
+            for path in (ROOT / folder).rglob("*.*")
+            if path.suffix in (".py", ".h", ".cuh", ".cpp", ".cu") and "lrtricks_fused/triton" not in str(path)
+        }
     assert needed <= names
     assert not any(name.startswith(("bench/", "examples/", "tests/", ".")) or name.endswith(".so") for name in names)
 

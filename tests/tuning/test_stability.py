@@ -144,11 +144,19 @@ def test_churn_and_kl_against_torch(shape, dim):
 
 def test_masked_logits():
     model = Constant([[0.0, -INF, 0.0]])
-    report = compare(model, batch(1), lambda: model.logits.copy_(torch.tensor([[math.log(3), -INF, 0.0]])),
-                     lambda output, _: output[:, 0].sum())
+    report = compare(
+        model,
+        batch(1),
+        lambda: model.logits.copy_(torch.tensor([[math.log(3), -INF, 0.0]])),
+        lambda output, _: output[:, 0].sum(),
+    )
     assert report.outputs["logit_kl"] == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
-    report = compare(model, batch(1), lambda: model.logits.copy_(torch.tensor([[-INF, -INF, 0.0]])),
-                     lambda output, _: output[:, 2].sum())
+    report = compare(
+        model,
+        batch(1),
+        lambda: model.logits.copy_(torch.tensor([[-INF, -INF, 0.0]])),
+        lambda output, _: output[:, 2].sum(),
+    )
     assert report.outputs["logit_kl"] == INF
 
 
