@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,6 +163,15 @@ def torch_flags() -> tuple[list[str], list[str]]:
     return defines + includes, libs
 
 
+def rules() -> dict[str, list[str]]:
+    """The rules, by the names of their headers, and the flags that tell rule.cpp and rule.cu which is theirs."""
+    found = {}
+    for header in sorted((CSRC / "rules").glob("*.h")):
+        if record := re.search(r"^struct (\w+Rule) {", header.read_text(), re.MULTILINE):
+            found[header.stem] = [f"-DLRT_RULE={record[1]}", f'-DLRT_RULE_HEADER="rules/{header.name}"']
+    return found
+
+
 def objects(build: Path, found: Cuda | None) -> list[tuple[Path, Path, list[str]]]:
     """(source, object, extra flags) of all that is compiled."""
     sources = [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]
@@ -171,10 +181,12 @@ def objects(build: Path, found: Cuda | None) -> list[tuple[Path, Path, list[str]
         text = source.read_text()
         # Only for those that read it: other architectures need not compile the CPU's kernels again.
         archs = [f"-DLRT_CUDA_ARCHS={json.dumps(' '.join(found.archs))}"] if found and "LRT_CUDA_ARCHS" in text else []
-        for isa in ISA_FLAGS if "LRT_ISA" in text else [None]:
-            extra = [f"-DLRT_ISA={isa}", *ISA_FLAGS[isa]] if isa else []
-            name = ".".join([source.parent.name, source.stem, *([isa] if isa else []), "o"])
-            result.append((source, build / name, extra + archs))
+        per_rule = rules() if "LRT_RULE" in text else {None: []}
+        per_isa = ISA_FLAGS if "LRT_ISA" in text else [None]
+        for (rule, named), isa in product(per_rule.items(), per_isa):
+            extra = [*named, *([f"-DLRT_ISA={isa}", *ISA_FLAGS[isa]] if isa else []), *archs]
+            parts = [source.parent.name, source.stem, *filter(None, [rule, isa]), "o"]
+            result.append((source, build / ".".join(parts), extra))
     return result
 
 
@@ -183,13 +195,14 @@ def ninja_text(build: Path, target: Path, found: Cuda | None) -> str:
     compile_flags, link_flags = torch_flags()
     link_flags += [str(found.cudart), "-ldl", "-lrt", "-lpthread"] if found else []
     common = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *FRAMES, *OPTIMIZE, *EXACT, f"-I{CSRC}"]
+    compile_one = "$extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
     lines = [
         f"cxx = {shlex.join(compiler())}",
         f"flags = {shlex.join(common + compile_flags)}",
         f"nvcc = {found.nvcc if found else ''}",
         f"cuda_flags = {shlex.join(cuda_flags(found.archs)) if found else ''}",
-        "rule cuda\n  command = $nvcc $cuda_flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        "rule compile\n  command = $cxx $flags $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule cuda\n  command = $nvcc $cuda_flags {compile_one}",
+        f"rule compile\n  command = $cxx $flags {compile_one}",
         f"rule link\n  command = $cxx -shared $in -o $out {shlex.join(link_flags)}",
     ]
     parts = objects(build, found)

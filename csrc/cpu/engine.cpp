@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/slope.h"
+
 namespace lrt::cpu {
 namespace {
 

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cpu/slices.h"
-#include "cpu/step_kernel.h"
 #include "cpu/strided.h"
+#include "cpu/work.h"
 
 namespace lrt::cpu {
 

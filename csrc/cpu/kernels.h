@@ -1,23 +1,16 @@
-// The CPU kernels by rule and variant. Each find_* is specialised once per instruction set in rule_*.cpp;
-// null means that the pair of storage types is not offered.
+// Where the CPU kernels of every rule are found, and the instruction set in use.
 #pragma once
 
-#include "cpu/step_kernel.h"
+#include "core/record.h"
+#include "cpu/isa.h"
+#include "cpu/work.h"
 
 namespace lrt::cpu {
 
-template <class Isa>
-StepKernel find_sgd(bool momentum, bool nesterov, Dtype param, Dtype state);
-template <class Isa>
-StepKernel find_adam(bool amsgrad, Dtype param, Dtype state);
-template <class Isa>
-StepKernel find_rmsprop(bool centered, bool momentum, Dtype param, Dtype state);
-template <class Isa>
-StepKernel find_radam(Dtype param, Dtype state);
-template <class Isa>
-StepKernel find_adabelief(Dtype param, Dtype state);
-template <class Isa>
-StepKernel find_average_sgd(Dtype param, Dtype state);
+// The kernel of a rule's variant; null where the pair of storage types is not offered. Defined in rule.cpp, compiled once
+// per rule and instruction set.
+template <class Isa, class Record>
+StepKernel find(const Flags<Record>& flags, Dtype param, Dtype state);
 
 // Calls visit with the tag of the instruction set in use.
 template <class Visit>

@@ -1,7 +1,7 @@
 // The CPU entry of LOSSGRAD's decision: one op for what would be dozens of torch's.
 #pragma once
 
-#include "ops.h"
+#include "call.h"
 
 namespace lrt::cpu {
 

@@ -1,40 +1,16 @@
 // The CPU step kernel: load -> update -> keep -> store over a tile-aligned range of one tensor.
-// A template over (instruction set, rule, storage types); rule_*.cpp instantiate it once per instruction set.
+// A template over (instruction set, rule, storage types); rule.cpp instantiates it once per instruction set and rule.
 #pragma once
 
 #include <algorithm>
 #include <utility>
 
-#include "core/dtype.h"
+#include "core/pairs.h"
 #include "core/slope.h"
-#include "core/update.h"
 #include "cpu/lanes.h"
+#include "cpu/work.h"
 
 namespace lrt::cpu {
-
-// One tile-aligned run of one tensor. Pointers are to its first element; sizes in elements.
-struct Range {
-  void* param;
-  const void* grad;
-  void* states[kMaxStates];
-  int64_t first_tile;  // index of the run's first tile in the whole parameter
-  int64_t count;
-  double* slopes;                     // of its tiles, or null
-  int64_t whole_count = 0;            // of the whole parameter: from one slot of a ring to the next
-  const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
-  bool prefetch = false;              // see prefetches() in isa.h
-};
-
-// What all ranges of one tensor share in one step.
-struct TensorStep {
-  const void* hyper;  // the rule's own Hyper struct
-  StepScalars scalars;
-  KeepStream key;
-  uint32_t threshold;
-  double step;
-};
-
-using StepKernel = void (*)(const TensorStep&, const Range&);
 
 // Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored.
 enum class Slopes { kNone, kOfGrad, kOfStored };
@@ -233,23 +209,12 @@ constexpr StepKernel instance() {
   }
 }
 
-// The kernel of a rule for a pair of storage types; null where the pair is not offered.
-template <class Isa, template <class> class Rule, class Hyper>
+// The kernel of a rule's variant for a pair of storage types; null where the pair is not offered.
+template <class Isa, class Variant>
 StepKernel kernel_for(Dtype param, Dtype state) {
-  switch (param) {
-    case Dtype::kFloat: return state == Dtype::kFloat ? instance<Isa, Rule<float>, Hyper, float, float>() : nullptr;
-    case Dtype::kDouble:
-      return state == Dtype::kDouble ? instance<Isa, Rule<double>, Hyper, double, double>() : nullptr;
-    case Dtype::kBFloat16:
-      return state == Dtype::kFloat      ? instance<Isa, Rule<float>, Hyper, BFloat16, float>()
-             : state == Dtype::kBFloat16 ? instance<Isa, Rule<float>, Hyper, BFloat16, BFloat16>()
-                                         : nullptr;
-    case Dtype::kHalf:
-      return state == Dtype::kFloat  ? instance<Isa, Rule<float>, Hyper, Half, float>()
-             : state == Dtype::kHalf ? instance<Isa, Rule<float>, Hyper, Half, Half>()
-                                     : nullptr;
-  }
-  return nullptr;
+  return with_pair<StepKernel>(param, state, nullptr, []<class Param, class State>() {
+    return instance<Isa, typename Variant::template Rule<Real<Param>>, typename Variant::Hyper, Param, State>();
+  });
 }
 
 }  // namespace lrt::cpu

@@ -3,8 +3,8 @@
 
 #include <optional>
 
+#include "call.h"
 #include "core/dtype.h"
-#include "ops.h"
 
 namespace lrt::cpu {
 

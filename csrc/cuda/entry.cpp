@@ -6,7 +6,6 @@
 
 #include <string>
 
-#include "cuda/step.h"
 #include "cuda/upload.h"
 
 namespace lrt::cuda {
@@ -76,8 +75,9 @@ void check_slope(const ListCall& call, Dtype param_dtype, int32_t device) {
           "Invalid slope_scratch: must be ", bytes, " bytes on the table's device");
 }
 
-template <class Launch>
-void run(const ListCall& call, const Launch& launch) {
+}  // namespace
+
+void run(const ListCall& call, const std::function<const char*(const Step&)>& launch) {
   require(call.table.has_value(), "lrtricks_fused: on CUDA a step takes a table of addresses");
   const Tensor& table = *call.table;
   const int32_t device = table.get_device_index();
@@ -93,55 +93,29 @@ void run(const ListCall& call, const Launch& launch) {
   if (call.slope) check_slope(call, param_dtype, device);
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));
-  const Step step = {rows,
-                     static_cast<const int32_t*>(chunks.const_data_ptr()),
-                     prepared.mutable_data_ptr(),
-                     table.size(0),
-                     chunks.numel(),
-                     device_number(call.lr.value, call.lr.tensor, "lr", device),
-                     device_number(call.keep_prob.value, call.keep_prob.tensor, "keep_prob", device),
-                     device_number(call.grad_weight.value, call.grad_weight.tensor, "grad_weight", device),
-                     device_number(1.0, call.grad_scale, "grad_scale", device),
-                     device_number(0.0, call.found_inf, "found_inf", device),
-                     call.weight_decay,
-                     call.decoupled_weight_decay,
-                     call.maximize,
-                     call.seed,
-                     param_dtype,
-                     static_cast<Dtype>(call.state_dtype),
-                     call.slices,
-                     call.lanes,
-                     call.slices ? call.slice_scratch->mutable_data_ptr() : nullptr,
-                     call.slope ? call.slope_scratch->mutable_data_ptr() : nullptr,
-                     call.slope ? static_cast<double*>(call.slope->mutable_data_ptr()) : nullptr,
-                     current_stream(device)};
+  const Step step = {.rows = rows,
+                     .chunk_tensors = static_cast<const int32_t*>(chunks.const_data_ptr()),
+                     .prepared = prepared.mutable_data_ptr(),
+                     .tensors = table.size(0),
+                     .chunks = chunks.numel(),
+                     .lr = device_number(call.lr.value, call.lr.tensor, "lr", device),
+                     .keep_prob = device_number(call.keep_prob.value, call.keep_prob.tensor, "keep_prob", device),
+                     .grad_weight = device_number(call.grad_weight.value, call.grad_weight.tensor, "grad_weight", device),
+                     .grad_scale = device_number(1.0, call.grad_scale, "grad_scale", device),
+                     .found_inf = device_number(0.0, call.found_inf, "found_inf", device),
+                     .weight_decay = call.weight_decay,
+                     .decoupled_weight_decay = call.decoupled_weight_decay,
+                     .maximize = call.maximize,
+                     .seed = call.seed,
+                     .param = param_dtype,
+                     .state = static_cast<Dtype>(call.state_dtype),
+                     .slices = call.slices,
+                     .lanes = call.lanes,
+                     .slice_scratch = call.slices ? call.slice_scratch->mutable_data_ptr() : nullptr,
+                     .slope_scratch = call.slope ? call.slope_scratch->mutable_data_ptr() : nullptr,
+                     .slope = call.slope ? static_cast<double*>(call.slope->mutable_data_ptr()) : nullptr,
+                     .stream = current_stream(device)};
   check(launch(step));
-}
-
-}  // namespace
-
-void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov) {
-  run(call, [&](const Step& step) { return launch_sgd(step, hyper, call.has_state(0), nesterov); });
-}
-
-void step_adam(ListCall& call, const AdamHyper& hyper) {
-  run(call, [&](const Step& step) { return launch_adam(step, hyper, call.has_state(2)); });
-}
-
-void step_rmsprop(ListCall& call, const RMSpropHyper& hyper) {
-  run(call, [&](const Step& step) { return launch_rmsprop(step, hyper, call.has_state(1), call.has_state(2)); });
-}
-
-void step_radam(ListCall& call, const RAdamHyper& hyper) {
-  run(call, [&](const Step& step) { return launch_radam(step, hyper); });
-}
-
-void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper) {
-  run(call, [&](const Step& step) { return launch_adabelief(step, hyper); });
-}
-
-void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper) {
-  run(call, [&](const Step& step) { return launch_average_sgd(step, hyper); });
 }
 
 void upload_words(Tensor target, Tensor words) {

@@ -1,14 +1,10 @@
-// One step of a list of tensors on one device: what the launchers in rule_*.cu receive. No torch in here.
+// One step of a list of tensors on one device: what the launchers of rule.cu receive. No torch in here.
 #pragma once
 
+#include "core/pairs.h"
+#include "core/record.h"
 #include "core/slope.h"
 #include "core/table.h"
-#include "rules/adabelief.h"
-#include "rules/adam.h"
-#include "rules/average_sgd.h"
-#include "rules/radam.h"
-#include "rules/rmsprop.h"
-#include "rules/sgd.h"
 
 namespace lrt::cuda {
 
@@ -57,12 +53,9 @@ constexpr int64_t slice_bytes(int64_t slices, int64_t lanes, Dtype param) {
 
 constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 + tensors); }
 
-// Each returns the error's text, or null. A pair of storage types that is not offered is an error.
-const char* launch_sgd(const Step& step, const SGDHyper& hyper, bool momentum, bool nesterov);
-const char* launch_adam(const Step& step, const AdamHyper& hyper, bool amsgrad);
-const char* launch_rmsprop(const Step& step, const RMSpropHyper& hyper, bool centered, bool momentum);
-const char* launch_radam(const Step& step, const RAdamHyper& hyper);
-const char* launch_adabelief(const Step& step, const AdaBeliefHyper& hyper);
-const char* launch_average_sgd(const Step& step, const AverageSGDHyper& hyper);
+// The launches of one rule's variant. Returns the error's text, or null; a pair of storage types that is not offered is an
+// error. Defined in rule.cu, compiled once per rule.
+template <class Record>
+const char* launch(const Step& step, const typename Record::Hyper& hyper, const Flags<Record>& flags);
 
 }  // namespace lrt::cuda

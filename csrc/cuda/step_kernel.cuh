@@ -1,5 +1,5 @@
 // The CUDA step: load -> update -> keep -> store over a list of tensors. Knows no optimizer: a template over
-// (rule, storage types) that rule_*.cu instantiate.
+// (rule, storage types) that rule.cu instantiates.
 //
 // Two launches (and two more where gradients are centralized): prepare_kernel advances the step counts and rounds the
 // constants, one thread a tensor; step_kernel steps one chunk a block. Every scalar that may live on the device is read
@@ -249,41 +249,26 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kern
   }
 }
 
-template <template <class> class Rule, class Hyper, class Param, class State>
-const char* launch_pair(const Step& call, const Hyper& hyper) {
-  using R = Rule<Real<Param>>;
+template <class Variant, class Param, class State>
+const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) {
+  using Rule = typename Variant::template Rule<Real<Param>>;
   const int64_t blocks = (call.tensors + kThreads - 1) / kThreads;
-  const char* error = LAUNCH((prepare_kernel<R, Hyper, Real<Param>>), blocks, kThreads, call.stream, call, hyper);
+  const char* error = LAUNCH((prepare_kernel<Rule, typename Variant::Hyper, Real<Param>>), blocks, kThreads,
+                             call.stream, call, hyper);
   if (error || call.chunks == 0) return error;
   if (call.slices != 0) error = launch_means<Param>(call);
   if (error) return error;
-  error = LAUNCH((step_kernel<R, Param, State>), call.chunks, kThreads, call.stream, call);
+  error = LAUNCH((step_kernel<Rule, Param, State>), call.chunks, kThreads, call.stream, call);
   return error || !call.slope ? error : launch_slope<Param>(call);
 }
 
-// Both launches of one rule for the call's pair of storage types.
-template <template <class> class Rule, class Hyper>
-const char* launch(const Step& call, const Hyper& hyper) {
+// All launches of one rule's variant for the call's pair of storage types.
+template <class Variant>
+const char* launch_variant(const Step& call, const typename Variant::Hyper& hyper) {
   if (call.tensors == 0) return nullptr;
-  if (call.param == Dtype::kFloat && call.state == Dtype::kFloat) {
-    return launch_pair<Rule, Hyper, float, float>(call, hyper);
-  }
-  if (call.param == Dtype::kDouble && call.state == Dtype::kDouble) {
-    return launch_pair<Rule, Hyper, double, double>(call, hyper);
-  }
-  if (call.param == Dtype::kBFloat16 && call.state == Dtype::kFloat) {
-    return launch_pair<Rule, Hyper, BFloat16, float>(call, hyper);
-  }
-  if (call.param == Dtype::kBFloat16 && call.state == Dtype::kBFloat16) {
-    return launch_pair<Rule, Hyper, BFloat16, BFloat16>(call, hyper);
-  }
-  if (call.param == Dtype::kHalf && call.state == Dtype::kFloat) {
-    return launch_pair<Rule, Hyper, Half, float>(call, hyper);
-  }
-  if (call.param == Dtype::kHalf && call.state == Dtype::kHalf) {
-    return launch_pair<Rule, Hyper, Half, Half>(call, hyper);
-  }
-  return "no kernel for the dtype of the parameters with that of their states";
+  return with_pair<const char*>(
+      call.param, call.state, "no kernel for the dtype of the parameters with that of their states",
+      [&]<class Param, class State>() { return launch_pair<Variant, Param, State>(call, hyper); });
 }
 
 }  // namespace lrt::cuda

@@ -1,8 +1,8 @@
 // AdaBelief (Zhuang et al. 2020, arXiv 2010.07468, Algorithm 2): eps inside the average and outside the root.
-// Rule header: states, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+// Rule header: per-step constants, update direction, record. Shared by the CPU and CUDA kernels.
 #pragma once
 
-#include "core/numeric.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -32,6 +32,16 @@ struct AdaBelief {
     const Real denom = sqrt_rn(exp_avg_var) * inv_sqrt_bias_correction2 + eps;
     return (exp_avg * inv_bias_correction1) / denom;
   }
+};
+
+struct AdaBeliefRule {
+  static constexpr const char* kName = "adabelief";
+  static constexpr Names kStates{"exp_avgs", "exp_avg_vars"};
+  static constexpr Names kHypers{"float beta1", "float beta2", "float eps"};
+  static constexpr Names kFlags{};
+  using Hyper = AdaBeliefHyper;
+  template <class Real>
+  using Kernel = AdaBelief<Real>;
 };
 
 }  // namespace lrt

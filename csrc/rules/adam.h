@@ -1,8 +1,8 @@
 // Adam, AdamW, AMSGrad (Kingma & Ba 2015; Reddi et al. 2018), eps after the bias correction as torch.optim.
-// Rule header: states, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+// Rule header: per-step constants, update direction, record. Shared by the CPU and CUDA kernels.
 #pragma once
 
-#include "core/numeric.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -33,6 +33,16 @@ struct Adam {
     const Real denom = sqrt_rn(second_moment) * inv_sqrt_bias_correction2 + eps;
     return (exp_avg * inv_bias_correction1) / denom;
   }
+};
+
+struct AdamRule {
+  static constexpr const char* kName = "adam";
+  static constexpr Names kStates{"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"};
+  static constexpr Names kHypers{"float beta1", "float beta2", "float eps"};
+  static constexpr Names kFlags{"max_exp_avg_sqs"};
+  using Hyper = AdamHyper;
+  template <class Real, bool kAmsgrad>
+  using Kernel = Adam<Real, kAmsgrad>;
 };
 
 }  // namespace lrt

@@ -1,8 +1,8 @@
 // SGD along the mean of the last `window` gradients (Lin et al., Learning Rate Dropout, TNNLS 2022, Eq. 10).
-// Rule header: ring of gradients, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+// Rule header: ring of gradients, per-step constants, record. Shared by the CPU and CUDA kernels.
 #pragma once
 
-#include "core/numeric.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -27,6 +27,16 @@ struct AverageSGD {
 
   // The mean of slots 0 .. number from that of slots 0 .. number - 1; exact where all are equal.
   static LRT_HD Real include(Real mean, Real gradient, Real weight) { return mean + (gradient - mean) * weight; }
+};
+
+struct AverageSGDRule {
+  static constexpr const char* kName = "average_sgd";
+  static constexpr Names kStates{"window_buffers"};
+  static constexpr Names kHypers{"int window"};
+  static constexpr Names kFlags{};
+  using Hyper = AverageSGDHyper;
+  template <class Real>
+  using Kernel = AverageSGD<Real>;
 };
 
 }  // namespace lrt

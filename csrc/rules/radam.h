@@ -1,8 +1,8 @@
 // RAdam (Liu et al. 2020): rectified once the variance is tractable (rho_t > 5), momentum alone before.
-// Rule header: states, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+// Rule header: per-step constants, update direction, record. Shared by the CPU and CUDA kernels.
 #pragma once
 
-#include "core/numeric.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -37,6 +37,16 @@ struct RAdam {
     const Real update = exp_avg * inv_bias_correction1;
     return rectification != 0 ? update * rectification / (sqrt_rn(exp_avg_sq) + eps) : update;
   }
+};
+
+struct RAdamRule {
+  static constexpr const char* kName = "radam";
+  static constexpr Names kStates{"exp_avgs", "exp_avg_sqs"};
+  static constexpr Names kHypers{"float beta1", "float beta2", "float eps"};
+  static constexpr Names kFlags{};
+  using Hyper = RAdamHyper;
+  template <class Real>
+  using Kernel = RAdam<Real>;
 };
 
 }  // namespace lrt

@@ -1,8 +1,8 @@
 // RMSprop (Tieleman & Hinton 2012), centered and with momentum; eps outside the root as torch.optim.
-// Rule header: states, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+// Rule header: per-step constants, update direction, record. Shared by the CPU and CUDA kernels.
 #pragma once
 
-#include "core/numeric.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -36,6 +36,16 @@ struct RMSprop {
     momentum_buffer = momentum * momentum_buffer + update;
     return momentum_buffer;
   }
+};
+
+struct RMSpropRule {
+  static constexpr const char* kName = "rmsprop";
+  static constexpr Names kStates{"square_avgs", "grad_avgs", "momentum_buffers"};
+  static constexpr Names kHypers{"float alpha", "float eps", "float momentum"};
+  static constexpr Names kFlags{"grad_avgs", "momentum_buffers"};
+  using Hyper = RMSpropHyper;
+  template <class Real, bool kCentered, bool kMomentum>
+  using Kernel = RMSprop<Real, kCentered, kMomentum>;
 };
 
 }  // namespace lrt

@@ -1,8 +1,8 @@
 // SGD with momentum, dampening, Nesterov (torch.optim.SGD); the first step sets the buffer to the gradient.
-// Rule header: states, per-step constants, update direction. Shared by the CPU and CUDA kernels.
+// Rule header: per-step constants, update direction, record. Shared by the CPU and CUDA kernels.
 #pragma once
 
-#include "core/numeric.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -25,6 +25,16 @@ struct SGD {
     momentum_buffer = momentum * momentum_buffer + one_minus_dampening * grad;
     return kNesterov ? grad + momentum * momentum_buffer : momentum_buffer;
   }
+};
+
+struct SGDRule {
+  static constexpr const char* kName = "sgd";
+  static constexpr Names kStates{"momentum_buffers"};
+  static constexpr Names kHypers{"float momentum", "float dampening"};
+  static constexpr Names kFlags{"momentum_buffers", "bool nesterov"};
+  using Hyper = SGDHyper;
+  template <class Real, bool kMomentum, bool kNesterov>
+  using Kernel = SGD<Real, kMomentum, kMomentum && kNesterov>;
 };
 
 }  // namespace lrt

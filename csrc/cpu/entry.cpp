@@ -1,26 +1,22 @@
-// CPU entry of each rule (see step.h): torch tensors in, engine work out.
-#include "cpu/step.h"
+// CPU entry of every rule (see entry.h): torch tensors in, engine work out.
+#include "cpu/entry.h"
 
 #include <algorithm>
 #include <bit>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <string>
 
+#include "core/pairs.h"
 #include "cpu/engine.h"
-#include "cpu/kernels.h"
 #include "cpu/tensors.h"
 
 namespace lrt::cpu {
 namespace {
 
 using IntArray = torch::headeronly::IntHeaderOnlyArrayRef;
-using KernelOf = std::function<StepKernel(Dtype param, Dtype state)>;
 
 constexpr int64_t kGrainTiles = 64;  // 32,768 elements, torch's own grain for elementwise work
-
-uint8_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 double read_number(const Number& number, const char* name) {
   return number.tensor ? read_scalar(*number.tensor, name) : number.value;
@@ -177,8 +173,8 @@ class CallWork {
     tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
     require(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
     tensor.dtype = *dtype;
-    tensor.param_size = size_of(*dtype);
-    tensor.state_size = size_of(*state_dtype);
+    tensor.param_size = static_cast<uint8_t>(size_of(*dtype));
+    tensor.state_size = static_cast<uint8_t>(size_of(*state_dtype));
   }
 
   const ListCall& call_;
@@ -191,6 +187,8 @@ void check_slope(const Tensor& slope) {
   require(on_cpu(slope) && slope.numel() == 1 && dtype_of(slope) == Dtype::kDouble,
           "Invalid slope: must be one float64 on the CPU");
 }
+
+}  // namespace
 
 void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   CallWork checked(call, hyper, kernel_of);
@@ -207,50 +205,9 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   *slope = *slope + work.slope() * (1.0 / scale);
 }
 
-}  // namespace
-
 void check_table(Tensor table) {
   const TableRow* rows = cpu_rows(table);
   for (int64_t i = 0; i < table.size(0); ++i) next_step(*reinterpret_cast<const double*>(rows[i].step), i);
-}
-
-void step_sgd(ListCall& call, const SGDHyper& hyper, bool nesterov) {
-  const bool momentum = call.has_state(0);
-  run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-        return [=](Dtype param, Dtype state) { return find_sgd<decltype(isa)>(momentum, nesterov, param, state); };
-      }));
-}
-
-void step_adam(ListCall& call, const AdamHyper& hyper) {
-  const bool amsgrad = call.has_state(2);
-  run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-        return [=](Dtype param, Dtype state) { return find_adam<decltype(isa)>(amsgrad, param, state); };
-      }));
-}
-
-void step_rmsprop(ListCall& call, const RMSpropHyper& hyper) {
-  const bool centered = call.has_state(1), momentum = call.has_state(2);
-  run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-        return [=](Dtype param, Dtype state) { return find_rmsprop<decltype(isa)>(centered, momentum, param, state); };
-      }));
-}
-
-void step_radam(ListCall& call, const RAdamHyper& hyper) {
-  run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
-        return [](Dtype param, Dtype state) { return find_radam<decltype(isa)>(param, state); };
-      }));
-}
-
-void step_adabelief(ListCall& call, const AdaBeliefHyper& hyper) {
-  run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
-        return [](Dtype param, Dtype state) { return find_adabelief<decltype(isa)>(param, state); };
-      }));
-}
-
-void step_average_sgd(ListCall& call, const AverageSGDHyper& hyper) {
-  run(call, &hyper, with_active_isa([](auto isa) -> KernelOf {
-        return [](Dtype param, Dtype state) { return find_average_sgd<decltype(isa)>(param, state); };
-      }));
 }
 
 }  // namespace lrt::cpu

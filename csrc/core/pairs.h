@@ -1,0 +1,48 @@
+// The pairs of storage types, of parameters and of their states, that there are kernels for.
+#pragma once
+
+#include "core/dtype.h"
+
+namespace lrt {
+
+template <class Storage>
+constexpr Dtype kDtypeOf = Dtype::kFloat;
+template <>
+constexpr Dtype kDtypeOf<double> = Dtype::kDouble;
+template <>
+constexpr Dtype kDtypeOf<BFloat16> = Dtype::kBFloat16;
+template <>
+constexpr Dtype kDtypeOf<Half> = Dtype::kHalf;
+
+constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+
+template <class ParamType, class StateType>
+struct Pair {
+  using Param = ParamType;
+  using State = StateType;
+};
+
+template <class... P>
+struct PairList {};
+using Pairs = PairList<Pair<float, float>, Pair<double, double>, Pair<BFloat16, float>, Pair<BFloat16, BFloat16>,
+                       Pair<Half, float>, Pair<Half, Half>>;
+
+// visit.operator()<Param, State>() with the types of these codes; `otherwise` where the pair is not among them.
+template <class Result, class Visit, class... P>
+constexpr Result with_pair(Dtype param, Dtype state, Result otherwise, const Visit& visit, PairList<P...>) {
+  Result result = otherwise;
+  const auto is_it = [&]<class One>(One*) {
+    if (kDtypeOf<typename One::Param> != param || kDtypeOf<typename One::State> != state) return false;
+    result = visit.template operator()<typename One::Param, typename One::State>();
+    return true;
+  };
+  (void)(is_it(static_cast<P*>(nullptr)) || ...);
+  return result;
+}
+
+template <class Result, class Visit>
+constexpr Result with_pair(Dtype param, Dtype state, Result otherwise, const Visit& visit) {
+  return with_pair<Result>(param, state, otherwise, visit, Pairs{});
+}
+
+}  // namespace lrt

@@ -1,0 +1,80 @@
+// How a rule describes itself: the record at the end of its header, from which the ops, their decoding and the choice of
+// a kernel follow. A record is a struct with
+//   kName    the name of the rule and of its ops
+//   kStates  the lists of its states, in the order of the ops' arguments
+//   kHypers  "float beta1" or "int window": the numbers it takes, in the order of the members of Hyper
+//   kFlags   what Kernel's template arguments after the compute type are: "bool nesterov" is an argument of the ops; the
+//            name of a state says whether the variant has that state, which then may be missing. All others must be there
+//   Hyper    the struct of its numbers
+//   Kernel   the rule itself, by compute type and flags
+#pragma once
+
+#include "core/numeric.h"
+
+namespace lrt {
+
+template <int kCount>
+struct Names {
+  static constexpr int size = kCount;
+  const char* name[kCount ? kCount : 1];
+};
+template <class... Name>
+Names(Name...) -> Names<sizeof...(Name)>;
+
+constexpr bool same_name(const char* a, const char* b) {
+  for (; *a == *b; ++a, ++b) {
+    if (*a == 0) return true;
+  }
+  return false;
+}
+
+// Whether a flag is an argument of the ops, and not the presence of a state.
+constexpr bool is_argument(const char* flag) {
+  for (const char* type = "bool "; *type; ++type, ++flag) {
+    if (*flag != *type) return false;
+  }
+  return true;
+}
+
+// The place of the state that a flag names.
+template <class Record>
+constexpr int state_of(const char* flag) {
+  int k = 0;
+  while (!same_name(Record::kStates.name[k], flag)) ++k;
+  return k;
+}
+
+// Whether every variant of the rule has its k-th state.
+template <class Record>
+constexpr bool is_required(int k) {
+  for (int f = 0; f < Record::kFlags.size; ++f) {
+    if (same_name(Record::kFlags.name[f], Record::kStates.name[k])) return false;
+  }
+  return true;
+}
+
+template <class Record>
+struct Flags {
+  bool value[Record::kFlags.size ? Record::kFlags.size : 1];
+};
+
+// A rule with its flags chosen.
+template <class Record, bool... kChosen>
+struct Variant {
+  using Hyper = typename Record::Hyper;
+  template <class Real>
+  using Rule = typename Record::template Kernel<Real, kChosen...>;
+};
+
+// Calls visit.operator()<Variant>() with the variant that the flags choose.
+template <class Record, bool... kChosen, class Visit>
+auto with_variant(const Flags<Record>& flags, const Visit& visit) {
+  if constexpr (sizeof...(kChosen) == Record::kFlags.size) {
+    return visit.template operator()<Variant<Record, kChosen...>>();
+  } else {
+    return flags.value[sizeof...(kChosen)] ? with_variant<Record, kChosen..., true>(flags, visit)
+                                           : with_variant<Record, kChosen..., false>(flags, visit);
+  }
+}
+
+}  // namespace lrt
