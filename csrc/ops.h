@@ -1,5 +1,5 @@
-// What the ops of a rule follow from: its record (core/record.h). Per rule there is one op over lists of tensors, and one
-// over a table of their addresses, which is private: nothing can check an address.
+// What the ops of a rule follow from: its record (core/record.h). Per rule there is one op over lists of tensors, and
+// one over a table of their addresses, which is private: nothing can check an address.
 #pragma once
 
 #include <string>
@@ -140,8 +140,7 @@ void require_states(const ListCall& call) {
 }
 
 // One op: its arguments off the stack, then the step of a backend.
-template <bool kTable, class Record,
-          void (*Step)(const ListCall&, const typename Record::Hyper&, const Flags<Record>&)>
+template <bool kTable, class Record, void (*Step)(const ListCall&, const typename Record::Hyper&, const Flags<Record>&)>
 void step_op(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
   ListCall call = kTable ? in.take_table() : in.take_lists<Record>();

@@ -1,12 +1,14 @@
-// How a rule describes itself: the record at the end of its header, from which the ops, their decoding and the choice of
-// a kernel follow. A record is a struct with
+// How a rule describes itself: the record at the end of its header, from which the ops, their decoding and the choice
+// of a kernel follow. A record is a struct with
 //   kName    the name of the rule and of its ops
 //   kStates  the lists of its states, in the order of the ops' arguments
 //   kHypers  "float beta1" or "int window": the numbers it takes, in the order of the members of Hyper
-//   kFlags   what Kernel's template arguments after the compute type are: "bool nesterov" is an argument of the ops; the
-//            name of a state says whether the variant has that state, which then may be missing. All others must be there
+//   kFlags   what Kernel's template arguments after the compute type are: "bool nesterov" is an argument of the ops;
+//   the
+//            name of a state says whether the variant has that state, which then may be missing. All others must be
+//            there
 //   Hyper    the struct of its numbers
-//   Kernel   the rule itself, by compute type and flags
+//   Kernel   the rule itself: template <class Real, bool... kFlag>, or <class Real> where there are no flags
 #pragma once
 
 #include "core/numeric.h"
@@ -64,6 +66,12 @@ struct Variant {
   using Hyper = typename Record::Hyper;
   template <class Real>
   using Rule = typename Record::template Kernel<Real, kChosen...>;
+};
+template <class Record>
+struct Variant<Record> {
+  using Hyper = typename Record::Hyper;
+  template <class Real>
+  using Rule = typename Record::template Kernel<Real>;
 };
 
 // Calls visit.operator()<Variant>() with the variant that the flags choose.

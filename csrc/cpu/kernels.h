@@ -7,8 +7,8 @@
 
 namespace lrt::cpu {
 
-// The kernel of a rule's variant; null where the pair of storage types is not offered. Defined in rule.cpp, compiled once
-// per rule and instruction set.
+// The kernel of a rule's variant; null where the pair of storage types is not offered. Defined in rule.cpp, compiled
+// once per rule and instruction set.
 template <class Isa, class Record>
 StepKernel find(const Flags<Record>& flags, Dtype param, Dtype state);
 

@@ -93,28 +93,29 @@ void run(const ListCall& call, const std::function<const char*(const Step&)>& la
   if (call.slope) check_slope(call, param_dtype, device);
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));
-  const Step step = {.rows = rows,
-                     .chunk_tensors = static_cast<const int32_t*>(chunks.const_data_ptr()),
-                     .prepared = prepared.mutable_data_ptr(),
-                     .tensors = table.size(0),
-                     .chunks = chunks.numel(),
-                     .lr = device_number(call.lr.value, call.lr.tensor, "lr", device),
-                     .keep_prob = device_number(call.keep_prob.value, call.keep_prob.tensor, "keep_prob", device),
-                     .grad_weight = device_number(call.grad_weight.value, call.grad_weight.tensor, "grad_weight", device),
-                     .grad_scale = device_number(1.0, call.grad_scale, "grad_scale", device),
-                     .found_inf = device_number(0.0, call.found_inf, "found_inf", device),
-                     .weight_decay = call.weight_decay,
-                     .decoupled_weight_decay = call.decoupled_weight_decay,
-                     .maximize = call.maximize,
-                     .seed = call.seed,
-                     .param = param_dtype,
-                     .state = static_cast<Dtype>(call.state_dtype),
-                     .slices = call.slices,
-                     .lanes = call.lanes,
-                     .slice_scratch = call.slices ? call.slice_scratch->mutable_data_ptr() : nullptr,
-                     .slope_scratch = call.slope ? call.slope_scratch->mutable_data_ptr() : nullptr,
-                     .slope = call.slope ? static_cast<double*>(call.slope->mutable_data_ptr()) : nullptr,
-                     .stream = current_stream(device)};
+  const Step step = {
+      .rows = rows,
+      .chunk_tensors = static_cast<const int32_t*>(chunks.const_data_ptr()),
+      .prepared = prepared.mutable_data_ptr(),
+      .tensors = table.size(0),
+      .chunks = chunks.numel(),
+      .lr = device_number(call.lr.value, call.lr.tensor, "lr", device),
+      .keep_prob = device_number(call.keep_prob.value, call.keep_prob.tensor, "keep_prob", device),
+      .grad_weight = device_number(call.grad_weight.value, call.grad_weight.tensor, "grad_weight", device),
+      .grad_scale = device_number(1.0, call.grad_scale, "grad_scale", device),
+      .found_inf = device_number(0.0, call.found_inf, "found_inf", device),
+      .weight_decay = call.weight_decay,
+      .decoupled_weight_decay = call.decoupled_weight_decay,
+      .maximize = call.maximize,
+      .seed = call.seed,
+      .param = param_dtype,
+      .state = static_cast<Dtype>(call.state_dtype),
+      .slices = call.slices,
+      .lanes = call.lanes,
+      .slice_scratch = call.slices ? call.slice_scratch->mutable_data_ptr() : nullptr,
+      .slope_scratch = call.slope ? call.slope_scratch->mutable_data_ptr() : nullptr,
+      .slope = call.slope ? static_cast<double*>(call.slope->mutable_data_ptr()) : nullptr,
+      .stream = current_stream(device)};
   check(launch(step));
 }
 

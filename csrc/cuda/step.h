@@ -53,8 +53,8 @@ constexpr int64_t slice_bytes(int64_t slices, int64_t lanes, Dtype param) {
 
 constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 + tensors); }
 
-// The launches of one rule's variant. Returns the error's text, or null; a pair of storage types that is not offered is an
-// error. Defined in rule.cu, compiled once per rule.
+// The launches of one rule's variant. Returns the error's text, or null; a pair of storage types that is not offered is
+// an error. Defined in rule.cu, compiled once per rule.
 template <class Record>
 const char* launch(const Step& step, const typename Record::Hyper& hyper, const Flags<Record>& flags);
 

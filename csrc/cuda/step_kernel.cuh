@@ -253,8 +253,8 @@ template <class Variant, class Param, class State>
 const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) {
   using Rule = typename Variant::template Rule<Real<Param>>;
   const int64_t blocks = (call.tensors + kThreads - 1) / kThreads;
-  const char* error = LAUNCH((prepare_kernel<Rule, typename Variant::Hyper, Real<Param>>), blocks, kThreads,
-                             call.stream, call, hyper);
+  const char* error =
+      LAUNCH((prepare_kernel<Rule, typename Variant::Hyper, Real<Param>>), blocks, kThreads, call.stream, call, hyper);
   if (error || call.chunks == 0) return error;
   if (call.slices != 0) error = launch_means<Param>(call);
   if (error) return error;

@@ -41,8 +41,8 @@ struct AdamRule {
   static constexpr Names kHypers{"float beta1", "float beta2", "float eps"};
   static constexpr Names kFlags{"max_exp_avg_sqs"};
   using Hyper = AdamHyper;
-  template <class Real, bool kAmsgrad>
-  using Kernel = Adam<Real, kAmsgrad>;
+  template <class Real, bool... kFlag>
+  using Kernel = Adam<Real, kFlag...>;
 };
 
 }  // namespace lrt

@@ -44,8 +44,8 @@ struct RMSpropRule {
   static constexpr Names kHypers{"float alpha", "float eps", "float momentum"};
   static constexpr Names kFlags{"grad_avgs", "momentum_buffers"};
   using Hyper = RMSpropHyper;
-  template <class Real, bool kCentered, bool kMomentum>
-  using Kernel = RMSprop<Real, kCentered, kMomentum>;
+  template <class Real, bool... kFlag>
+  using Kernel = RMSprop<Real, kFlag...>;
 };
 
 }  // namespace lrt

@@ -34,7 +34,11 @@ struct SGDRule {
   static constexpr Names kFlags{"momentum_buffers", "bool nesterov"};
   using Hyper = SGDHyper;
   template <class Real, bool kMomentum, bool kNesterov>
-  using Kernel = SGD<Real, kMomentum, kMomentum && kNesterov>;
+  struct Chosen {
+    using Kernel = SGD<Real, kMomentum, kMomentum && kNesterov>;
+  };
+  template <class Real, bool... kFlag>
+  using Kernel = typename Chosen<Real, kFlag...>::Kernel;
 };
 
 }  // namespace lrt

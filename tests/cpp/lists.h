@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "cpu/engine.h"
 #include "variants.h"
 

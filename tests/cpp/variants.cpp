@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "check.h"
+#include "core/pairs.h"
 
 namespace lrt::test {
 namespace {
@@ -60,84 +61,22 @@ StepKernel scalar_instance() {
   }
 }
 
-template <template <class> class Rule, class Hyper>
-StepKernel scalar_for(Dtype param, Dtype state) {
-  if (param == Dtype::kDouble) return scalar_instance<Rule<double>, Hyper, double, double>();
-  if (param == Dtype::kFloat) return scalar_instance<Rule<float>, Hyper, float, float>();
-  if (param == Dtype::kBFloat16) {
-    return state == Dtype::kFloat ? scalar_instance<Rule<float>, Hyper, BFloat16, float>()
-                                  : scalar_instance<Rule<float>, Hyper, BFloat16, BFloat16>();
-  }
-  return state == Dtype::kFloat ? scalar_instance<Rule<float>, Hyper, Half, float>()
-                                : scalar_instance<Rule<float>, Hyper, Half, Half>();
-}
-
-template <class Find>
-StepKernel native_for(Isa isa, const Find& find) {
-  select_isa(isa);
-  return cpu::with_active_isa(find);
-}
-
-template <bool kMomentum, bool kNesterov>
-struct Sgd {
-  template <class Real>
-  using Rule = SGD<Real, kMomentum, kNesterov>;
-};
-template <bool kMomentum, bool kNesterov>
-Variant sgd(const char* name) {
-  const auto native = [](Isa isa, Dtype p, Dtype s) {
-    return native_for(isa, [=](auto tag) { return cpu::find_sgd<decltype(tag)>(kMomentum, kNesterov, p, s); });
+template <class Record, bool... kFlags>
+Variant variant(const char* name, unsigned variances, const typename Record::Hyper& hyper) {
+  using Chosen = lrt::Variant<Record, kFlags...>;
+  const auto native = [](Isa isa, Dtype param, Dtype state) {
+    select_isa(isa);
+    return cpu::with_active_isa(
+        [=](auto tag) { return cpu::find<decltype(tag), Record>(Flags<Record>{{kFlags...}}, param, state); });
   };
-  return {name, kMomentum, 0b0, &kSgd, native, scalar_for<Sgd<kMomentum, kNesterov>::template Rule, SGDHyper>};
-}
-
-template <bool kAmsgrad>
-struct Adams {
-  template <class Real>
-  using Rule = Adam<Real, kAmsgrad>;
-};
-template <bool kAmsgrad>
-Variant adam(const char* name) {
-  const auto native = [](Isa isa, Dtype p, Dtype s) {
-    return native_for(isa, [=](auto tag) { return cpu::find_adam<decltype(tag)>(kAmsgrad, p, s); });
+  const auto scalar = [](Dtype param, Dtype state) {
+    return with_pair<StepKernel>(param, state, nullptr, []<class Param, class State>() {
+      return scalar_instance<typename Chosen::template Rule<Real<Param>>, typename Record::Hyper, Param, State>();
+    });
   };
-  return {name, 2 + kAmsgrad, 0b110, &kAdam, native, scalar_for<Adams<kAmsgrad>::template Rule, AdamHyper>};
-}
-
-template <bool kCentered, bool kMomentum>
-struct Rmsprops {
-  template <class Real>
-  using Rule = RMSprop<Real, kCentered, kMomentum>;
-};
-template <bool kCentered, bool kMomentum>
-Variant rmsprop(const char* name) {
-  const auto native = [](Isa isa, Dtype p, Dtype s) {
-    return native_for(isa, [=](auto tag) { return cpu::find_rmsprop<decltype(tag)>(kCentered, kMomentum, p, s); });
-  };
-  return {name,   1 + kCentered + kMomentum,
-          0b1,    &kRmsprop,
-          native, scalar_for<Rmsprops<kCentered, kMomentum>::template Rule, RMSpropHyper>};
-}
-
-Variant radam() {
-  const auto native = [](Isa isa, Dtype p, Dtype s) {
-    return native_for(isa, [=](auto tag) { return cpu::find_radam<decltype(tag)>(p, s); });
-  };
-  return {"radam", 2, 0b10, &kRadam, native, scalar_for<RAdam, RAdamHyper>};
-}
-
-Variant adabelief() {
-  const auto native = [](Isa isa, Dtype p, Dtype s) {
-    return native_for(isa, [=](auto tag) { return cpu::find_adabelief<decltype(tag)>(p, s); });
-  };
-  return {"adabelief", 2, 0b10, &kAdabelief, native, scalar_for<AdaBelief, AdaBeliefHyper>};
-}
-
-Variant average_sgd() {
-  const auto native = [](Isa isa, Dtype p, Dtype s) {
-    return native_for(isa, [=](auto tag) { return cpu::find_average_sgd<decltype(tag)>(p, s); });
-  };
-  return {"average sgd", 1, 0b0, &kAverageSgd, native, scalar_for<AverageSGD, AverageSGDHyper>, kAverageSgd.window};
+  const int states = Chosen::template Rule<double>::kStates;
+  if constexpr (requires { hyper.window; }) return {name, states, variances, &hyper, native, scalar, hyper.window};
+  return {name, states, variances, &hyper, native, scalar};
 }
 
 bool selectable(Isa isa) {
@@ -152,18 +91,20 @@ bool selectable(Isa isa) {
 }  // namespace
 
 const std::vector<Variant>& variants() {
-  static const std::vector<Variant> all = {sgd<false, false>("sgd"),
-                                           sgd<true, false>("sgd momentum"),
-                                           sgd<true, true>("sgd nesterov"),
-                                           adam<false>("adam"),
-                                           adam<true>("amsgrad"),
-                                           rmsprop<false, false>("rmsprop"),
-                                           rmsprop<false, true>("rmsprop momentum"),
-                                           rmsprop<true, false>("rmsprop centered"),
-                                           rmsprop<true, true>("rmsprop centered momentum"),
-                                           radam(),
-                                           adabelief(),
-                                           average_sgd()};
+  static const std::vector<Variant> all = {
+      variant<SGDRule, false, false>("sgd", 0b0, kSgd),
+      variant<SGDRule, true, false>("sgd momentum", 0b0, kSgd),
+      variant<SGDRule, true, true>("sgd nesterov", 0b0, kSgd),
+      variant<AdamRule, false>("adam", 0b110, kAdam),
+      variant<AdamRule, true>("amsgrad", 0b110, kAdam),
+      variant<RMSpropRule, false, false>("rmsprop", 0b1, kRmsprop),
+      variant<RMSpropRule, false, true>("rmsprop momentum", 0b1, kRmsprop),
+      variant<RMSpropRule, true, false>("rmsprop centered", 0b1, kRmsprop),
+      variant<RMSpropRule, true, true>("rmsprop centered momentum", 0b1, kRmsprop),
+      variant<RAdamRule>("radam", 0b10, kRadam),
+      variant<AdaBeliefRule>("adabelief", 0b10, kAdabelief),
+      variant<AverageSGDRule>("average sgd", 0b0, kAverageSgd),
+  };
   return all;
 }
 
@@ -186,8 +127,6 @@ const std::vector<Isa>& available_isas() {
   }();
   return available;
 }
-
-int64_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
 const char* dtype_name(Dtype dtype) {
   switch (dtype) {

@@ -5,13 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "core/pairs.h"
 #include "cpu/kernels.h"
-#include "rules/adabelief.h"
-#include "rules/adam.h"
-#include "rules/average_sgd.h"
-#include "rules/radam.h"
-#include "rules/rmsprop.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 
 namespace lrt::test {
 
@@ -47,7 +43,6 @@ const Variant& variant_named(const std::string& name);
 const std::vector<cpu::Isa>& available_isas();
 void select_isa(cpu::Isa isa);
 
-int64_t size_of(Dtype dtype);
 const char* dtype_name(Dtype dtype);
 void store(Dtype dtype, double value, void* to);
 

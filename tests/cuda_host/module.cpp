@@ -9,6 +9,7 @@
 
 #include "cuda/step.h"
 #include "cuda/upload.h"
+#include "rules/all.h"
 
 namespace {
 
@@ -24,40 +25,63 @@ void check(const char* error) {
   if (error) throw std::runtime_error(error);
 }
 
-void step(const std::string& rule, const std::vector<double>& hyper, bool nesterov, int64_t state_mask,
-          const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices, int64_t lanes,
-          const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled, bool maximize,
-          uint64_t seed, int param, int state) {
-  const cuda::Step call = {static_cast<const TableRow*>(address(memory[0])),
-                           static_cast<const int32_t*>(address(memory[1])),
-                           const_cast<void*>(address(memory[2])),
-                           tensors,
-                           chunks,
-                           number(numbers[0]),
-                           number(numbers[1]),
-                           number(numbers[2]),
-                           number(numbers[3]),
-                           number(numbers[4]),
-                           weight_decay,
-                           decoupled,
-                           maximize,
-                           seed,
-                           static_cast<Dtype>(param),
-                           static_cast<Dtype>(state),
-                           slices,
-                           lanes,
-                           const_cast<void*>(address(memory[3])),
-                           const_cast<void*>(address(memory[4])),
-                           static_cast<double*>(const_cast<void*>(address(memory[5]))),
-                           nullptr};
-  const auto has = [&](int k) { return (state_mask >> k & 1) != 0; };
-  if (rule == "sgd") return check(cuda::launch_sgd(call, {hyper[0], hyper[1]}, has(0), nesterov));
-  if (rule == "adam") return check(cuda::launch_adam(call, {hyper[0], hyper[1], hyper[2]}, has(2)));
-  if (rule == "rmsprop") return check(cuda::launch_rmsprop(call, {hyper[0], hyper[1], hyper[2]}, has(1), has(2)));
-  if (rule == "radam") return check(cuda::launch_radam(call, {hyper[0], hyper[1], hyper[2]}));
-  if (rule == "adabelief") return check(cuda::launch_adabelief(call, {hyper[0], hyper[1], hyper[2]}));
-  if (rule == "average_sgd") return check(cuda::launch_average_sgd(call, {static_cast<int64_t>(hyper[0])}));
-  throw std::runtime_error("no rule " + rule);
+// What a list of numbers and of the ops' own flags says, in the order of the record.
+template <class Record>
+const char* launch(const cuda::Step& call, const std::vector<double>& numbers, const std::vector<bool>& arguments,
+                   int64_t state_mask) {
+  if (numbers.size() != Record::kHypers.size) throw std::runtime_error("other hyper-parameters than the rule's");
+  const auto hyper = [&]<size_t... K>(std::index_sequence<K...>) {
+    using Number = decltype([] {
+      if constexpr (requires(typename Record::Hyper h) { h.window; })
+        return int64_t();
+      else
+        return double();
+    }());
+    return typename Record::Hyper{static_cast<Number>(numbers[K])...};
+  }(std::make_index_sequence<Record::kHypers.size>{});
+  Flags<Record> flags{};
+  size_t used = 0;
+  for (int f = 0; f < Record::kFlags.size; ++f) {
+    const char* name = Record::kFlags.name[f];
+    flags.value[f] = is_argument(name) ? arguments.at(used++) : (state_mask >> state_of<Record>(name) & 1) != 0;
+  }
+  return cuda::launch<Record>(call, hyper, flags);
+}
+
+void step(const std::string& rule, const std::vector<double>& hyper, const std::vector<bool>& arguments,
+          int64_t state_mask, const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices,
+          int64_t lanes, const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled,
+          bool maximize, uint64_t seed, int param, int state) {
+  const auto writable = [&](size_t k) { return const_cast<void*>(address(memory[k])); };
+  const cuda::Step call = {.rows = static_cast<const TableRow*>(address(memory[0])),
+                           .chunk_tensors = static_cast<const int32_t*>(address(memory[1])),
+                           .prepared = writable(2),
+                           .tensors = tensors,
+                           .chunks = chunks,
+                           .lr = number(numbers[0]),
+                           .keep_prob = number(numbers[1]),
+                           .grad_weight = number(numbers[2]),
+                           .grad_scale = number(numbers[3]),
+                           .found_inf = number(numbers[4]),
+                           .weight_decay = weight_decay,
+                           .decoupled_weight_decay = decoupled,
+                           .maximize = maximize,
+                           .seed = seed,
+                           .param = static_cast<Dtype>(param),
+                           .state = static_cast<Dtype>(state),
+                           .slices = slices,
+                           .lanes = lanes,
+                           .slice_scratch = writable(3),
+                           .slope_scratch = writable(4),
+                           .slope = static_cast<double*>(writable(5)),
+                           .stream = nullptr};
+  bool found = false;
+  for_each_rule([&]<class Record>() {
+    if (rule != Record::kName) return;
+    found = true;
+    check(launch<Record>(call, hyper, arguments, state_mask));
+  });
+  if (!found) throw std::runtime_error("no rule " + rule);
 }
 
 void upload(uint64_t target, uint64_t words, int64_t count) {

@@ -124,7 +124,7 @@ def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
     numbers = [(0.0, 0, False)] * 5
     with pytest.raises(RuntimeError, match="no kernel"):
         memory = [*(tensor.data_ptr() for tensor in arguments), 0, 0, 0]
-        module().step("adam", [0.9, 0.9, 1e-8], False, 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1)
+        module().step("adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1)
     assert torch.equal(param, torch.zeros(5))
 
 
@@ -160,7 +160,7 @@ def test_elements_beyond_2_to_the_31(aligned):
     row[0, table.FIRST_CHUNK] = -(first // table.CHUNK)
     chunk, prepared = torch.zeros(2, dtype=torch.int32), torch.zeros(32)
     module().step(
-        "sgd", [0.0, 0.0], False, 0, [*(t.data_ptr() for t in (row, chunk, prepared)), 0, 0, 0], 1, 1, 0, 0,
+        "sgd", [0.0, 0.0], [False], 0, [*(t.data_ptr() for t in (row, chunk, prepared)), 0, 0, 0], 1, 1, 0, 0,
         [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False)], 0.0, False, False,
         SEED, 0, 0,
     )  # fmt: skip

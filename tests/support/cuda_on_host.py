@@ -67,8 +67,8 @@ def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, i
 def step(call: StepCall) -> None:
     """One step of ``call`` by the kernels; its operands must be contiguous."""
     table = HostTable(call)
-    hyper = dict(call.hyper)
-    nesterov = hyper.pop("nesterov", False)
+    flags = [value for value in call.hyper.values() if isinstance(value, bool)]
+    numbers = [value for value in call.hyper.values() if not isinstance(value, bool)]
     state_mask, param_dtype, state_dtype = table.codes
     slices, slope = 0, [0, 0]
     if table.slices:
@@ -76,7 +76,7 @@ def step(call: StepCall) -> None:
     if call.slope is not None:
         slope = [table.slope_scratch().fill_(POISON).data_ptr(), call.slope.data_ptr()]
     module().step(
-        call.rule, list(hyper.values()), nesterov, state_mask,
+        call.rule, numbers, flags, state_mask,
         [*(tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)), slices, *slope],
         len(table.rows), len(table.chunk_tensors), table.slices, table.lanes,
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
