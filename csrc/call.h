@@ -31,6 +31,7 @@ struct ListCall {
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;
+  std::vector<Tensor> scalars;  // of a rule that has one per parameter (core/record.h)
   std::vector<Tensor> steps;
   std::vector<int64_t> param_indices;
   bool centralize = false;

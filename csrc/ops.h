@@ -26,6 +26,9 @@ std::string list_operands() {
   for (int k = 0; k < Record::kStates.size; ++k) {
     operands += std::string("Tensor(") + alias++ + "!)[] " + Record::kStates.name[k] + ", ";
   }
+  if constexpr (kHasScalar<typename Record::Hyper>) {
+    operands += std::string("Tensor(") + alias++ + "!)[] " + Record::kScalar + ", ";
+  }
   operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, bool centralize=False, ";
   return operands + "Tensor(" + alias + "!)? slope=None";
 }
@@ -77,6 +80,7 @@ class Arguments {
     call.params = take<std::vector<Tensor>>();
     call.grads = take<std::vector<Tensor>>();
     for (int k = 0; k < Record::kStates.size; ++k) call.states.push_back(take<std::vector<Tensor>>());
+    if (kHasScalar<typename Record::Hyper>) call.scalars = take<std::vector<Tensor>>();
     call.steps = take<std::vector<Tensor>>();
     call.param_indices = take<std::vector<int64_t>>();
     call.centralize = take<bool>();

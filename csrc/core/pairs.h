@@ -1,4 +1,5 @@
-// The pairs of storage types, of parameters and of their states, that there are kernels for.
+// The storage types by their codes, and the pairs of them, of parameters and of their states, that there are kernels
+// for.
 #pragma once
 
 #include "core/dtype.h"
@@ -14,7 +15,21 @@ constexpr Dtype kDtypeOf<BFloat16> = Dtype::kBFloat16;
 template <>
 constexpr Dtype kDtypeOf<Half> = Dtype::kHalf;
 
-constexpr int64_t size_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+// visit.operator()<Storage>() with the type of that code.
+template <class Visit>
+constexpr auto with_dtype(Dtype dtype, const Visit& visit) {
+  switch (dtype) {
+    case kDtypeOf<double>: return visit.template operator()<double>();
+    case kDtypeOf<BFloat16>: return visit.template operator()<BFloat16>();
+    case kDtypeOf<Half>: return visit.template operator()<Half>();
+    case kDtypeOf<float>: break;
+  }
+  return visit.template operator()<float>();
+}
+
+constexpr int64_t size_of(Dtype dtype) {
+  return with_dtype(dtype, []<class Storage>() { return static_cast<int64_t>(sizeof(Storage)); });
+}
 
 template <class ParamType, class StateType>
 struct Pair {

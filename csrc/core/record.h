@@ -7,7 +7,8 @@
 //   the
 //            name of a state says whether the variant has that state, which then may be missing. All others must be
 //            there
-//   Hyper    the struct of its numbers
+//   kScalar  only of a rule with a number of its own per parameter, which advances with the count of steps: its list
+//   Hyper    the struct of its numbers; with kScalar, its advance(step, scalar) is what the scalar becomes
 //   Kernel   the rule itself: template <class Real, bool... kFlag>, or <class Real> where there are no flags
 #pragma once
 
@@ -59,6 +60,20 @@ template <class Record>
 struct Flags {
   bool value[Record::kFlags.size ? Record::kFlags.size : 1];
 };
+
+// Whether every parameter has a scalar of the rule, beside its count of steps.
+template <class Hyper>
+constexpr bool kHasScalar = requires(const Hyper& hyper) { hyper.advance(1.0, 1.0); };
+
+// The rule's constants of one step of one parameter.
+template <class Rule, class Hyper>
+LRT_HD Rule rule_at(const Hyper& hyper, double step, [[maybe_unused]] double scalar) {
+  if constexpr (kHasScalar<Hyper>) {
+    return Rule(hyper, step, scalar);
+  } else {
+    return Rule(hyper, step);
+  }
+}
 
 // A rule with its flags chosen.
 template <class Record, bool... kChosen>

@@ -27,7 +27,7 @@ LRT_HD Real slice_mean(const Real* lanes, int64_t length) {
 
 // An element of the centralized gradient, as it would be stored.
 template <class Param>
-LRT_HD Param centred(Param grad, Real<Param> mean) {
+LRT_HD Param centralized(Param grad, Real<Param> mean) {
   return from_real<Param>(to_real(grad) - mean);
 }
 

@@ -76,7 +76,7 @@ class Means {
         functions_(functions) {}
 
   // Elements [first, first + count), at most a block, of which `grads` is the first, to `out`.
-  void centre(const void* grads, int64_t first, int64_t count, void* out) {
+  void centralize(const void* grads, int64_t first, int64_t count, void* out) {
     const int64_t begin = first / sliced_.length, end = (first + count - 1) / sliced_.length + 1;
     const bool goes_on = begin + 1 == end_;  // the slice that the block before ended in
     double* const means = buffers.means;
@@ -85,7 +85,7 @@ class Means {
     functions_.find_means(sliced_, found, end, means + (found - begin));
     begin_ = begin;
     end_ = end;
-    functions_.centre(sliced_, grads, first, count, means, out);
+    functions_.centralize(sliced_, grads, first, count, means, out);
   }
 
  private:
@@ -115,7 +115,7 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
     if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, own.states[k]);
   }
   if (means) {
-    means->centre(part.grad, first, count, own.centralized);
+    means->centralize(part.grad, first, count, own.centralized);
     part.stored_grad = part.grad;
     part.grad = own.centralized;
   }
@@ -137,11 +137,13 @@ void ListWork::run(int64_t begin, int64_t end) const {
   for (; begin < end; ++tensor) {
     const int64_t tensor_end = std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
     if (tensor_end <= begin) continue;  // an empty tensor
-    const TensorStep step = {hyper,
-                             scalars,
-                             {seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor->step)), tensor->param_index},
-                             threshold,
-                             tensor->step};
+    const uint32_t count = static_cast<uint32_t>(static_cast<uint64_t>(tensor->step));
+    const TensorStep step = {.hyper = hyper,
+                             .scalars = scalars,
+                             .key = {seed, count, tensor->param_index},
+                             .threshold = threshold,
+                             .step = tensor->step,
+                             .scalar = tensor->scalar};
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->layouts || tensor->slice_length) {

@@ -20,7 +20,7 @@ struct TensorWork {
   StepKernel kernel;
   Range whole;             // the tensor as one range
   const Layouts* layouts;  // null when every operand is contiguous
-  double step;
+  double step, scalar;     // the count, and the rule's own number (core/record.h), of this step
   uint32_t param_index;
   uint8_t param_size, state_size;  // bytes an element
   Dtype dtype;                     // of the parameter

@@ -40,12 +40,12 @@ const TableRow* cpu_rows(const Tensor& table) {
 // One call's work and the layouts it points to.
 class CallWork {
  public:
-  CallWork(const ListCall& call, const void* hyper, const KernelOf& kernel_of) : call_(call), kernel_of_(kernel_of) {
-    const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
+  CallWork(const ListCall& call, const RuleCall& rule)
+      : grad_scale(call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0), call_(call), rule_(rule) {
     const double grad_weight = read_number(call.grad_weight, "grad_weight");
-    work.hyper = hyper;
+    work.hyper = rule.hyper;
     work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay, grad_weight,
-                                scale, call.maximize);
+                                grad_scale, call.maximize);
     work.seed = call.seed;
     work.prefetch = prefetches();
     work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
@@ -59,6 +59,7 @@ class CallWork {
     check_length(call.grads.size(), "grads");
     check_length(call.steps.size(), "steps");
     check_length(call.param_indices.size(), "param_indices");
+    if (rule.advance) check_length(call.scalars.size(), "scalars");
     for (const auto& list : call.states) {
       if (!list.empty()) check_length(list.size(), "states");
     }
@@ -66,11 +67,13 @@ class CallWork {
     for (size_t i = 0; i < call.params.size(); ++i) add(i);
   }
 
-  // Counts the step of every tensor.
+  // Counts the step of every tensor, and advances the rule's scalars.
   void write_steps() const {
     for (size_t i = 0; i < steps_.size(); ++i) *steps_[i] = work.tensors[i].step;
+    for (size_t i = 0; i < scalars_.size(); ++i) *scalars_[i] = work.tensors[i].scalar;
   }
 
+  const double grad_scale;
   ListWork work;
 
  private:
@@ -83,6 +86,12 @@ class CallWork {
     const IntArray own = tensor.sizes();
     require(own.size() == sizes.size() && std::equal(own.begin(), own.end(), sizes.begin()), "Invalid ", name, "[", i,
             "]: its shape differs from params[", i, "]");
+    require_memory(tensor, name, i);
+  }
+
+  void check_double(const Tensor& tensor, const char* name, size_t i) const {
+    require(on_cpu(tensor) && tensor.numel() == 1 && dtype_of(tensor) == Dtype::kDouble, "Invalid ", name, "[", i,
+            "]: must be one float64 on the CPU");
     require_memory(tensor, name, i);
   }
 
@@ -102,11 +111,11 @@ class CallWork {
     check_operand(param, sizes, "params", i);
     check_operand(grad, sizes, "grads", i);
     require(dtype_of(grad) == dtype, "Invalid grads[", i, "]: its dtype differs from params[", i, "]");
-    require(on_cpu(step) && step.numel() == 1 && dtype_of(step) == Dtype::kDouble, "Invalid steps[", i,
-            "]: must be one float64 on the CPU");
-    require_memory(step, "steps", i);
+    check_double(step, "steps", i);
+    if (rule_.advance) check_double(call_.scalars[i], "scalars", i);
     TensorWork tensor = {};
-    set_step(tensor, static_cast<double*>(step.mutable_data_ptr()), i);
+    double* const scalar = rule_.advance ? static_cast<double*>(call_.scalars[i].mutable_data_ptr()) : nullptr;
+    set_step(tensor, static_cast<double*>(step.mutable_data_ptr()), scalar, i);
     tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
     tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel(), nullptr};
     if (call_.centralize && sizes.size() > 1 && param.numel() != 0) tensor.slice_length = param.numel() / sizes[0];
@@ -145,7 +154,7 @@ class CallWork {
       const TableRow& row = rows[i];
       TensorWork tensor = {};
       check_row(row, i);
-      set_step(tensor, reinterpret_cast<double*>(row.step), i);
+      set_step(tensor, reinterpret_cast<double*>(row.step), reinterpret_cast<double*>(row.scalar), i);
       tensor.param_index = static_cast<uint32_t>(row.param_index);
       tensor.whole = {
           reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
@@ -157,20 +166,24 @@ class CallWork {
   }
 
   void check_row(const TableRow& row, size_t i) const {
-    bool there = row.step != 0 && (row.count == 0 || (row.param != 0 && row.grad != 0));
+    bool there =
+        row.step != 0 && (!rule_.advance || row.scalar != 0) && (row.count == 0 || (row.param != 0 && row.grad != 0));
     for (int k = 0; k < std::popcount(static_cast<uint64_t>(call_.state_mask)) && row.count != 0; ++k) {
       there = there && row.states[k] != 0;
     }
     require(there && row.count >= 0, "Invalid table: row ", i, " lacks an address");
   }
 
-  void set_step(TensorWork& tensor, double* step, size_t i) {
+  void set_step(TensorWork& tensor, double* step, double* scalar, size_t i) {
     tensor.step = next_step(*step, i);
     steps_.push_back(step);
+    if (!rule_.advance) return;
+    tensor.scalar = rule_.advance(rule_.hyper, tensor.step, *scalar);
+    scalars_.push_back(scalar);
   }
 
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i) const {
-    tensor.kernel = dtype && state_dtype ? kernel_of_(*dtype, *state_dtype) : nullptr;
+    tensor.kernel = dtype && state_dtype ? rule_.kernel_of(*dtype, *state_dtype) : nullptr;
     require(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
     tensor.dtype = *dtype;
     tensor.param_size = static_cast<uint8_t>(size_of(*dtype));
@@ -178,8 +191,8 @@ class CallWork {
   }
 
   const ListCall& call_;
-  const KernelOf& kernel_of_;
-  std::vector<double*> steps_;
+  const RuleCall& rule_;
+  std::vector<double*> steps_, scalars_;
   std::deque<Layouts> layouts_;  // stable addresses
 };
 
@@ -190,8 +203,8 @@ void check_slope(const Tensor& slope) {
 
 }  // namespace
 
-void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
-  CallWork checked(call, hyper, kernel_of);
+void run(const ListCall& call, const RuleCall& rule) {
+  CallWork checked(call, rule);
   if (call.slope) check_slope(*call.slope);
   if (call.found_inf && read_scalar(*call.found_inf, "found_inf") != 0) return;
   ListWork& work = checked.work;
@@ -200,9 +213,8 @@ void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of) {
   checked.write_steps();
   torch::stable::parallel_for(0, work.tiles, kGrainTiles, [&](int64_t begin, int64_t end) { work.run(begin, end); });
   if (!call.slope) return;
-  const double scale = call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0;
   double* slope = static_cast<double*>(call.slope->mutable_data_ptr());
-  *slope = *slope + work.slope() * (1.0 / scale);
+  *slope = *slope + work.slope() * (1.0 / checked.grad_scale);
 }
 
 void check_table(Tensor table) {

@@ -13,14 +13,32 @@ void check_table(Tensor table);
 
 using KernelOf = std::function<StepKernel(Dtype param, Dtype state)>;
 
-// `hyper` points to the rule's Hyper.
-void run(const ListCall& call, const void* hyper, const KernelOf& kernel_of);
+// What the entry needs of a rule. `hyper` points to its Hyper; `advance` says what a parameter's scalar becomes, and is
+// null where the rule has none.
+struct RuleCall {
+  const void* hyper;
+  KernelOf kernel_of;
+  double (*advance)(const void* hyper, double step, double scalar);
+};
+
+void run(const ListCall& call, const RuleCall& rule);
+
+template <class Hyper>
+constexpr auto advance_of() -> double (*)(const void*, double, double) {
+  if constexpr (kHasScalar<Hyper>) {
+    return [](const void* hyper, double step, double scalar) {
+      return static_cast<const Hyper*>(hyper)->advance(step, scalar);
+    };
+  }
+  return nullptr;
+}
 
 template <class Record>
 void step(const ListCall& call, const typename Record::Hyper& hyper, const Flags<Record>& flags) {
-  run(call, &hyper, with_active_isa([&](auto isa) -> KernelOf {
-        return [&flags](Dtype param, Dtype state) { return find<decltype(isa), Record>(flags, param, state); };
-      }));
+  const KernelOf kernel_of = with_active_isa([&](auto isa) -> KernelOf {
+    return [&flags](Dtype param, Dtype state) { return find<decltype(isa), Record>(flags, param, state); };
+  });
+  run(call, {&hyper, kernel_of, advance_of<typename Record::Hyper>()});
 }
 
 }  // namespace lrt::cpu

@@ -4,21 +4,10 @@
 #include <algorithm>
 
 #include "core/keep.h"
+#include "core/pairs.h"
 
 namespace lrt::cpu {
 namespace {
-
-// Calls visit with a null pointer of the storage type.
-template <class Visit>
-auto with_type(Dtype dtype, const Visit& visit) {
-  switch (dtype) {
-    case Dtype::kDouble: return visit(static_cast<double*>(nullptr));
-    case Dtype::kBFloat16: return visit(static_cast<BFloat16*>(nullptr));
-    case Dtype::kHalf: return visit(static_cast<Half*>(nullptr));
-    case Dtype::kFloat: break;
-  }
-  return visit(static_cast<float*>(nullptr));
-}
 
 // Adds consecutive elements of a slice to its lanes, the first of them to `lane`; returns the lane after the last.
 template <class Param>
@@ -69,8 +58,7 @@ Real<Param> strided_mean(const SlicedGrad& sliced, int64_t first, int64_t lanes,
 }
 
 void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means) {
-  with_type(sliced.dtype, [&](auto* type) {
-    using Param = std::remove_pointer_t<decltype(type)>;
+  with_dtype(sliced.dtype, [&]<class Param>() {
     static thread_local Real<Param> sums[kMaxSliceLanes];  // not on the stack, which may be small
     const Param* const grads = static_cast<const Param*>(sliced.grad);
     const int64_t length = sliced.length, lanes = slice_lanes(length);
@@ -81,9 +69,9 @@ void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* m
   });
 }
 
-void centre(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means, void* out) {
-  with_type(sliced.dtype, [&](auto* type) {
-    using Param = std::remove_pointer_t<decltype(type)>;
+void centralize(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means,
+                void* out) {
+  with_dtype(sliced.dtype, [&]<class Param>() {
     const Param* from = static_cast<const Param*>(grads);
     Param* to = static_cast<Param*>(out);
     int64_t left = sliced.length - first % sliced.length;
@@ -91,7 +79,7 @@ void centre(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t 
       const int64_t run = std::min<int64_t>(left, end - from);
       const auto mean = static_cast<Real<Param>>(*means);
 #pragma GCC ivdep
-      for (int64_t i = 0; i < run; ++i) to[i] = centred(from[i], mean);
+      for (int64_t i = 0; i < run; ++i) to[i] = centralized(from[i], mean);
       from += run;
       to += run;
     }
@@ -102,7 +90,7 @@ void centre(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t 
 
 template <>
 const SliceFunctions& slice_functions<LRT_ISA>() {
-  static constexpr SliceFunctions functions = {find_means, centre};
+  static constexpr SliceFunctions functions = {find_means, centralize};
   return functions;
 }
 

@@ -23,8 +23,8 @@ struct SliceFunctions {
   void (*find_means)(const SlicedGrad& sliced, int64_t first, int64_t last, double* means);
   // `count` elements from element `first` on less their slices' means, of which `means` holds these slices' only.
   // `grads` and `out` point to the first of these elements.
-  void (*centre)(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means,
-                 void* out);
+  void (*centralize)(const SlicedGrad& sliced, const void* grads, int64_t first, int64_t count, const double* means,
+                     void* out);
 };
 
 template <class Isa>

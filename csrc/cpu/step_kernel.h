@@ -6,11 +6,17 @@
 #include <utility>
 
 #include "core/pairs.h"
+#include "core/record.h"
 #include "core/slope.h"
 #include "cpu/lanes.h"
 #include "cpu/work.h"
 
 namespace lrt::cpu {
+
+template <class Rule, class Hyper>
+LRT_HD Rule rule_of(const TensorStep& tensor) {
+  return rule_at<Rule>(*static_cast<const Hyper*>(tensor.hyper), tensor.step, tensor.scalar);
+}
 
 // Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored.
 enum class Slopes { kNone, kOfGrad, kOfStored };
@@ -117,7 +123,7 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
 // A range, with or without the slopes of its tiles.
 template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
 __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& range) {
-  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const Rule rule = rule_of<Rule, Hyper>(tensor);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
   TileKeeps keeps[2];
   const auto full_tiles = [&]<bool kDraws, Decay kDecay>() __attribute__((always_inline)) {
@@ -142,7 +148,7 @@ __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& 
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void run_any_tiles(const TensorStep& tensor, const Range& range) {
-  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const Rule rule = rule_of<Rule, Hyper>(tensor);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
   TileKeeps keeps;
   for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
@@ -161,7 +167,7 @@ void step_kernel(const TensorStep& tensor, const Range& range) {
 // The step of a rule with a ring, a tile at a time: slots outside, elements inside, so that the loops vectorise.
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void ring_kernel(const TensorStep& tensor, const Range& range) {
-  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const Rule rule = rule_of<Rule, Hyper>(tensor);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
   TileKeeps tile_keeps;
   const int32_t* const keeps = tile_keeps.row[0];

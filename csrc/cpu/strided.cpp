@@ -7,18 +7,15 @@
 namespace lrt::cpu {
 namespace {
 
-template <class Unit>
-void gather_units(const void* base, const int64_t* offsets, int64_t count, void* buffer) {
-  const Unit* from = static_cast<const Unit*>(base);
-  Unit* to = static_cast<Unit*>(buffer);
-  for (int64_t i = 0; i < count; ++i) to[i] = from[offsets[i]];
-}
-
-template <class Unit>
-void scatter_units(void* base, const int64_t* offsets, int64_t count, const void* buffer) {
-  Unit* to = static_cast<Unit*>(base);
-  const Unit* from = static_cast<const Unit*>(buffer);
-  for (int64_t i = 0; i < count; ++i) to[offsets[i]] = from[i];
+// visit with a number of as many bytes as an element has: 2, 4 or 8.
+template <class Visit>
+void with_unit(int64_t element_size, const Visit& visit) {
+  switch (element_size) {
+    case 2: return visit(uint16_t());
+    case 4: return visit(uint32_t());
+    case 8: return visit(uint64_t());
+    default: __builtin_trap();  // no storage type is as large
+  }
 }
 
 }  // namespace
@@ -75,15 +72,19 @@ void StridedView::offsets(int64_t first, int64_t count, int64_t* out) const {
 }
 
 void gather(const void* base, const int64_t* offsets, int64_t count, int64_t element_size, void* buffer) {
-  if (element_size == 2) return gather_units<uint16_t>(base, offsets, count, buffer);
-  if (element_size == 4) return gather_units<uint32_t>(base, offsets, count, buffer);
-  gather_units<uint64_t>(base, offsets, count, buffer);
+  with_unit(element_size, [=]<class Unit>(Unit) {
+    const Unit* from = static_cast<const Unit*>(base);
+    Unit* to = static_cast<Unit*>(buffer);
+    for (int64_t i = 0; i < count; ++i) to[i] = from[offsets[i]];
+  });
 }
 
 void scatter(void* base, const int64_t* offsets, int64_t count, int64_t element_size, const void* buffer) {
-  if (element_size == 2) return scatter_units<uint16_t>(base, offsets, count, buffer);
-  if (element_size == 4) return scatter_units<uint32_t>(base, offsets, count, buffer);
-  scatter_units<uint64_t>(base, offsets, count, buffer);
+  with_unit(element_size, [=]<class Unit>(Unit) {
+    Unit* to = static_cast<Unit*>(base);
+    const Unit* from = static_cast<const Unit*>(buffer);
+    for (int64_t i = 0; i < count; ++i) to[offsets[i]] = from[i];
+  });
 }
 
 }  // namespace lrt::cpu

@@ -25,7 +25,7 @@ struct TensorStep {
   StepScalars scalars;
   KeepStream key;
   uint32_t threshold;
-  double step;
+  double step, scalar;  // the count, and the rule's own number (core/record.h), of this step
 };
 
 using StepKernel = void (*)(const TensorStep&, const Range&);

@@ -41,14 +41,13 @@ LRT_HD constexpr int64_t slope_unit_bytes(int64_t chunks) {
   return chunks * kChunkTiles * kTileUnits<Param> * static_cast<int64_t>(sizeof(Real<Param>));
 }
 constexpr int64_t slope_bytes(int64_t chunks, Dtype param) {
-  const int64_t units = param == Dtype::kFloat    ? slope_unit_bytes<float>(chunks)
-                        : param == Dtype::kDouble ? slope_unit_bytes<double>(chunks)
-                                                  : slope_unit_bytes<Half>(chunks);
+  const int64_t units = with_dtype(param, [=]<class Param>() { return slope_unit_bytes<Param>(chunks); });
   return units + (chunks + kSlopeColumns) * static_cast<int64_t>(sizeof(double));
 }
 
 constexpr int64_t slice_bytes(int64_t slices, int64_t lanes, Dtype param) {
-  return (slices + lanes) * static_cast<int64_t>(param == Dtype::kDouble ? sizeof(double) : sizeof(float));
+  const auto size = with_dtype(param, []<class Param>() { return static_cast<int64_t>(sizeof(Real<Param>)); });
+  return (slices + lanes) * size;
 }
 
 constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 + tensors); }

@@ -55,7 +55,13 @@ __global__ void prepare_kernel(Step call, Hyper hyper) {
   const bool counted = is_step_count(*step);
   const double next = counted ? *step + 1 : 1;
   if (counted) *step = next;
-  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {Rule(hyper, next),
+  double scalar = 0;
+  if constexpr (kHasScalar<Hyper>) {
+    double* const own = reinterpret_cast<double*>(call.rows[tensor].scalar);
+    scalar = hyper.advance(next, *own);
+    if (counted) *own = scalar;
+  }
+  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {rule_at<Rule>(hyper, next, scalar),
                                                           static_cast<uint32_t>(static_cast<uint64_t>(next)), counted};
 }
 
@@ -87,12 +93,12 @@ struct Chunk {
 
 // The gradients of kCount elements that the rule sees. kCentralize: there may be means, which is looked up.
 template <class Param, int kCount, bool kCentralize, class Rule>
-LRT_DEVICE Vector<Param, kCount> centralized(const Chunk<Rule, Real<Param>>& chunk, int64_t begin,
-                                             Vector<Param, kCount> grads) {
+LRT_DEVICE Vector<Param, kCount> seen_grads(const Chunk<Rule, Real<Param>>& chunk, int64_t begin,
+                                            Vector<Param, kCount> grads) {
   if constexpr (kCentralize) {
     if (chunk.means.first) {
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) grads.value[e] = centred(grads.value[e], chunk.means.of(begin + e));
+      for (int e = 0; e < kCount; ++e) grads.value[e] = centralized(grads.value[e], chunk.means.of(begin + e));
     }
   }
   return grads;
@@ -107,7 +113,7 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
   Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
   Vector<Param, kCount> params = stored;
   const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
-  const Vector<Param, kCount> grads = centralized<Param, kCount, kCentralize>(chunk, begin, stored_grads);
+  const Vector<Param, kCount> grads = seen_grads<Param, kCount, kCentralize>(chunk, begin, stored_grads);
   Vector<State, kCount> states[kMaxStates];
 #pragma unroll
   for (int k = 0; k < Rule::kStates; ++k) states[k] = vector_at<State, kCount>(chunk.row.states[k], begin);
@@ -138,7 +144,7 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
   Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
   Vector<Param, kCount> params = stored;
   const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
-  const Vector<Param, kCount> grads = centralized<Param, kCount, kCentralize>(chunk, begin, stored_grads);
+  const Vector<Param, kCount> grads = seen_grads<Param, kCount, kCentralize>(chunk, begin, stored_grads);
   Vector<State, kCount> newest;
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {

@@ -114,14 +114,9 @@ void centralize_as(Param* grads, int64_t count, int64_t length) {
 
 void centralize(TestTensor& tensor) {
   if (tensor.slice_length == 0) return;
-  const auto as = [&](auto* grads) { centralize_as(grads, tensor.count, tensor.slice_length); };
   uint8_t* const grads = start(tensor.grad, tensor.offset, tensor.dtypes.param);
-  switch (tensor.dtypes.param) {
-    case Dtype::kFloat: return as(reinterpret_cast<float*>(grads));
-    case Dtype::kDouble: return as(reinterpret_cast<double*>(grads));
-    case Dtype::kBFloat16: return as(reinterpret_cast<BFloat16*>(grads));
-    case Dtype::kHalf: return as(reinterpret_cast<Half*>(grads));
-  }
+  with_dtype(tensor.dtypes.param,
+             [&]<class Param>() { centralize_as(reinterpret_cast<Param*>(grads), tensor.count, tensor.slice_length); });
 }
 
 TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count, int64_t offset, Random& random) {
@@ -161,9 +156,17 @@ cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
     const auto [param, state] = tensor.dtypes;
     const cpu::StepKernel kernel = call.variant.native(isa, param, state);
     require(kernel != nullptr, "no kernel for ", dtype_name(param), "/", dtype_name(state));
-    work.add({kernel, range_of(call.variant, tensor), tensor.layouts.get(), tensor.step, tensor.param_index,
-              static_cast<uint8_t>(size_of(param)), static_cast<uint8_t>(size_of(state)), param, tensor.slice_length,
-              0});
+    work.add({.kernel = kernel,
+              .whole = range_of(call.variant, tensor),
+              .layouts = tensor.layouts.get(),
+              .step = tensor.step,
+              .scalar = tensor.scalar,
+              .param_index = tensor.param_index,
+              .param_size = static_cast<uint8_t>(size_of(param)),
+              .state_size = static_cast<uint8_t>(size_of(state)),
+              .dtype = param,
+              .slice_length = tensor.slice_length,
+              .first_tile = 0});
   }
   return work;
 }
@@ -178,7 +181,7 @@ void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal) {
 void run_scalar(const Call& call, TestList& list) {
   for (TestTensor& tensor : list) {
     const KeepStream key = {call.seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor.step)), tensor.param_index};
-    const cpu::TensorStep step = {call.variant.hyper, call.scalars, key, call.threshold, tensor.step};
+    const cpu::TensorStep step = {call.variant.hyper, call.scalars, key, call.threshold, tensor.step, tensor.scalar};
     call.variant.scalar(tensor.dtypes.param, tensor.dtypes.state)(step, range_of(call.variant, tensor));
   }
 }

@@ -23,6 +23,7 @@ struct TestTensor {
   Bytes param, grad, states[kMaxStates];
   std::shared_ptr<const cpu::Layouts> layouts;
   int64_t slice_length = 0;  // of the gradient, if it is to be centralized
+  double scalar = 0.625;     // of a rule that has one, at this step
 };
 using TestList = std::vector<TestTensor>;
 

@@ -49,7 +49,7 @@ void far_elements(const Variant& variant, Isa isa) {
     for (const DtypePair dtypes : kPairs) {
       const TestTensor start = random_tensor(variant, dtypes, 3 * kTile - 5, 0, random);
       const KeepStream key = {random.next(), 7, 11};
-      const cpu::TensorStep step = {variant.hyper, kDecayModes[1].scalars, key, 20000, 7};
+      const cpu::TensorStep step = {variant.hyper, kDecayModes[1].scalars, key, 20000, 7, 0.625};
       TestList got = {start}, expected = {start};
       const auto run = [&](cpu::StepKernel kernel, TestTensor& tensor) {
         cpu::Range range = {tensor.param.data(), tensor.grad.data(), {}, first_tile, tensor.count, nullptr,

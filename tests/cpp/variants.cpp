@@ -16,7 +16,7 @@ using cpu::StepKernel;
 
 template <class Rule, class Hyper, class Param, class State>
 void scalar_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
-  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const Rule rule = rule_at<Rule>(*static_cast<const Hyper*>(tensor.hyper), tensor.step, tensor.scalar);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
   Param* params = static_cast<Param*>(range.param);
   const Param* grads = static_cast<const Param*>(range.grad);
@@ -33,7 +33,7 @@ void scalar_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
 template <class Rule, class Hyper, class Param, class State>
   requires kHasRing<Rule>
 void scalar_ring_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
-  const Rule rule(*static_cast<const Hyper*>(tensor.hyper), tensor.step);
+  const Rule rule = rule_at<Rule>(*static_cast<const Hyper*>(tensor.hyper), tensor.step, tensor.scalar);
   const UpdateScalars<Real<Param>> scalars(tensor.scalars);
   Param* params = static_cast<Param*>(range.param);
   for (int64_t i = 0; i < range.count; ++i) {

@@ -2,6 +2,7 @@
 // Each test of kernels runs over variants() x kPairs x available_isas().
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -14,9 +15,11 @@ namespace lrt::test {
 struct DtypePair {
   Dtype param, state;
 };
-constexpr DtypePair kPairs[] = {{Dtype::kFloat, Dtype::kFloat},    {Dtype::kDouble, Dtype::kDouble},
-                                {Dtype::kBFloat16, Dtype::kFloat}, {Dtype::kBFloat16, Dtype::kBFloat16},
-                                {Dtype::kHalf, Dtype::kFloat},     {Dtype::kHalf, Dtype::kHalf}};
+template <class... P>
+constexpr std::array<DtypePair, sizeof...(P)> dtypes_of(PairList<P...>) {
+  return {{{kDtypeOf<typename P::Param>, kDtypeOf<typename P::State>}...}};
+}
+constexpr auto kPairs = dtypes_of(Pairs{});
 
 // No default of torch.optim among them.
 constexpr SGDHyper kSgd = {0.85, 0.3};
