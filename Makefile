@@ -61,3 +61,9 @@ $(VENV)/.switches: force | $(VENV)/.installed
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.switches $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
+
+# The documentation's site, into build/site; warnings are errors. Needs Python >= 3.11, and no network.
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --strict
