@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py build_backend.py pyproject.toml $(shell find csrc -type f)
-CPP_FILES := git ls-files '*.h' '*.cuh' '*.cpp' '*.cu'
+CPP_FILES = $(shell find csrc tests -regex '.*\.\(h\|cuh\|cpp\|cu\)')
 # What the library is built by: when one of these changes, it is built again.
 SWITCHES := DEBUG=$(DEBUG) USE_CUDA=$(USE_CUDA) TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST) CXX=$(CXX) \
   CUDA_HOME=$(CUDA_HOME)
@@ -46,7 +46,8 @@ lint-format: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 lint-cpp: $(VENV)/.installed
-	$(CPP_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
+	@echo clang-format --dry-run -Werror
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 
 lint-types: $(VENV)/.installed
 	$(BIN)/mypy
@@ -55,7 +56,7 @@ lint-types: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(CPP_FILES) | xargs $(BIN)/clang-format -i
+	@$(BIN)/clang-format -i $(CPP_FILES)
 
 # JOBS=n: so many compilers at a time, by default one per core.
 sanitize: $(VENV)/.built
