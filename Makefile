@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py build_backend.py pyproject.toml $(shell find csrc -type f)
+CPP_FILES = $(shell find csrc tests -regex '.*\.\(h\|cuh\|cpp\|cu\)')
 # What the library is built by: when one of these changes, it is built again.
 SWITCHES := DEBUG=$(DEBUG) USE_CUDA=$(USE_CUDA) TORCH_CUDA_ARCH_LIST=$(TORCH_CUDA_ARCH_LIST) CXX=$(CXX) \
   CUDA_HOME=$(CUDA_HOME)
@@ -17,7 +18,7 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all bench gpu-model lint sanitize clean force
+.PHONY: demo test test-all bench gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -35,14 +36,34 @@ bench: $(VENV)/.built
 gpu-model: $(VENV)/.built
 	$(BIN)/python -m bench.gpu_model
 
-lint: $(VENV)/.installed
+# The hooks of .pre-commit-config.yaml are these four.
+lint: lint-python lint-format lint-cpp lint-types
+
+lint-python: $(VENV)/.installed
 	$(BIN)/ruff check .
 
+lint-format: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+
+lint-cpp: $(VENV)/.installed
+	@echo clang-format --dry-run -Werror
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+lint-types: $(VENV)/.installed
+	$(BIN)/mypy
+
+# What of it can be put right by itself.
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP_FILES)
+
+# JOBS=n: so many compilers at a time, by default one per core.
 sanitize: $(VENV)/.built
 	$(MAKE) -C tests/cpp sanitize
 	LRTRICKS_SANITIZE=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  $(BIN)/python -m pytest -q tests/kernels/test_cuda_on_host.py
+	  $(BIN)/python -m pytest -q -n 2 tests/kernels/test_cuda_on_host.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lrtricks_fused/_native.so

@@ -31,7 +31,7 @@ EXACT = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 OPTIMIZE = ["-O0", "-g"] if DEBUG else ["-O3"]
 # Threads of others may have small stacks: what is large lies elsewhere.
 FRAMES = [] if DEBUG else ["-Werror=frame-larger-than=16384"]
-ISA_FLAGS = {"Baseline": []}
+ISA_FLAGS: dict[str, list[str]] = {"Baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     # -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 headers.
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -94,8 +94,9 @@ def toolkit(nvcc: str) -> Cuda | str:
         return f"{nvcc} is of CUDA {version[1]}.{version[2]}: 12.0 or later is needed, for C++20"
     # nvcc may be a link or a script: it knows itself where the toolkit is.
     top = re.search(r"^#\$ TOP=(.+)$", said(nvcc, "-dryrun", "x.cu"), re.MULTILINE)
-    folders = ("lib*", "targets/*/lib") if top else ()
-    runtimes = [path for folder in folders for path in Path(top[1]).glob(f"{folder}/libcudart_static.a")]
+    where = [Path(top[1])] if top else []
+    folders = ("lib*", "targets/*/lib")
+    runtimes = [path for root in where for folder in folders for path in root.glob(f"{folder}/libcudart_static.a")]
     if not runtimes:
         return f"the toolkit of {nvcc} lacks libcudart_static.a"
     archs = cuda_archs(said(nvcc, "--list-gpu-arch").split())
@@ -227,7 +228,7 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         library = build / target.name
         (build / "build.ninja").write_text(ninja_text(build, library, cuda()))
-        if subprocess.run([ninja(), "-C", str(build)]).returncode:
+        if subprocess.run([ninja() or "ninja", "-C", str(build)]).returncode:
             raise SystemExit("The native library does not compile: the compiler's errors are above")
         fresh = target.with_suffix(".tmp")  # replaced in one step: a running process keeps the file it has loaded
         shutil.copy(library, fresh)  # of now: setuptools copies it on only where it is newer than what is there

@@ -70,13 +70,13 @@ class GroupSchedule(LRScheduler):
     def last_epoch(self, step: int) -> None:
         self.last_step = step
 
-    @property
-    def base_lrs(self) -> list[float | Tensor]:
+    @property  # torch has an attribute here: this one is derived, and there is nothing that could be written to it
+    def base_lrs(self) -> list[float | Tensor]:  # type: ignore[override]
         """The learning rates at the start, which this leaves alone, as torch's schedulers tell them."""
         return [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
 
-    @property
-    def _step_count(self) -> int:
+    @property  # as base_lrs
+    def _step_count(self) -> int:  # type: ignore[override]
         return self.last_step + 1
 
     def get_lr(self) -> list[float | Tensor]:

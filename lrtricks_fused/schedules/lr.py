@@ -38,12 +38,12 @@ class ShapeLR(FollowingLR):
             raise TypeError(f"Invalid optimizer of type {type(optimizer).__name__}: must be a torch.optim.Optimizer")
         self.total_steps = check_count("total_steps", total_steps, 1)
         last_epoch = check_count("last_epoch", last_epoch, -1)
-        min_lr, groups = plain(min_lr), len(optimizer.param_groups)
-        one_each = isinstance(min_lr, (list, tuple))
-        if one_each and len(min_lr) != groups:
-            raise ValueError(f"Invalid min_lr={min_lr}: must be a float or {groups}, one per group")
-        self.min_lrs = [check_not_negative("min_lr", value) for value in (min_lr if one_each else [min_lr] * groups)]
-        self.min_lr = None if one_each else check_not_negative("min_lr", min_lr)  # of groups to come
+        given, groups = plain(min_lr), len(optimizer.param_groups)
+        one_each = isinstance(given, (list, tuple))
+        if one_each and len(given) != groups:
+            raise ValueError(f"Invalid min_lr={given}: must be a float or {groups}, one per group")
+        self.min_lrs = [check_not_negative("min_lr", value) for value in (given if one_each else [given] * groups)]
+        self.min_lr = None if one_each else check_not_negative("min_lr", given)  # of groups to come
         shape = vars(self._shape())  # raises for bad arguments before the optimizer is touched
         vars(self).update({name: shape[name] for name in shape.keys() & vars(self).keys()})  # as plain numbers
         self._peaks: list[Lr] = []

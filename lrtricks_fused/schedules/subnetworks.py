@@ -66,7 +66,7 @@ def layer_groups(
     listed = _names("layers", layers)
     if rest in listed:
         raise ValueError(f"Invalid rest={rest!r}: a layer has that name")
-    names: dict[Tensor, list[str]] = {}
+    names: dict[torch.nn.Parameter, list[str]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         names.setdefault(param, []).append(name)
     known = {name for name, _ in model.named_modules(remove_duplicate=False)} | {n for ns in names.values() for n in ns}

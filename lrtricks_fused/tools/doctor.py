@@ -129,7 +129,7 @@ def taken(optimizer: str, device: torch.device) -> str:
 
 def advice(device: torch.device, used: str) -> list[str]:
     """What stands in the way of backends better than the one in use; nothing where none is made for the device."""
-    better = BACKENDS[: BACKENDS.index(used)]
+    better = list(BACKENDS[: BACKENDS.index(used)])
     if device.type == "cpu":
         better = [name for name in better if name == "native"]  # interpreted Triton is slower than the reference
     elif torch.version.hip:
@@ -162,7 +162,7 @@ def diagnose() -> Diagnosis:
     devices = [torch.device("cpu"), *cuda_devices()]
     reasons = {(device, name): why_not(name, device) for device in devices for name in BACKENDS}
     used = {(device, name): taken(name, device) for device in devices for name in optim.__all__}
-    can_run = [("device", "backend", "can run", "auto", "why not")]
+    can_run: list[Row] = [("device", "backend", "can run", "auto", "why not")]
     to_do = unseen_gpu()
     for device in devices:
         chosen = [used[device, name] for name in optim.__all__]

@@ -162,7 +162,7 @@ class _L4(_Baseline):
         return self.state.get(self._first(), {}).get("min_loss")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. A non-finite loss changes nothing.
 
         Args:

@@ -5,6 +5,7 @@ Used by the stability probe and by LossGrad.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    stores = [(store, dict(store)) for module in modules for store in (module._parameters, module._buffers)]
+    held: list[dict[str, Any]] = [store for module in modules for store in (module._parameters, module._buffers)]
+    stores = [(store, dict(store)) for store in held]
     tensors = {id(t): t for _, entries in stores for t in entries.values() if t is not None}
     saved = [(t, t.detach().clone(), t.requires_grad, t.grad if t.is_leaf else None) for t in tensors.values()]
     try:

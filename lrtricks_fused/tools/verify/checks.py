@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import optim
+from ...optim.base import MaskedOptimizer
 from ..doctor import why_not
 from .inventory import INTERPRETED, REFERENCE, RICH, SMALL, STRIDED, Storage, Target, Variant, Work
 from .stepping import difference, gradients, make, make_both, mismatch, params_of, set_grads, take_step
@@ -57,10 +58,13 @@ def check_slope(target: Target, *, variant: Variant, work: Work = SMALL, **extra
     work = INTERPRETED.get(work, work) if target.interpreted else work
     ours, expected = both = make_both(target, variant, work, **extra)
     for step in range(3):
+        slopes: list[Tensor] = []
         for optimizer in both:
-            optimizer._slopes = {}
+            by_device: dict[torch.device, Tensor] = {}
+            optimizer._slopes = by_device
             take_step(optimizer, work, step)
-        (slope,), (wanted,) = (optimizer._slopes.values() for optimizer in both)
+            slopes += by_device.values()
+        slope, wanted = slopes
         if text := difference(slope, wanted):
             return f"step {step}: {text}"
     return mismatch(ours, expected)
@@ -74,9 +78,10 @@ def check_overflow(target: Target, *, variant: Variant) -> str | None:
     scaler = torch.amp.GradScaler(target.device.type, init_scale=1024.0, growth_interval=10**6)
     for step in range(4):
         scale = float(scaler.scale(torch.ones((), device=target.device)))  # a power of two: dividing it out is exact
-        set_grads(params, [grad * scale for grad in gradients(params, SMALL, step)])
+        scaled = [grad * scale for grad in gradients(params, SMALL, step)]
         if step in (0, 2):
-            params[1].grad[3] = float("inf")
+            scaled[1][3] = float("inf")
+        set_grads(params, scaled)
         scaler.step(ours)
         scaler.update()
         if step not in (0, 2):
@@ -105,7 +110,7 @@ def check_resume(target: Target, *, storage: Storage) -> str | None:
     return texts[0] if texts else None
 
 
-def _resume(saved: torch.optim.Optimizer, target: Target, storage: Storage) -> torch.optim.Optimizer:
+def _resume(saved: MaskedOptimizer, target: Target, storage: Storage) -> MaskedOptimizer:
     """A new optimizer on the target, with the saved one's parameters and state."""
     file = io.BytesIO()
     torch.save(saved.state_dict(), file)
@@ -127,24 +132,25 @@ def _scalars() -> dict[str, Tensor]:
     }
 
 
-def make_capturable(target: Target, variant: Variant) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+def make_capturable(target: Target, variant: Variant) -> tuple[MaskedOptimizer, MaskedOptimizer]:
     """Both optimizers with every scalar a tensor on their device, a loss scaler's included."""
     accepts = "capturable" in inspect.signature(getattr(optim, variant.optimizer)).parameters
     both = make_both(target, variant, SMALL, **_scalars(), **({"capturable": True} if accepts else {}))
     for optimizer in both:
         device = params_of(optimizer)[0].device
-        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
+        # As GradScaler enters them.
+        vars(optimizer).update(grad_scale=torch.ones((), device=device), found_inf=torch.zeros((), device=device))
     return both
 
 
-def change_scalars(optimizer: torch.optim.Optimizer, step: int) -> None:
+def change_scalars(optimizer: MaskedOptimizer, step: int) -> None:
     """Write the values of one step into the tensors; every third step overflows."""
     (group,) = optimizer.param_groups
     group["lr"].fill_(0.1 / (step + 1))
     group["keep_prob"].fill_((0.3, 1.0, 0.0, 0.7)[step % 4])
     group["grad_weight"].fill_(0.7 + step)
-    optimizer.grad_scale.fill_(1.5 + step)
-    optimizer.found_inf.fill_(float(step % 3 == 0))
+    vars(optimizer)["grad_scale"].fill_(1.5 + step)
+    vars(optimizer)["found_inf"].fill_(float(step % 3 == 0))
 
 
 def check_tensor_scalars(target: Target, *, variant: Variant) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...optim.base import MaskedOptimizer
 from .checks import change_scalars, make_capturable
 from .inventory import SMALL, Target, Variant
 from .stepping import gradients, make_both, mismatch, params_of, set_grads, take_step
@@ -48,7 +49,7 @@ def check_training_graph(target: Target, *, variant: Variant) -> str | None:
 
 def _replay(
     target: Target,
-    both: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    both: tuple[MaskedOptimizer, MaskedOptimizer],
     static: list[Tensor],  # the gradients of the captured step, or what they are copies of
     captured: Callable[[], Any],
     eager: Callable[[], Any],
@@ -88,7 +89,8 @@ def check_side_stream(target: Target, *, variant: Variant) -> str | None:
     """A step belongs to the current stream: it waits for the gradients computed there."""
     ours, expected = make_both(target, variant, SMALL)
     params = params_of(ours)
-    set_grads(params, [torch.zeros_like(param) for param in params])  # what a step that does not wait would find
+    read = [torch.zeros_like(param) for param in params]  # the zeros are what a step that does not wait would find
+    set_grads(params, read)
     with torch.cuda.device(target.device):
         incoming = [gradients(params, SMALL, step) for step in range(3)]
         side = torch.cuda.Stream()
@@ -96,11 +98,11 @@ def check_side_stream(target: Target, *, variant: Variant) -> str | None:
         with torch.cuda.stream(side):
             for grads in incoming:
                 torch.cuda._sleep(SLEEP_CYCLES // 4)
-                for param, grad in zip(params, grads, strict=True):
-                    param.grad.copy_(grad)
+                for tensor, grad in zip(read, grads, strict=True):
+                    tensor.copy_(grad)
                 ours.step()
-                for param in params:
-                    param.grad.zero_()
+                for tensor in read:
+                    tensor.zero_()
         torch.cuda.synchronize()
     for step in range(3):
         take_step(expected, SMALL, step)
@@ -119,7 +121,7 @@ def _synchronising_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def _warmed_up(target: Target, variant: Variant) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer, list]:
+def _warmed_up(target: Target, variant: Variant) -> tuple[MaskedOptimizer, MaskedOptimizer, list]:
     """Both optimizers after four steps that alternate between two sets of gradients, and the sets on the target."""
     ours, expected = make_capturable(target, variant)
     params = params_of(ours)

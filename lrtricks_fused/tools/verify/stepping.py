@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ... import optim
+from ...optim.base import MaskedOptimizer
 from .inventory import F32, REFERENCE, SEED, Storage, Target, Variant, Work
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def make(target: Target, variant: Variant, work: Work, storage: Storage = F32, **extra: Any) -> torch.optim.Optimizer:
+def make(target: Target, variant: Variant, work: Work, storage: Storage = F32, **extra: Any) -> MaskedOptimizer:
     """The variant over the work's parameters, on the target; scalars that are tensors are copied there."""
     options = dict(lr=0.02, keep_prob=0.5, grad_weight=0.7, seed=SEED) | variant.options | extra
     options = {
@@ -45,14 +46,14 @@ def set_grads(params: list[Tensor], grads: list[Tensor]) -> None:
         param.grad = grad
 
 
-def take_step(optimizer: torch.optim.Optimizer, work: Work, step: int) -> None:
+def take_step(optimizer: MaskedOptimizer, work: Work, step: int) -> None:
     """One step with the gradients of the given number."""
     params = params_of(optimizer)
     set_grads(params, gradients(params, work, step))
     optimizer.step()
 
 
-def make_both(target: Target, *args: Any, **extra: Any) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+def make_both(target: Target, *args: Any, **extra: Any) -> tuple[MaskedOptimizer, MaskedOptimizer]:
     """The same optimizer on the target and as the reference."""
     return make(target, *args, **extra), make(REFERENCE, *args, **extra)
 
@@ -74,7 +75,7 @@ def _hex(number: Tensor) -> str:
     return float(number).hex() if number.isfinite() else str(float(number))
 
 
-def mismatch(ours: torch.optim.Optimizer, expected: torch.optim.Optimizer) -> str | None:
+def mismatch(ours: MaskedOptimizer, expected: MaskedOptimizer) -> str | None:
     """The first difference of parameters and states, or None."""
     for index, (mine, theirs) in enumerate(zip(params_of(ours), params_of(expected), strict=True)):
         state, wanted = ours.state.get(mine, {}), expected.state.get(theirs, {})
