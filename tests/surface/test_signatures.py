@@ -8,6 +8,8 @@ import torch
 from inventory import CLASSES
 from torch import Tensor
 
+import lrtricks_fused as lrt
+
 by_class = pytest.mark.parametrize("cls", CLASSES)
 Betas = tuple[float, float]
 Dtype = torch.dtype | None
@@ -83,16 +85,20 @@ def positional(function):
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
 
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_the_signature_is_the_recorded_one(name):
+    cls = getattr(lrt, name)
+    assert inspect.signature(cls) == inspect.signature(getattr(Recorded, name))  # but for the order of keywords
+    assert positional(cls) == POSITIONAL[name]
+
+
 @by_class
-def test_the_signature_is_the_recorded_one(cls):
-    # Equal up to the order of what is keyword-only.
-    assert inspect.signature(cls) == inspect.signature(getattr(Recorded, cls.__name__))
-    first, *others = inspect.signature(cls.__init__).parameters
-    assert (first, others) == ("self", list(inspect.signature(cls).parameters))
+def test_the_constructor_tells_the_same_as_the_class(cls):
+    first, *others = inspect.signature(cls.__init__).parameters.values()
+    assert first.name == "self" and others == list(inspect.signature(cls).parameters.values())
 
 
 @by_class
 def test_the_positional_arguments_are_torchs_in_torchs_order(cls):
-    assert positional(cls) == POSITIONAL[cls.__name__]
     twin = getattr(torch.optim, cls.__name__, None)
-    assert twin is None or positional(twin) == POSITIONAL[cls.__name__]
+    assert twin is None or positional(twin) == positional(cls)
