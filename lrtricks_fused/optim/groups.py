@@ -167,3 +167,16 @@ class GroupedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"Invalid state of a parameter of shape {shape}: it has {', '.join(present)}, but no {', '.join(lost)}"
             )
+
+
+def allow_negative_grad_weight(optimizer: Any, allowed: bool) -> None:
+    """Set this attribute of one of our optimizers, also of one inside a wrapper that has its groups, such as LossGrad.
+
+    Args:
+        optimizer: of any kind; others are left alone.
+        allowed: whether its steps take gradient weights below 0.
+    """
+    while not isinstance(optimizer, GroupedOptimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if isinstance(optimizer, GroupedOptimizer):
+        optimizer.allow_negative_grad_weight = allowed
