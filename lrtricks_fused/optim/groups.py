@@ -73,8 +73,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         check_group(group)
         for name, check in GROUP_CHECKS:
             check(name, group[name])
-        allow_negative = allow_negative or self.allow_negative_grad_weight or group.get(ALLOW_NEGATIVE, False)
-        lowest = -math.inf if allow_negative else 0.0
+        lowest = -math.inf if allow_negative or self.allow_negative_grad_weight else 0.0
         check_range("grad_weight", group["grad_weight"], lowest, math.inf)
         self._check_rule(group)
         if self._flattened:
