@@ -20,7 +20,7 @@ class SavedOptimizer(GroupedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy keep."""
-        names = (*OF_OPTIMIZER, ALLOW_NEGATIVE, "_flattened")
+        names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
         own = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **own, "_tables": {}, "_slopes": None}
 
@@ -48,21 +48,7 @@ class SavedOptimizer(GroupedOptimizer):
         restored: dict[Tensor, dict[str, Tensor]] = {}
 
         def before(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            groups = loaded["param_groups"]
-            if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-                return loaded  # torch's own error
-            completed = [self._complete_group(s, c) for s, c in zip(groups, self.param_groups, strict=True)]
-            others = dict(loaded["state"])  # what torch itself shall carry along
-            for saved, current in zip(completed, self.param_groups, strict=True):
-                self._check_group(saved, allow_negative=True)
-                if is_negative(saved["grad_weight"]):
-                    saved[ALLOW_NEGATIVE] = True
-                for key, param in zip(saved["params"], current["params"], strict=True):
-                    if key in others:
-                        restored[param] = self._restored(saved, param, others[key])
-                        own = {"step", *self._state_names(saved)}
-                        others[key] = {name: value for name, value in others[key].items() if name not in own}
-            return {**loaded, "param_groups": completed, "state": others}
+            return self._checked(loaded, restored)
 
         def after(_: torch.optim.Optimizer) -> None:
             forget(self._tables)
@@ -80,6 +66,24 @@ class SavedOptimizer(GroupedOptimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _checked(self, loaded: dict[str, Any], restored: dict[Tensor, dict[str, Tensor]]) -> dict[str, Any]:
+        """What torch itself shall load: the groups, and other states than the rule's, which go to ``restored``."""
+        groups = loaded["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            return loaded  # torch's own error
+        completed = [self._complete_group(s, c) for s, c in zip(groups, self.param_groups, strict=True)]
+        others = dict(loaded["state"])
+        for saved, current in zip(completed, self.param_groups, strict=True):
+            self._check_group(saved, allow_negative=True)
+            if is_negative(saved["grad_weight"]):
+                saved[ALLOW_NEGATIVE] = True
+            for key, param in zip(saved["params"], current["params"], strict=True):
+                if key in others:
+                    restored[param] = self._restored(saved, param, others[key])
+                    own = {"step", *self._state_names(saved)}
+                    others[key] = {name: value for name, value in others[key].items() if name not in own}
+        return {**loaded, "param_groups": completed, "state": others}
 
     def _restored(self, group: Group, param: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
         """A parameter's saved state in this optimizer's dtypes, on its device; never the caller's own tensors.

@@ -26,7 +26,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     rule: str
     backend: str
     state_dtype: torch.dtype | None
-    allow_negative_grad_weight = False  # whether steps take gradient weights below 0; written by schedules and users
+    allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
     _optional: frozenset[str] = frozenset()  # states of some variants only
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
@@ -108,7 +108,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self._take_over(self.param_groups[-1])
 
     def _take_over(self, group: Group) -> None:
-        """What groups of earlier versions say themselves, that negative gradient weights are allowed."""
+        """Make it the optimizer's own what a group of an earlier version says: negative gradient weights are allowed."""
         if group.pop(ALLOW_NEGATIVE, False):
             self.allow_negative_grad_weight = True
 
