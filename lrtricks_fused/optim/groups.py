@@ -108,7 +108,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self._take_over(self.param_groups[-1])
 
     def _take_over(self, group: Group) -> None:
-        """Make it the optimizer's own what a group of an earlier version says: negative gradient weights are allowed."""
+        """Move what a group of an earlier version says, that negative weights are allowed, to the optimizer."""
         if group.pop(ALLOW_NEGATIVE, False):
             self.allow_negative_grad_weight = True
 
