@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .adam import BetaOptimizer
-from .base import Group
+from .arguments import SharedArguments, with_shared_arguments
+from .groups import Group
 
 
+@with_shared_arguments
 class AdaBelief(BetaOptimizer):
     r"""AdaBelief with learning rate dropout in the fused step.
 
@@ -22,27 +24,10 @@ class AdaBelief(BetaOptimizer):
     that the authors' package adds by default; mask after Lin et al., Learning Rate Dropout, TNNLS 2022.
 
     Args:
-        params: parameters or groups, as for torch.optim.
-        lr: learning rate, >= 0; a float or a tensor of one element.
         betas: averaging coefficients in [0, 1).
         eps: added inside the average of s and outside its root.
         weight_decay: >= 0; added to the gradient, or to the direction if decoupled_weight_decay.
         decoupled_weight_decay: as in AdamW.
-        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
-        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch's does; a step is fused
-            either way.
-        maximize: ascend.
-        differentiable: must be False.
-        keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
-        grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
-        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
-            first, before anything else (gradient centralization).
-        seed: 64-bit seed of the keep decisions; the same on all replicas.
-        backend: "auto", "native", "triton" or "reference".
-        state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
-
-    Raises:
-        ValueError, TypeError: an argument is out of range; the message names it.
     """
 
     rule = "adabelief"
@@ -61,22 +46,14 @@ class AdaBelief(BetaOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        keep_prob: float | Tensor = 1.0,
-        grad_weight: float | Tensor = 1.0,
-        centralize: bool = False,
-        seed: int = 0,
-        backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         defaults = dict(
             lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=foreach, maximize=maximize,
             capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
-        super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
-            backend=backend, state_dtype=state_dtype,
-        )  # fmt: skip
+        super().__init__(params, defaults, **shared)
 
     def _state_names(self, group: Group) -> dict[str, bool]:
         return {"exp_avg": True, "exp_avg_var": True}

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from .base import Group, MaskedOptimizer
+from .arguments import SharedArguments, with_shared_arguments
+from .base import MaskedOptimizer
 from .checks import check_range, plain
+from .groups import Group, Hyper
 
 
 class BetaOptimizer(MaskedOptimizer):
@@ -22,11 +24,12 @@ class BetaOptimizer(MaskedOptimizer):
         for i, beta in enumerate(betas):
             check_range(f"betas[{i}]", beta, 0.0, 1.0, "[)")
 
-    def _hyper(self, group: Group) -> dict[str, float | bool]:
+    def _hyper(self, group: Group) -> Hyper:
         beta1, beta2 = (float(beta) for beta in group["betas"])
         return {"beta1": beta1, "beta2": beta2, "eps": float(group["eps"])}
 
 
+@with_shared_arguments
 class Adam(BetaOptimizer):
     r"""Drop-in torch.optim.Adam (AMSGrad included) with learning rate dropout in the fused step.
 
@@ -40,23 +43,7 @@ class Adam(BetaOptimizer):
     the bias correction). The moments of a dropped element advance, AMSGrad's maximum too.
 
     Args:
-        params: parameters or groups, as for torch.optim.
-        lr: learning rate, >= 0; a float or a tensor of one element.
-        betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam.
-        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
-        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch's does; a step is fused
-            either way.
-        differentiable: must be False.
-        keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
-        grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
-        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
-            first, before anything else (gradient centralization).
-        seed: 64-bit seed of the keep decisions; the same on all replicas.
-        backend: "auto", "native", "triton" or "reference".
-        state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
-
-    Raises:
-        ValueError, TypeError: an argument is out of range; the message names it.
+        betas, eps, weight_decay, amsgrad, decoupled_weight_decay: as torch.optim.Adam.
     """
 
     rule = "adam"
@@ -77,32 +64,27 @@ class Adam(BetaOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        keep_prob: float | Tensor = 1.0,
-        grad_weight: float | Tensor = 1.0,
-        centralize: bool = False,
-        seed: int = 0,
-        backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         defaults = dict(
             lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach,
             maximize=maximize, capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
-        super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
-            backend=backend, state_dtype=state_dtype,
-        )  # fmt: skip
+        super().__init__(params, defaults, **shared)
 
     def _state_names(self, group: Group) -> dict[str, bool]:
         return {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": group["amsgrad"]}
 
 
+@with_shared_arguments
 class AdamW(Adam):
     """Drop-in torch.optim.AdamW with learning rate dropout: :class:`Adam` with decoupled weight decay.
 
-    The decay is part of the update, eta (direction + lambda p), and dropped with it. Arguments, errors and source as
-    :class:`Adam`; weight_decay defaults to 1e-2, as in torch.optim.
+    The decay is part of the update, eta (direction + lambda p), and dropped with it. Source as :class:`Adam`.
+
+    Args:
+        betas, eps, weight_decay, amsgrad: as torch.optim.AdamW.
     """
 
     def __init__(
@@ -119,17 +101,11 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        keep_prob: float | Tensor = 1.0,
-        grad_weight: float | Tensor = 1.0,
-        centralize: bool = False,
-        seed: int = 0,
-        backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize, capturable=capturable,
-            differentiable=differentiable, fused=fused, decoupled_weight_decay=True, keep_prob=keep_prob,
-            grad_weight=grad_weight, centralize=centralize, seed=seed, backend=backend, state_dtype=state_dtype,
+            differentiable=differentiable, fused=fused, decoupled_weight_decay=True, **shared,
         )  # fmt: skip
 
     def _complete_group(self, saved: Group, current: Group) -> Group:

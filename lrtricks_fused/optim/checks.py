@@ -28,7 +28,7 @@ def check_real(name: str, value: Any) -> float:
     number = plain(value)
     if not isinstance(number, Real):
         raise TypeError(f"Invalid {name}={value!r}: must be a float")
-    return number if type(number) in (int, float) else float(number)
+    return number if type(number) is int or type(number) is float else float(number)
 
 
 def check_range(name: str, value: float | Tensor, low: float, high: float, brackets: str = "[]") -> None:
@@ -59,10 +59,21 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
         raise ValueError(f"Invalid {name} of {len(hex(value)) * 4} bits: too large for a float")
 
 
+def is_negative(value: float | Tensor) -> bool:
+    """Whether a checked number is below 0; of tensors that are not on the CPU, which are not read, it says no."""
+    return not (isinstance(value, Tensor) and value.device.type != "cpu") and float(value) < 0
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raises TypeError unless ``value`` is true or false, in Python's or numpy's way, or as 0 or 1."""
     number = plain(value)
     if isinstance(number, Tensor) or number not in (False, True):
+        raise TypeError(f"Invalid {name}={value!r}: must be a bool")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is Python's or numpy's True or False."""
+    if value is not True and value is not False and not isinstance(plain(value), bool):
         raise TypeError(f"Invalid {name}={value!r}: must be a bool")
 
 
@@ -74,21 +85,20 @@ def as_seed(seed: Any) -> int:
     return operator.index(number)
 
 
+def check_seed(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a seed."""
+    if not (type(value) is int and 0 <= value < 2**64):
+        as_seed(value)
+
+
 def check_group(group: dict[str, Any]) -> None:
-    """Raises ValueError or TypeError unless the hyper-parameters that all rules share are valid."""
+    """Raises ValueError or TypeError unless what torch.optim's rules share is valid."""
     check_range("lr", group["lr"], 0.0, math.inf)
     check_range("weight_decay", group["weight_decay"], 0.0, math.inf)
-    check_range("keep_prob", group["keep_prob"], 0.0, 1.0)
-    lowest = -math.inf if group.get("allow_negative_grad_weight", False) else 0.0  # set by GradientWeight
-    check_range("grad_weight", group["grad_weight"], lowest, math.inf)
-    centralize = group["centralize"]
-    if centralize is not True and centralize is not False and not isinstance(plain(centralize), bool):
-        raise TypeError(f"Invalid centralize={centralize!r}: must be a bool")
     for name in FLAGS:
         value = group.get(name, False)
         if value is not True and value is not False:
             check_flag(name, value)
-    as_seed(group["seed"])
     if group.get("differentiable"):
         raise ValueError("Invalid differentiable=True: a fused step cannot be differentiated through")
 

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from .base import Group, MaskedOptimizer
+from .arguments import SharedArguments, with_shared_arguments
+from .base import MaskedOptimizer
 from .checks import check_range
+from .groups import Group, Hyper
 
 
+@with_shared_arguments
 class RMSprop(MaskedOptimizer):
     r"""Drop-in torch.optim.RMSprop with learning rate dropout in the fused step.
 
@@ -24,22 +27,7 @@ class RMSprop(MaskedOptimizer):
     the root; with momentum the mask is on eta b). Unlike the authors' code, weight decay is in the step.
 
     Args:
-        params: parameters or groups, as for torch.optim.
-        lr: learning rate, >= 0; a float or a tensor of one element.
-        alpha, eps, weight_decay, momentum, centered, maximize: as torch.optim.RMSprop.
-        foreach, capturable: accepted; they choose nothing: a step is one, and can be captured, as it is.
-        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch.optim.Adam's does.
-        differentiable: must be False.
-        keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
-        grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
-        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
-            first, before anything else (gradient centralization).
-        seed: 64-bit seed of the keep decisions; the same on all replicas.
-        backend: "auto", "native", "triton" or "reference".
-        state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
-
-    Raises:
-        ValueError, TypeError: an argument is out of range; the message names it.
+        alpha, eps, weight_decay, momentum, centered: as torch.optim.RMSprop.
     """
 
     rule = "rmsprop"
@@ -60,21 +48,13 @@ class RMSprop(MaskedOptimizer):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
-        keep_prob: float | Tensor = 1.0,
-        grad_weight: float | Tensor = 1.0,
-        centralize: bool = False,
-        seed: int = 0,
-        backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         defaults = dict(
             lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered, weight_decay=weight_decay,
             capturable=capturable, foreach=foreach, maximize=maximize, differentiable=differentiable, fused=fused,
         )  # fmt: skip
-        super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
-            backend=backend, state_dtype=state_dtype,
-        )  # fmt: skip
+        super().__init__(params, defaults, **shared)
 
     def _check_rule(self, group: Group) -> None:
         check_range("momentum", group["momentum"], 0.0, math.inf)
@@ -84,5 +64,5 @@ class RMSprop(MaskedOptimizer):
     def _state_names(self, group: Group) -> dict[str, bool]:
         return {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"] > 0}
 
-    def _hyper(self, group: Group) -> dict[str, float | bool]:
+    def _hyper(self, group: Group) -> Hyper:
         return {name: float(group[name]) for name in ("alpha", "eps", "momentum")}

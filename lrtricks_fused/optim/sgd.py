@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..step.operands import is_wrapper
-from .base import Group, MaskedOptimizer
+from .arguments import SharedArguments, with_shared_arguments
+from .base import MaskedOptimizer
 from .checks import check_range
+from .groups import Group, Hyper
 
 
+@with_shared_arguments
 class SGD(MaskedOptimizer):
     r"""Drop-in torch.optim.SGD with learning rate dropout in the fused step.
 
@@ -32,22 +35,9 @@ class SGD(MaskedOptimizer):
     (k, \*param.shape)) and reads them all in a step. The window of parameters that have been stepped cannot change.
 
     Args:
-        params: parameters or groups, as for torch.optim.
-        lr: learning rate, >= 0; a float or a tensor of one element.
-        momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD.
-        foreach: accepted; it chooses nothing.
-        fused: True has torch.amp.GradScaler leave unscaling and skipping to the step, as torch's does; a step is fused
-            either way.
-        differentiable: must be False.
-        keep_prob: probability in [0, 1] that an element **is** updated (the paper's p); float or 0-dim tensor.
-        grad_weight: factor >= 0 on the gradient, applied before weight decay; float or 0-dim tensor.
-        centralize: subtract from the gradient of a parameter of several dimensions its mean over all of them but the
-            first, before anything else (gradient centralization).
-        seed: 64-bit seed of the keep decisions; the same on all replicas.
+        momentum, dampening, weight_decay, nesterov: as torch.optim.SGD.
         momentum_window: gradients that average momentum averages, >= 1; None for ordinary momentum. Goes with
             momentum, dampening and nesterov at their defaults only.
-        backend: "auto", "native", "triton" or "reference".
-        state_dtype: dtype of the states of bf16 and fp16 parameters; None is torch.float32.
 
     Raises:
         ValueError, TypeError: an argument is out of range, or momentum_window differs from that of earlier steps;
@@ -69,23 +59,15 @@ class SGD(MaskedOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        keep_prob: float | Tensor = 1.0,
-        grad_weight: float | Tensor = 1.0,
-        centralize: bool = False,
-        seed: int = 0,
         momentum_window: int | None = None,
-        backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        **shared: Unpack[SharedArguments],
     ) -> None:
         defaults = dict(
             lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
             maximize=maximize, foreach=foreach, differentiable=differentiable, fused=fused,
             momentum_window=momentum_window,
         )  # fmt: skip
-        super().__init__(
-            params, defaults, keep_prob=keep_prob, grad_weight=grad_weight, centralize=centralize, seed=seed,
-            backend=backend, state_dtype=state_dtype,
-        )  # fmt: skip
+        super().__init__(params, defaults, **shared)
 
     def _check_rule(self, group: Group) -> None:
         check_range("momentum", group["momentum"], 0.0, math.inf)
@@ -111,13 +93,13 @@ class SGD(MaskedOptimizer):
             return (group["momentum_window"], *param.shape)
         return super()._state_shape(group, name, param)
 
-    def _hyper(self, group: Group) -> dict[str, float | bool | int]:
+    def _hyper(self, group: Group) -> Hyper:
         if group["momentum_window"] is not None:
             return {"window": group["momentum_window"]}
         momentum, dampening = float(group["momentum"]), float(group["dampening"])
         return {"momentum": momentum, "dampening": dampening, "nesterov": bool(group["nesterov"])}
 
-    def _first_hyper(self, group: Group) -> dict[str, float | bool | int]:
+    def _first_hyper(self, group: Group) -> Hyper:
         # As torch.optim: a buffer begins as the undamped gradient, also where momentum is switched on in mid-run.
         hyper = self._hyper(group)
         return {**hyper, "dampening": 0.0} if "dampening" in hyper else hyper

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..optim.checks import check_range
+from ..optim.groups import allow_negative_grad_weight
 from .base import Schedule, check_count, check_finite
 
 Args = tuple[Any, ...]
@@ -245,21 +246,19 @@ class GradientWeight(GroupSchedule):
     def _attach(self) -> None:
         if not self._has_key():
             self._hook = self.optimizer.register_step_pre_hook(self._before_step)
+        elif self.allow_negative:
+            allow_negative_grad_weight(self.optimizer, True)
 
     def _detach(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for group in self._targets():
-            group.pop("allow_negative_grad_weight", None)
+        elif self.allow_negative:
+            allow_negative_grad_weight(self.optimizer, False)
 
     def _write(self, value: float) -> None:
-        if self._hook is not None:
-            return  # which reads get_last_value()
-        if self.allow_negative:
-            for group in self._targets():
-                group["allow_negative_grad_weight"] = True
-        super()._write(value)
+        if self._hook is None:  # which reads get_last_value()
+            super()._write(value)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         # args[0] is the optimizer itself.

@@ -195,11 +195,8 @@ class LossGrad:
         """The optimizer's step, with its slope."""
         for slope in self._slopes.values():
             slope.zero_()
-        self.optimizer._slopes = self._slopes
-        try:
+        with self.optimizer.add_slopes_to(self._slopes):
             self.optimizer.step()
-        finally:
-            self.optimizer._slopes = None
 
     @torch.no_grad()
     def _adapt(self, loss: Tensor, trial: Tensor) -> None:

@@ -1,0 +1,161 @@
+"""Checkpoints: what is kept of an optimizer, and how a saved state becomes this one's, checked before it is stored."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..step.operands import check_state, is_step_count, is_wrapper, storage_holds
+from ..step.table import forget
+from .arguments import OF_OPTIMIZER
+from .checks import check_param, is_negative, plain
+from .groups import ALLOW_NEGATIVE, Group, GroupedOptimizer
+
+
+class SavedOptimizer(GroupedOptimizer):
+    """What all optimizers share of pickling, and of ``load_state_dict``."""
+
+    _tables: dict[Any, Any]  # of addresses, kept between steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy.deepcopy keep."""
+        names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
+        own = {name: getattr(self, name) for name in names}
+        return {**super().__getstate__(), **own, "_tables": {}, "_slopes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what pickle, copy.deepcopy or ``load_state_dict`` bring."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            self._take_over(group)
+
+    def _complete_group(self, saved: Group, current: Group) -> Group:
+        """A saved group with what torch.optim's checkpoints lack taken from the present one."""
+        return {**current, **saved}
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class or of the torch.optim class of the same name.
+
+        Differs from torch in that fp32 states of 16-bit parameters stay fp32 (see ``state_dtype``), and that all is
+        checked, and all that will be stored is made, before anything is changed. Entries that are not the rule's are
+        carried along as torch does. A negative gradient weight was allowed where it was saved, and is from now on.
+
+        Raises:
+            ValueError, TypeError: a group, a hyper-parameter or a state does not fit; the optimizer is as it was.
+        """
+        restored: dict[Tensor, dict[str, Tensor]] = {}
+
+        def before(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            return self._checked(loaded, restored)
+
+        def after(_: torch.optim.Optimizer) -> None:
+            forget(self._tables)
+            for param, state in restored.items():
+                self.state[param].update(state)
+
+        # Innermost of all hooks: the user's own see the dict that is loaded, and the final state.
+        hooks = [
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        ]
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _checked(self, loaded: dict[str, Any], restored: dict[Tensor, dict[str, Tensor]]) -> dict[str, Any]:
+        """What torch itself shall load: the groups, and other states than the rule's, which go to ``restored``."""
+        groups = loaded["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            return loaded  # torch's own error
+        completed = [self._complete_group(s, c) for s, c in zip(groups, self.param_groups, strict=True)]
+        others = dict(loaded["state"])
+        for saved, current in zip(completed, self.param_groups, strict=True):
+            self._check_group(saved, allow_negative=True)
+            if is_negative(saved["grad_weight"]):
+                saved[ALLOW_NEGATIVE] = True
+            for key, param in zip(saved["params"], current["params"], strict=True):
+                if key in others:
+                    restored[param] = self._restored(saved, param, others[key])
+                    own = {"step", *self._state_names(saved)}
+                    others[key] = {name: value for name, value in others[key].items() if name not in own}
+        return {**loaded, "param_groups": completed, "state": others}
+
+    def _restored(self, group: Group, param: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """A parameter's saved state in this optimizer's dtypes, on its device; never the caller's own tensors.
+
+        Raises:
+            ValueError, TypeError: a state is missing, or is not what it says.
+        """
+        if not isinstance(saved, dict):
+            raise TypeError(f"Invalid state_dict: the state of a parameter is {saved!r}, not a dict")
+        state = {name: saved[name] for name in self._state_names(group) if saved.get(name) is not None}
+        # torch.optim.SGD counts no steps: with a momentum buffer, at least one was taken.
+        scalars = {"step": _step_count(saved.get("step", 1.0 if state else 0.0))}
+        lost = self._required_states(group) - state.keys()
+        if lost and (state or scalars["step"] > 0):
+            raise ValueError(
+                f"Invalid state_dict: a parameter of shape {tuple(param.shape)} has taken {scalars['step']:g} steps, "
+                f"and its state has no {', '.join(sorted(lost))}"
+            )
+        if not param.dtype.is_floating_point or param.dtype.itemsize == 1:
+            check_param(param, self.state_dtype)
+        for name in state.keys() & self._scalar_states(group).keys():
+            scalars[name] = _scalar(name, state.pop(name))
+        copies = {name: self._copied(group, param, name, value) for name, value in state.items()}
+        numbers = {n: torch.tensor(x, dtype=torch.float64, device=param.device) for n, x in scalars.items()}
+        return {**copies, **numbers}
+
+    def _copied(self, group: Group, param: Tensor, name: str, saved: Any) -> Tensor:
+        if not isinstance(saved, Tensor) or is_wrapper(type(saved)):
+            raise TypeError(f"Invalid state_dict: {name} is a {type(saved).__name__}: must be a plain tensor")
+        shape = self._state_shape(group, name, param)
+        if tuple(saved.shape) != tuple(shape):
+            raise ValueError(
+                f"Invalid state_dict: {name} has shape {tuple(saved.shape)}, "
+                f"its parameter {tuple(param.shape)}: must be {tuple(shape)}"
+            )
+        if not saved.is_floating_point() or saved.layout is not torch.strided or saved.is_meta:
+            raise ValueError(
+                f"Invalid state_dict: {name} is {saved.dtype}, {saved.layout} on {saved.device}: "
+                "must be floating and strided"
+            )
+        if not saved._is_zerotensor() and not storage_holds(saved):
+            raise ValueError(f"Invalid state_dict: the storage of {name} does not hold its shape {tuple(shape)}")
+        dtype, saved = self._state_dtype_of(param), saved.resolve_neg()  # see reference._store
+        if shape == param.shape:
+            copy = torch.empty_like(saved.detach(), dtype=dtype, device=param.device).copy_(saved)
+        else:
+            copy = torch.empty(shape, dtype=dtype, device=param.device).copy_(saved)
+        check_state(name, copy, param, shape)
+        return copy
+
+
+def _saved_number(value: Any) -> float | None:
+    """A finite number, saved as one of any library or as a tensor of one element; None where it is none."""
+    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_meta or is_wrapper(type(value))):
+        return None
+    number = plain(value)
+    number = number[0] if isinstance(number, list) and len(number) == 1 else number
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+    return number if is_number else None
+
+
+def _step_count(step: Any) -> float:
+    """A saved count of steps; raises ValueError where it is none."""
+    number = _saved_number(step)
+    if number is None or not is_step_count(number):
+        raise ValueError(f"Invalid state_dict: step={step!r}: must be a whole number in [0, 2**53)")
+    return float(number)
+
+
+def _scalar(name: str, saved: Any) -> float:
+    """A saved state of one number; raises ValueError where it is none."""
+    number = _saved_number(saved)
+    if number is None:
+        raise ValueError(f"Invalid state_dict: {name}={saved!r}: must be a finite number")
+    return float(number)

@@ -1,0 +1,181 @@
+"""Parameter groups and the states of their parameters: what may be in them, and what a new one starts from."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..step.backends import resolve
+from ..step.operands import check_step
+from .arguments import GROUP_CHECKS
+from .checks import check_group, check_kind, check_param, check_range
+
+Group = dict[str, Any]
+Hyper = dict[str, float | bool | int]
+ALLOW_NEGATIVE = "allow_negative_grad_weight"  # a group's key in checkpoints of earlier versions
+
+
+class GroupedOptimizer(torch.optim.Optimizer):
+    """What all optimizers share of groups and states.
+
+    Subclasses say which rule runs, which states a group needs and which hyper-parameters the rule reads.
+    """
+
+    rule: str
+    backend: str
+    state_dtype: torch.dtype | None
+    allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
+    _optional: frozenset[str] = frozenset()  # states of some variants only
+    _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
+
+    # -- what a subclass defines ---------------------------------------------------------------------------
+
+    def _rule(self, group: Group) -> str:
+        """Which rule steps this group."""
+        return self.rule
+
+    def _state_names(self, group: Group) -> dict[str, bool]:
+        """The rule's states in the order of its op, and whether this group has them."""
+        raise NotImplementedError
+
+    def _scalar_states(self, group: Group) -> dict[str, float]:
+        """Those of the states that are one float64 number per parameter, and what each starts from; none by default."""
+        return {}
+
+    def _hyper(self, group: Group) -> Hyper:
+        """The rule's hyper-parameters, by the names in its op."""
+        raise NotImplementedError
+
+    def _first_hyper(self, group: Group) -> Hyper:
+        """Those of a step for which the parameter's states have just been made; the same by default."""
+        return self._hyper(group)
+
+    def _required_states(self, group: Group) -> set[str]:
+        """The states that a checkpoint of this group holds of every parameter that has been stepped."""
+        return {name for name, used in self._state_names(group).items() if used}
+
+    def _check_rule(self, group: Group) -> None:
+        """Raises ValueError for hyper-parameters that only this rule has."""
+        raise NotImplementedError
+
+    def _check_state(self, group: Group, params: list[Tensor]) -> None:
+        """Raises ValueError where the states of these parameters do not fit the group; nothing to check by default."""
+
+    def _state_shape(self, group: Group, name: str, param: Tensor) -> tuple[int, ...]:
+        """Shape of a state: the parameter's, unless the subclass says otherwise (such a state is contiguous)."""
+        return tuple(param.shape)
+
+    # -- groups --------------------------------------------------------------------------------------------
+
+    def _check_group(self, group: Group, allow_negative: bool = False) -> None:
+        check_group(group)
+        for name, check in GROUP_CHECKS:
+            check(name, group[name])
+        lowest = -math.inf if allow_negative or self.allow_negative_grad_weight else 0.0
+        check_range("grad_weight", group["grad_weight"], lowest, math.inf)
+        self._check_rule(group)
+        if self._flattened:
+            self._check_flattened(group)
+
+    def _check_flattened(self, group: Group) -> None:
+        """Raises TypeError for what takes the shape of a parameter, which FSDP1's flattened shards have lost."""
+        masked = isinstance(group["keep_prob"], Tensor) or group["keep_prob"] != 1
+        for name, used in (("keep_prob", masked), ("centralize", group["centralize"])):
+            if used:
+                raise TypeError(
+                    f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: "
+                    "they are shards of another shape"
+                )
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, as torch.optim does. Keep bits of parameters added earlier do not change."""
+        if isinstance(param_group, dict) and "params" in param_group:
+            group = {**self.defaults, **param_group}
+            self._check_group(group, bool(group.get(ALLOW_NEGATIVE)))
+            params = param_group["params"]
+            params = [params] if isinstance(params, Tensor) else params
+            if not isinstance(params, set):
+                param_group["params"] = params = list(params)
+                tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+                for tensor in tensors:
+                    self._check_param(tensor)
+                if any(getattr(tensor, "_fsdp_flattened", False) for tensor in tensors):
+                    self._check_flattened(group)
+                    self._flattened = True
+        super().add_param_group(param_group)
+        self._take_over(self.param_groups[-1])
+
+    def _take_over(self, group: Group) -> None:
+        """Move what a group of an earlier version says, that negative weights are allowed, to the optimizer."""
+        if group.pop(ALLOW_NEGATIVE, False):
+            self.allow_negative_grad_weight = True
+
+    def _check_param(self, param: Any) -> None:
+        check_kind(param)
+        if isinstance(param, Tensor) and param.requires_grad:  # a frozen one may be of any dtype, on any device
+            check_param(param, self.state_dtype)
+            resolve(self.backend, param.device)
+
+    def _indexed(self) -> Iterator[tuple[Group, range]]:
+        """Groups with the indices of their parameters in state_dict order."""
+        first = 0
+        for group in self.param_groups:
+            last = first + len(group["params"])
+            yield group, range(first, last)
+            first = last
+
+    # -- states --------------------------------------------------------------------------------------------
+
+    def _state_dtype_of(self, param: Tensor) -> torch.dtype:
+        return (self.state_dtype or torch.float32) if param.dtype.itemsize == 2 else param.dtype
+
+    def _new_states(self, group: Group, param: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """What is missing of the parameter's state: zeros, and the numbers that scalar states start from.
+
+        Raises:
+            ValueError: a state is missing that the steps taken have advanced: a new one would be another.
+        """
+        state = self.state.get(param, {})
+        self._check_missing(state, param, ["step", *names])
+        # float64, and not torch.optim's float32, which would count to 2**24 only.
+        scalars = {"step": 0.0, **self._scalar_states(group)}
+        new = {}
+        for name in ("step", *names):
+            if name in state:
+                continue
+            if name in scalars:
+                new[name] = torch.full((), scalars[name], dtype=torch.float64, device=param.device)
+                continue
+            shape, dtype = self._state_shape(group, name, param), self._state_dtype_of(param)
+            if shape == param.shape:
+                new[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            else:
+                new[name] = torch.zeros(shape, dtype=dtype, device=param.device)
+        return new
+
+    def _check_missing(self, state: dict[str, Any], param: Tensor, names: list[str]) -> None:
+        """Raises ValueError where some of these states are there, and others, which steps have advanced, are not."""
+        present = [name for name in names if name in state]
+        lost = [name for name in names if name not in state and name not in self._optional]
+        if lost and "step" in present:
+            check_step(state["step"], param)
+        if lost and present and not (present == ["step"] and not state["step"]):
+            shape = tuple(param.shape)
+            raise ValueError(
+                f"Invalid state of a parameter of shape {shape}: it has {', '.join(present)}, but no {', '.join(lost)}"
+            )
+
+
+def allow_negative_grad_weight(optimizer: Any, allowed: bool) -> None:
+    """Set this attribute of one of our optimizers, also of one inside a wrapper that has its groups, such as LossGrad.
+
+    Args:
+        optimizer: of any kind; others are left alone.
+        allowed: whether its steps take gradient weights below 0.
+    """
+    while not isinstance(optimizer, GroupedOptimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if isinstance(optimizer, GroupedOptimizer):
+        optimizer.allow_negative_grad_weight = allowed
