@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .rule import RULES
+
 LANE_ELEMENTS = 64  # csrc/core/slice_mean.h
 SLICE_LANES = 16
 MAX_SLICE_LANES = 4096
@@ -59,6 +61,12 @@ class StepCall:
     def window(self) -> int | None:
         """Slots of the states, where the rule's one state is a ring of shape (window, *shape of the parameter)."""
         return self.hyper.get("window")
+
+    @property
+    def variant(self) -> tuple[bool, ...]:
+        """Which of the rule's optional states and flags this call has."""
+        flags = {name for name, value in self.hyper.items() if value is True}
+        return RULES[self.rule].variant(flags | {name for name, column in self.states.items() if column})
 
     def slice_length(self, param: Tensor) -> int:
         """Elements of a slice whose mean is taken off the gradient of ``param``; 0 where nothing is."""

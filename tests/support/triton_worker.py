@@ -25,7 +25,7 @@ from lrtricks_fused.step.call import StepCall
 
 POISON = 0xCD
 INTERPRETERS = 2
-THRESHOLD, FLAGS = 14, 15  # among the 32-bit words of the scratch; triton_kernels/step.py
+THRESHOLD, FLAGS = 14, 15  # among the 32-bit words of the scratch; triton_kernels/layout.py
 
 
 def _handed_over(test: Callable, interpret: bool) -> Callable:
@@ -177,15 +177,15 @@ class StubDriver:
 
 def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, warp_size: int) -> StubDriver:
     """Makes steps of CPU tensors go to a StubDriver until the monkeypatch ends."""
-    from lrtricks_fused.triton_kernels import slices, step, upload
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     from lrtricks_fused.step import backends
+    from lrtricks_fused.triton_kernels import prepare, slices, step, upload
 
     stub = StubDriver(GPUTarget(backend, arch, warp_size))
     driver.set_active(stub)
-    for kernel in (slices.sum_lanes, slices.find_means, step.prepare_kernel, step.step_kernel, upload.write_words):
+    for kernel in (slices.sum_lanes, slices.find_means, prepare.prepare_kernel, step.step_kernel, upload.write_words):
         kernel.device_caches.clear()
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.version, "hip", "6.4" if backend == "hip" else None)
