@@ -43,20 +43,27 @@ class Functions(NamedTuple):
     direction: triton.runtime.JITFunction
 
 
-def _results(function: triton.runtime.JITFunction) -> int:
-    """How many values a function of rules.py returns, by the last line of its text."""
+def _results(function: triton.runtime.JITFunction, scalar_states: bool) -> int:
+    """How many constants a function of rules.py returns, by the last line of its text.
+
+    Raises:
+        TypeError: it does not end with a tuple of them, or with a call of another such function.
+    """
     (definition,) = ast.parse(inspect.getsource(function.fn)).body
     value = definition.body[-1].value
-    if isinstance(value, ast.Call):  # of another function of rules.py
-        return _results(getattr(rules, value.func.id))
-    return len(value.elts)
+    if isinstance(value, ast.Call):
+        return _results(getattr(rules, value.func.id), scalar_states)
+    constants = value.elts[0] if scalar_states and isinstance(value, ast.Tuple) else value
+    if not isinstance(constants, ast.Tuple):
+        raise TypeError(f"Invalid {function.fn.__name__}: must end with a tuple of the constants, written out")
+    return len(constants.elts)
 
 
 @functools.cache
 def functions_of(rule: str) -> Functions:
     """The functions of a rule, which have its name."""
     constants = getattr(rules, f"{rule}_constants")
-    return Functions(constants, _results(constants), getattr(rules, rule))
+    return Functions(constants, _results(constants, bool(RULES[rule].scalar_states)), getattr(rules, rule))
 
 
 def options(backend: str, warps: int = WARPS, slope: bool = False) -> dict[str, object]:
@@ -85,7 +92,10 @@ def compute_dtype(dtype: torch.dtype) -> tl.dtype:
 
 def prepare_constexprs(rule: str, dtype: torch.dtype) -> dict[str, object]:
     """What an instance of prepare_kernel is compiled for."""
-    return dict(CONSTANTS=functions_of(rule).constants, REAL=compute_dtype(dtype), BLOCK=PREPARE_BLOCK)
+    return dict(
+        CONSTANTS=functions_of(rule).constants, SCALAR_STATES=len(RULES[rule].scalar_states), REAL=compute_dtype(dtype),
+        BLOCK=PREPARE_BLOCK,
+    )  # fmt: skip
 
 
 @functools.cache

@@ -15,6 +15,7 @@ FIRST_CHUNK = tl.constexpr(table.FIRST_CHUNK)
 SLICE_LENGTH = tl.constexpr(table.SLICE_LENGTH)
 FIRST_SLICE = tl.constexpr(table.FIRST_SLICE)
 FIRST_LANE = tl.constexpr(table.FIRST_LANE)
+SCALAR_STATE = tl.constexpr(table.SCALAR_STATE)
 COLUMNS = tl.constexpr(table.COLUMNS)
 CHUNK = tl.constexpr(table.CHUNK)
 

@@ -4,7 +4,19 @@ import triton
 import triton.language as tl
 
 from .doubles import double, from_halves, number
-from .layout import COLUMNS, DRAWS, INV_SCALE, SKIP, SLICE_MEANS, SLOPE_UNITS, STEP, WORDS, last_word, reals
+from .layout import (
+    COLUMNS,
+    DRAWS,
+    INV_SCALE,
+    SCALAR_STATE,
+    SKIP,
+    SLICE_MEANS,
+    SLOPE_UNITS,
+    STEP,
+    WORDS,
+    last_word,
+    reals,
+)
 from .philox import KEEP_ALL, keep_threshold
 
 
@@ -46,6 +58,7 @@ def prepare_kernel(
     slope_units: tl.int64,
     hypers,
     CONSTANTS: tl.constexpr,
+    SCALAR_STATES: tl.constexpr,
     REAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -81,7 +94,19 @@ def prepare_kernel(
         step = tl.where(counted, before, 0.0) + 1.0
         tl.store(count, step, mask & counted)
         own = prepared + (1 + tensor) * WORDS
-        constants = CONSTANTS(*from_halves(hypers), step)
+        if SCALAR_STATES == 0:
+            constants = CONSTANTS(*from_halves(hypers), step)
+        else:
+            pointers = ()
+            scalar_states = ()
+            for k in tl.static_range(SCALAR_STATES):
+                pointer = tl.load(rows + tensor * COLUMNS + (SCALAR_STATE + k), mask, 0).to(tl.pointer_type(tl.float64))
+                pointers = pointers + (pointer,)
+                scalar_states = scalar_states + (tl.load(pointer, mask, 0.0),)
+            constants, scalar_states = CONSTANTS(*from_halves(hypers), step, *scalar_states)
+            for k in tl.static_range(SCALAR_STATES):
+                tl.store(pointers[k], scalar_states[k], mask & counted)
+        tl.static_assert(len(constants) < WORDS)
         for k in tl.static_range(len(constants)):
             value = tl.broadcast_to(constants[k], [BLOCK]).to(REAL)
             tl.store(reals(own, REAL) + k, value, mask)

@@ -26,6 +26,7 @@ class StepCall:
 
     ``states`` maps the rule's state names, in the order of the op's schema, to lists; a state that the
     variant does not have (for example ``max_exp_avg_sq`` without AMSGrad) has an empty list.
+    ``scalar_states`` are those of one float64 per parameter that the rule's record names; they advance with the steps.
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
     ``centralize``: the mean of each slice is taken off the gradients (see ``csrc/core/slice_mean.h``).
     ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
@@ -49,6 +50,7 @@ class StepCall:
     found_inf: Tensor | None
     centralize: bool = False
     slope: Tensor | None = None
+    scalar_states: dict[str, list[Tensor]] = field(default_factory=dict)
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
     alone: bool = True  # no other call belongs to the same step, which must be refused as a whole

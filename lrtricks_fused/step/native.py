@@ -124,6 +124,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
             call.params,
             call.grads,
             *call.states.values(),
+            *call.scalar_states.values(),
             call.steps,
             call.param_indices,
             call.centralize,

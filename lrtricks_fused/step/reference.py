@@ -2,7 +2,8 @@
 
 Each rule is a function ``(grad, state, hyper, step, const) -> direction`` with the statement order of its twin in
 ``csrc/rules``; above it stands its record (see rule.py). ``state`` holds tensors in the compute type and is replaced in
-place, ``const`` rounds a double once to the compute type. float64 parameters (or ``compute_dtype=torch.float64``) make
+place, ``const`` rounds a double once to the compute type. A rule with scalar states takes a dict of them, as floats,
+besides, which is replaced in place. float64 parameters (or ``compute_dtype=torch.float64``) make
 an oracle of higher precision.
 """
 
@@ -180,7 +181,11 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     if call.window is not None:
         _into_ring(call.states["window_buffer"][i], grad, step)
     state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
-    direction = RULES[call.rule].direction(grad, state, call.hyper, step, const)
+    scalars = {name: float(column[i]) for name, column in call.scalar_states.items()}
+    more = (scalars,) if scalars else ()
+    direction = RULES[call.rule].direction(grad, state, call.hyper, step, const, *more)
+    for name, value in scalars.items():
+        call.scalar_states[name][i].fill_(value)
     for name, new in state.items():
         _store(call.states[name][i], new)
     if call.weight_decay != 0 and call.decoupled_weight_decay:

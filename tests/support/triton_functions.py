@@ -12,3 +12,18 @@ def store_doubles(out, halves):
     values = from_halves(halves)
     for k in tl.static_range(len(values)):
         tl.store(out + k, values[k])
+
+
+@triton.jit
+def fading_constants(rate, step, weight):
+    """Those of the rule that test_scalar_states.py steps."""
+    weight = weight * rate
+    return (weight, 1.0 / (weight + step)), (weight,)
+
+
+@triton.jit
+def fading(grad, states, constants, FLAGS: tl.constexpr):
+    """Its direction."""
+    weight, inv_divisor = constants
+    exp_avg = weight * states[0] + grad
+    return exp_avg * inv_divisor, (exp_avg,)

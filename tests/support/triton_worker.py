@@ -22,10 +22,11 @@ from inventory import SEED
 from tensors import make_params, set_grads
 
 from lrtricks_fused.step.call import StepCall
+from lrtricks_fused.step.table import PREPARED_BYTES
 
 POISON = 0xCD
 INTERPRETERS = 2
-THRESHOLD, FLAGS = 14, 15  # among the 32-bit words of the scratch; triton_kernels/layout.py
+THRESHOLD, FLAGS = PREPARED_BYTES // 4 - 2, PREPARED_BYTES // 4 - 1  # of the 32-bit words of the scratch: layout.py
 
 
 def _handed_over(test: Callable, interpret: bool) -> Callable:
