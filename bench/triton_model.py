@@ -18,13 +18,13 @@ from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, sass
 
-RULES = {  # rule, its two flags, number of states
-    "Adam": ("adam", (False, False), 2),
-    "AMSGrad": ("adam", (True, False), 3),
+RULES = {  # rule, which of its optional states and flags there are, number of states
+    "Adam": ("adam", (False,), 2),
+    "AMSGrad": ("adam", (True,), 3),
     "SGD momentum": ("sgd", (True, False), 1),
     "RMSprop": ("rmsprop", (False, False), 1),
-    "RAdam": ("radam", (False, False), 2),
-    "AdaBelief": ("adabelief", (False, False), 2),
+    "RAdam": ("radam", (), 2),
+    "AdaBelief": ("adabelief", (), 2),
 }
 DTYPES = {  # of parameters and gradients, of states; names of torch
     "f32": ("float32", "float32"),
@@ -155,15 +155,16 @@ def _target(arch: int) -> object:
 
 
 def _compile(
-    kernel: object, constants: dict[str, object], types: dict[str, str], arch: int, **options: object
+    kernel: object, constants: dict[str, object], types: dict[str, str | tuple[str, ...]], arch: int, **options: object
 ) -> tuple[Reading, list]:
     """The kernel's own figures, and its instructions."""
     import triton
-    from lrtricks_fused.triton_kernels import launch
     from triton.compiler import ASTSource
 
+    from lrtricks_fused.triton_kernels import launch
+
     target = _target(arch)
-    pointers = [i for i, kind in enumerate(types.values()) if kind.startswith("*")]
+    pointers = [i for i, kind in enumerate(types.values()) if kind[:1] == "*"]
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): ALIGNED for i in pointers})
     made = triton.compile(source, target=target, options=launch.options(target.backend, **options))
@@ -188,13 +189,12 @@ def _compile_step(
 ) -> tuple[Reading, list, dict[str, object]]:
     """The kernel's own figures, its instructions, and what it is compiled for."""
     import torch
+
     from lrtricks_fused.triton_kernels import launch, step
 
     name, flags, states = RULES[rule]
     dtypes = (getattr(torch, of) for of in DTYPES[dtype])
-    given = launch.step_constexprs(
-        launch.RULES[name], flags, states, *dtypes, _target(arch).warp_size, centralize, slope
-    )
+    given = launch.step_constexprs(name, flags, states, *dtypes, _target(arch).warp_size, centralize, slope)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, slope=slope), given
 
@@ -208,7 +208,7 @@ def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Rea
     sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * RULES[rule][2] * BYTES[state]
     mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
     try:
-        counted = count(code, Shape(CHUNK // threads, given["BLOCK"] // threads, sizes, traffic, mean))
+        counted = count(code, Shape(CHUNK // threads, given["VARIANT"].BLOCK // threads, sizes, traffic, mean))
     except sass.UnknownStructure as error:
         raise sass.UnknownStructure(f"{rule}, {dtype}, {arch}: {error}") from None
     return Reading(**{**vars(reading), **counted})
@@ -222,16 +222,21 @@ def read_slope_step(arch: int, rule: str, dtype: str, centralize: bool) -> Readi
 def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
     """Compiles prepare_kernel and reads it; of the executed instructions nothing is said."""
     import torch
-    from lrtricks_fused.triton_kernels import launch, step
 
-    given = launch.prepare_constexprs(launch.RULES[RULES[rule][0]], getattr(torch, DTYPES[dtype][0]))
-    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(step.NUMBERS, "i64")}
-    return _compile(step.prepare_kernel, given, types, arch)[0]
+    from lrtricks_fused.step.rule import RULES as RECORDS
+    from lrtricks_fused.triton_kernels import launch, prepare
+
+    name = RULES[rule][0]
+    given = launch.prepare_constexprs(name, getattr(torch, DTYPES[dtype][0]))
+    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"),
+             "hypers": ("i64",) * 2 * len(RECORDS[name].hypers)}  # fmt: skip
+    return _compile(prepare.prepare_kernel, given, types, arch)[0]
 
 
 def read_means(arch: int, kernel: str, dtype: str) -> Reading:
     """The same of sum_lanes or find_means."""
     import torch
+
     from lrtricks_fused.triton_kernels import launch, slices
 
     real = "*fp64" if dtype == "f64" else "*fp32"

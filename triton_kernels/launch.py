@@ -1,7 +1,9 @@
 """Hands a step to the Triton kernels: the table, the scalars, the grid. No arithmetic."""
 
-import struct
-from dataclasses import dataclass
+import ast
+import functools
+import inspect
+from typing import NamedTuple
 
 import torch
 import triton
@@ -10,12 +12,15 @@ from torch import Tensor
 
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.device import prepare_on_device, scalar, step_on_device
+from lrtricks_fused.step.rule import RULES
 from lrtricks_fused.step.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
+from .doubles import bits, in_halves
+from .prepare import prepare_kernel
 from .slices import find_means, sum_lanes
 from .slope import add_columns, sum_chunks, sum_columns
-from .step import prepare_kernel, step_kernel
+from .step import Variant, step_kernel
 from .upload import upload
 
 WARPS = 4
@@ -30,28 +35,35 @@ INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The two functions of a rule, its hyper-parameters and flags by their names in a StepCall, and its constants."""
+class Functions(NamedTuple):
+    """Of a rule in rules.py: its constants, how many they are, and its direction."""
 
     constants: triton.runtime.JITFunction
+    count: int
     direction: triton.runtime.JITFunction
-    hyper: tuple[str, ...]
-    flags: tuple[str, ...]  # a hyper-parameter, or a state that a variant has
-    values: int
-    ring: bool = False  # its state is one; ``direction`` then takes one more slot into the mean
 
 
-RULES = {
-    "sgd": Rule(rules.sgd_constants, rules.sgd, ("momentum", "dampening"), ("momentum_buffer", "nesterov"), 2),
-    "adam": Rule(rules.adam_constants, rules.adam, ("beta1", "beta2", "eps"), ("max_exp_avg_sq",), 7),
-    "rmsprop": Rule(
-        rules.rmsprop_constants, rules.rmsprop, ("alpha", "eps", "momentum"), ("grad_avg", "momentum_buffer"), 4
-    ),
-    "radam": Rule(rules.radam_constants, rules.radam, ("beta1", "beta2", "eps"), (), 7),
-    "average_sgd": Rule(rules.average_sgd_constants, rules.average_sgd, ("window",), (), 2, ring=True),
-    "adabelief": Rule(rules.adabelief_constants, rules.adabelief, ("beta1", "beta2", "eps"), (), 7),
-}
+def _results(function: triton.runtime.JITFunction, scalar_states: bool) -> int:
+    """How many constants a function of rules.py returns, by the last line of its text.
+
+    Raises:
+        TypeError: it does not end with a tuple of them, or with a call of another such function.
+    """
+    (definition,) = ast.parse(inspect.getsource(function.fn)).body
+    value = definition.body[-1].value
+    if isinstance(value, ast.Call):
+        return _results(getattr(rules, value.func.id), scalar_states)
+    constants = value.elts[0] if scalar_states and isinstance(value, ast.Tuple) else value
+    if not isinstance(constants, ast.Tuple):
+        raise TypeError(f"Invalid {function.fn.__name__}: must end with a tuple of the constants, written out")
+    return len(constants.elts)
+
+
+@functools.cache
+def functions_of(rule: str) -> Functions:
+    """The functions of a rule, which have its name."""
+    constants = getattr(rules, f"{rule}_constants")
+    return Functions(constants, _results(constants, bool(RULES[rule].scalar_states)), getattr(rules, rule))
 
 
 def options(backend: str, warps: int = WARPS, slope: bool = False) -> dict[str, object]:
@@ -78,14 +90,18 @@ def compute_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def prepare_constexprs(rule: Rule, dtype: torch.dtype) -> dict[str, object]:
+def prepare_constexprs(rule: str, dtype: torch.dtype) -> dict[str, object]:
     """What an instance of prepare_kernel is compiled for."""
-    return dict(CONSTANTS=rule.constants, REAL=compute_dtype(dtype), BLOCK=PREPARE_BLOCK)
+    return dict(
+        CONSTANTS=functions_of(rule).constants, SCALAR_STATES=len(RULES[rule].scalar_states), REAL=compute_dtype(dtype),
+        BLOCK=PREPARE_BLOCK,
+    )  # fmt: skip
 
 
+@functools.cache
 def step_constexprs(
-    rule: Rule,
-    flags: tuple[bool, bool],
+    rule: str,
+    flags: tuple[bool, ...],
     states: int,
     dtype: torch.dtype,
     state_dtype: torch.dtype,
@@ -94,12 +110,14 @@ def step_constexprs(
     slope: bool = False,
 ) -> dict[str, object]:
     """What an instance of step_kernel is compiled for. ``centralize``: some tensors have slices."""
+    functions = functions_of(rule)
     block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)
-    return dict(
-        DIRECTION=rule.direction, FLAG0=flags[0], FLAG1=flags[1], STATES=states, VALUES=rule.values,
-        RING=rule.ring, PARAM_DTYPE=DTYPES[dtype], STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype),
-        CENTRALIZE=centralize, UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
+    variant = Variant(
+        FLAGS=flags, STATES=states, CONSTANTS=functions.count, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
+        STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype), CENTRALIZE=centralize,
+        UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip
+    return dict(DIRECTION=functions.direction, VARIANT=variant)
 
 
 def sum_lanes_constexprs(dtype: torch.dtype) -> dict[str, object]:
@@ -114,17 +132,6 @@ def find_means_constexprs() -> dict[str, object]:
 
 def _compiler() -> str:
     return "hip" if torch.version.hip else "cuda"
-
-
-def flags_of(rule: Rule, call: StepCall) -> tuple[bool, bool]:
-    """Which variant of the rule a call takes."""
-    have = [bool(call.hyper.get(name) or call.states.get(name)) for name in rule.flags]
-    return tuple([*have, False, False][:2])
-
-
-def bits(value: float) -> int:
-    """The bits of a double as a signed integer."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
 def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
@@ -142,13 +149,13 @@ def _number(value: float | Tensor) -> tuple[int, int, bool]:
 
 
 def _run(call: StepCall, table: AddressTable) -> None:
-    rule, device = RULES[call.rule], call.params[0].device
+    device = call.params[0].device
     scale = 1.0 if call.grad_scale is None else call.grad_scale
     found_inf = 0.0 if call.found_inf is None else call.found_inf
     numbers = [_readable(v, device) for v in (call.lr, call.keep_prob, call.grad_weight, scale, found_inf)]
     given = list(map(_number, numbers))  # addresses, of tensors that must live until the launches
     doubles = sum(1 << k for k, (_, _, is_double) in enumerate(given) if is_double)
-    hyper = [bits(float(call.hyper[name])) for name in rule.hyper]
+    hypers = in_halves([float(call.hyper[name]) for name in RULES[call.rule].hypers])
     tensors, prepared = len(table.rows), table.prepared.view(torch.int64)
     states = [column for column in call.states.values() if column]
     dtype = call.params[0].dtype
@@ -160,13 +167,13 @@ def _run(call: StepCall, table: AddressTable) -> None:
     prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
         table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
         doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize), means,
-        0 if scratch is None else scratch.data_ptr(), *hyper, *[0] * (3 - len(hyper)),
-        **prepare_constexprs(rule, dtype), **options(_compiler()),
+        0 if scratch is None else scratch.data_ptr(), hypers, **prepare_constexprs(call.rule, dtype),
+        **options(_compiler()),
     )  # fmt: skip
     if len(table.chunk_tensors):
         step_kernel[(len(table.chunk_tensors),)](
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
-            **step_constexprs(rule, flags_of(rule, call), len(states), dtype, state_dtype, warp_size,
+            **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
                               centralize, scratch is not None),
             **options(_compiler(), slope=scratch is not None),
         )  # fmt: skip

@@ -1,7 +1,10 @@
 """The update rules: twins of ``csrc/rules/*.h``, the same names in the same order of statements.
 
-Of each rule, ``<rule>_constants(hyper0, hyper1, hyper2, step)`` gives what a step needs once per tensor, in double,
-and a direction ``(grad, states, constants) -> (direction, states)`` what it needs per element, in the compute type.
+Of each rule, ``<rule>_constants(*hypers, step)`` gives what a step needs once per tensor, in double, as a tuple. A rule
+with scalar states takes them, too, ``(*hypers, step, *scalar_states)``, and returns that tuple and the one of the
+scalar states, advanced. The direction ``<rule>(grad, states, constants, FLAGS) -> (direction, states)`` is what a step
+needs per element, in the compute type; FLAGS tells of the optional states, and then of the flags, which there are.
+(average_sgd, whose state is a ring, has another: see ring.py.)
 """
 
 import triton
@@ -48,12 +51,14 @@ def running_maximum(maximum, value):
 
 
 @triton.jit
-def sgd_constants(momentum, dampening, _, step):
+def sgd_constants(momentum, dampening, step):
     return momentum, tl.where(step == 1.0, 1.0, 1.0 - dampening)
 
 
 @triton.jit
-def sgd(grad, states, constants, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr):
+def sgd(grad, states, constants, FLAGS: tl.constexpr):
+    MOMENTUM: tl.constexpr = FLAGS[0]
+    NESTEROV: tl.constexpr = FLAGS[1]
     momentum, one_minus_dampening = constants
     if MOMENTUM:
         momentum_buffer = momentum * states[0] + one_minus_dampening * grad
@@ -72,7 +77,8 @@ def adam_constants(beta1, beta2, eps, step):
 
 
 @triton.jit
-def adam(grad, states, constants, AMSGRAD: tl.constexpr, _: tl.constexpr):
+def adam(grad, states, constants, FLAGS: tl.constexpr):
+    AMSGRAD: tl.constexpr = FLAGS[0]
     beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, inv_sqrt_bias_correction2 = constants
     exp_avg = beta1 * states[0] + one_minus_beta1 * grad
     exp_avg_sq = beta2 * states[1] + one_minus_beta2 * (grad * grad)
@@ -92,7 +98,9 @@ def rmsprop_constants(alpha, eps, momentum, step):
 
 
 @triton.jit
-def rmsprop(grad, states, constants, CENTERED: tl.constexpr, MOMENTUM: tl.constexpr):
+def rmsprop(grad, states, constants, FLAGS: tl.constexpr):
+    CENTERED: tl.constexpr = FLAGS[0]
+    MOMENTUM: tl.constexpr = FLAGS[1]
     alpha, one_minus_alpha, eps, momentum = constants
     square_avg = alpha * states[0] + one_minus_alpha * (grad * grad)
     variance = square_avg
@@ -121,7 +129,7 @@ def radam_constants(beta1, beta2, eps, step):
 
 
 @triton.jit
-def radam(grad, states, constants, _: tl.constexpr, __: tl.constexpr):
+def radam(grad, states, constants, FLAGS: tl.constexpr):
     beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, rectification = constants
     exp_avg = beta1 * states[0] + one_minus_beta1 * grad
     exp_avg_sq = beta2 * states[1] + one_minus_beta2 * (grad * grad)
@@ -136,7 +144,7 @@ def adabelief_constants(beta1, beta2, eps, step):
 
 
 @triton.jit
-def adabelief(grad, states, constants, _: tl.constexpr, __: tl.constexpr):
+def adabelief(grad, states, constants, FLAGS: tl.constexpr):
     beta1, one_minus_beta1, beta2, one_minus_beta2, eps, inv_bias_correction1, inv_sqrt_bias_correction2 = constants
     exp_avg = beta1 * states[0] + one_minus_beta1 * grad
     surprise = grad - exp_avg
@@ -146,7 +154,7 @@ def adabelief(grad, states, constants, _: tl.constexpr, __: tl.constexpr):
 
 
 @triton.jit
-def average_sgd_constants(window, _, __, step):
+def average_sgd_constants(window, step):
     number, slots = step.to(tl.int64) - 1, window.to(tl.int64)
     return (number % slots).to(tl.float64), tl.minimum(number + 1, slots).to(tl.float64)  # slot, filled
 

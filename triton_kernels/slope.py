@@ -5,17 +5,11 @@ import triton.language as tl
 
 from lrtricks_fused.step import table
 
+from .layout import CHUNK, COLUMNS, FIRST_CHUNK, INV_SCALE, NUMEL, SKIP, last_word, reals
 from .philox import LANES, TILE
 
-CHUNK = tl.constexpr(table.CHUNK)
-COLUMNS = tl.constexpr(table.SLOPE_COLUMNS)
-ACCESS = tl.constexpr(table.ACCESS)
+SLOPE_COLUMNS = tl.constexpr(table.SLOPE_COLUMNS)
 CHUNK_TILES = tl.constexpr(table.CHUNK // 512)
-FIRST_CHUNK = tl.constexpr(table.FIRST_CHUNK)
-NUMEL = tl.constexpr(table.NUMEL)
-WORDS = tl.constexpr(table.PREPARED_BYTES // 8)
-SKIP = tl.constexpr(2)
-TABLE_COLUMNS = tl.constexpr(table.COLUMNS)
 
 
 @triton.jit
@@ -51,7 +45,7 @@ def sum_chunks(
     """Units to tiles, tiles to chunks; BLOCK chunks a program."""
     chunk = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = chunk < chunks
-    row = rows + tl.load(chunk_tensors + chunk, inside, 0).to(tl.int64) * TABLE_COLUMNS
+    row = rows + tl.load(chunk_tensors + chunk, inside, 0).to(tl.int64) * COLUMNS
     left = tl.load(row + NUMEL, inside, 0) - (chunk - tl.load(row + FIRST_CHUNK, inside, 0)) * CHUNK
     tile_units: tl.constexpr = LANES // UNIT
     first = units.to(tl.pointer_type(REAL), bitcast=True) + chunk * (CHUNK_TILES * tile_units)
@@ -68,9 +62,9 @@ def sum_chunks(
 @triton.jit(do_not_specialize=["chunks"])
 def sum_columns(sums, chunks: tl.int64):
     """Chunks to columns, which lie behind them."""
-    column = tl.arange(0, COLUMNS)
-    total = tl.zeros([COLUMNS], tl.float64)
-    for first in range(0, chunks, COLUMNS):
+    column = tl.arange(0, SLOPE_COLUMNS)
+    total = tl.zeros([SLOPE_COLUMNS], tl.float64)
+    for first in range(0, chunks, SLOPE_COLUMNS):
         total = total + tl.load(sums + first + column, first + column < chunks, 0.0)
     tl.store(sums + chunks + column, total)
 
@@ -78,10 +72,9 @@ def sum_columns(sums, chunks: tl.int64):
 @triton.jit(do_not_specialize=["chunks"])
 def add_columns(sums, chunks: tl.int64, slope, prepared):
     """Columns to the total, which ``slope`` gains times 1 / grad_scale, unless the step was skipped."""
-    scratch = (prepared + (WORDS - 1)).to(tl.pointer_type(tl.int32), bitcast=True)
-    if tl.load(scratch + 1) & SKIP == 0:
+    if tl.load(last_word(prepared) + 1) & SKIP == 0:
         total = tl.load(sums + chunks) + 0.0
-        for column in range(1, COLUMNS):
+        for column in range(1, SLOPE_COLUMNS):
             total = total + tl.load(sums + chunks + column)
-        inv_scale = tl.load((prepared + (WORDS - 2)).to(tl.pointer_type(tl.float64), bitcast=True))
+        inv_scale = tl.load(reals(prepared + INV_SCALE, tl.float64))
         tl.store(slope, tl.load(slope) + total * inv_scale)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .rule import RULES
+
 LANE_ELEMENTS = 64  # csrc/core/slice_mean.h
 SLICE_LANES = 16
 MAX_SLICE_LANES = 4096
@@ -24,6 +26,7 @@ class StepCall:
 
     ``states`` maps the rule's state names, in the order of the op's schema, to lists; a state that the
     variant does not have (for example ``max_exp_avg_sq`` without AMSGrad) has an empty list.
+    ``scalar_states`` are those of one float64 per parameter that the rule's record names; they advance with the steps.
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
     ``centralize``: the mean of each slice is taken off the gradients (see ``csrc/core/slice_mean.h``).
     ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
@@ -47,6 +50,7 @@ class StepCall:
     found_inf: Tensor | None
     centralize: bool = False
     slope: Tensor | None = None
+    scalar_states: dict[str, list[Tensor]] = field(default_factory=dict)
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
     alone: bool = True  # no other call belongs to the same step, which must be refused as a whole
@@ -59,6 +63,12 @@ class StepCall:
     def window(self) -> int | None:
         """Slots of the states, where the rule's one state is a ring of shape (window, *shape of the parameter)."""
         return self.hyper.get("window")
+
+    @property
+    def variant(self) -> tuple[bool, ...]:
+        """Which of the rule's optional states and flags this call has."""
+        flags = {name for name, value in self.hyper.items() if value is True}
+        return RULES[self.rule].variant(flags | {name for name, column in self.states.items() if column})
 
     def slice_length(self, param: Tensor) -> int:
         """Elements of a slice whose mean is taken off the gradient of ``param``; 0 where nothing is."""

@@ -27,9 +27,9 @@ def scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 def _kernels(call: StepCall, run: Run) -> Hashable:
     """What decides which kernels a call launches, on which device."""
     states = tuple(column[0].dtype if column else None for column in call.states.values())
-    flags = tuple(value for value in call.hyper.values() if isinstance(value, bool))
     slices = call.centralize and any(map(call.slice_length, call.params))
-    return run, call.params[0].device, call.params[0].dtype, call.rule, states, flags, slices, call.slope is not None
+    dtype, slope = call.params[0].dtype, call.slope is not None
+    return run, call.params[0].device, dtype, call.rule, states, call.variant, slices, slope
 
 
 def _on(device: torch.device) -> AbstractContextManager:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from . import reference  # noqa: F401 (enters the records of the rules)
 from .call import StepCall
 from .device import prepare_on_device, scalar, step_on_device
 from .operands import check_operands, copy_back, is_lazy, one_by_one, operands, plain, shares_memory
+from .rule import RULES
 from .table import AddressTable, address_table
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
-NATIVE_RULES = ("sgd", "adam", "rmsprop", "radam", "adabelief", "average_sgd")
 
 
 def _load() -> str | None:
@@ -26,7 +27,7 @@ def _load() -> str | None:
         torch.ops.load_library(LIBRARY)
     except OSError as error:
         return f"the native library does not load under torch {torch.__version__}: {error}"
-    for rule in NATIVE_RULES:
+    for rule in RULES:
         torch.library.register_fake(f"lrtricks_fused::{rule}_", _fake)
         torch.library.register_fake(f"lrtricks_fused::{rule}_table_", _fake)
     for name in ("lossgrad_", "check_table"):
@@ -123,6 +124,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
             call.params,
             call.grads,
             *call.states.values(),
+            *call.scalar_states.values(),
             call.steps,
             call.param_indices,
             call.centralize,

@@ -131,14 +131,24 @@ def is_step_count(value: float) -> bool:
     return 0 <= value < MAX_STEP and value == int(value)
 
 
+def check_scalar_state(name: str, state: object, param: Tensor) -> Tensor:
+    """``state``, if it can be a state of ``param`` that is one number.
+
+    Raises:
+        TypeError, ValueError: it cannot.
+    """
+    if not isinstance(state, Tensor) or is_wrapper(type(state)):
+        raise TypeError(f"Invalid state {name} of type {type(state).__name__}: must be a plain tensor")
+    if state.dtype != torch.float64 or state.numel() != 1 or state.device != param.device or is_lazy(state):
+        where = f"on {state.device}: must be one float64 on {param.device}"
+        raise ValueError(f"Invalid state {name} {_describe(state)} {where}")
+    _check_memory(f"state {name}", state, written=True)
+    return state
+
+
 def check_step(step: object, param: Tensor) -> None:
     """Raises TypeError or ValueError unless ``step`` can be the count of ``param``'s steps; read on the CPU only."""
-    if not isinstance(step, Tensor) or is_wrapper(type(step)):
-        raise TypeError(f"Invalid state step of type {type(step).__name__}: must be a plain tensor")
-    if step.dtype != torch.float64 or step.numel() != 1 or step.device != param.device or is_lazy(step):
-        where = f"on {step.device}: must be one float64 on {param.device}"
-        raise ValueError(f"Invalid state step {_describe(step)} {where}")
-    _check_memory("state step", step, written=True)
+    step = check_scalar_state("step", step, param)
     if step.is_cpu and not is_step_count(float(step)):
         raise ValueError(f"Invalid state step={float(step)}: must be a whole number in [0, 2**53)")
 
@@ -158,11 +168,13 @@ def check_operands(call: StepCall) -> None:
                 raise ValueError(f"Invalid state {name} of dtype {state.dtype}: the states of a parameter have one")
             if call.window is not None and not state.is_contiguous():
                 raise ValueError(f"Invalid state {name} {_describe(state)}: must be contiguous")
+        for name, column in call.scalar_states.items():
+            check_scalar_state(name, column[index], param)
         check_step(step, param)
 
 
 def operands(call: StepCall) -> Iterable[Tensor]:
-    """All that the address table would point to but the counts of steps."""
+    """All that the address table would point to but what is one number per parameter."""
     return chain(call.params, call.grads, *call.states.values())
 
 
@@ -173,18 +185,22 @@ def shares_memory(call: StepCall) -> bool:
     """
     if len(call.params) < 2:
         return False
-    written = chain(call.params, *call.states.values(), call.steps)
+    written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps)
     spans = sorted((t.data_ptr(), t.data_ptr() + _last(t) * t.element_size()) for t in written if t.numel())
     return any(end >= begin for (_, end), (begin, _) in pairwise(spans))
 
 
 def one_by_one(call: StepCall) -> list[StepCall]:
     """A call of each parameter alone."""
-    columns = call.states.items()
+
+    def of_one(columns: dict[str, list[Tensor]], i: int) -> dict[str, list[Tensor]]:
+        return {name: column[i : i + 1] for name, column in columns.items()}
+
     return [
         replace(
             call, params=[param], grads=[grad], steps=[step], param_indices=[index], prepared=False, table=None,
-            states={name: column[i : i + 1] for name, column in columns}, tables=None if param.is_cpu else {},
+            states=of_one(call.states, i), scalar_states=of_one(call.scalar_states, i),
+            tables=None if param.is_cpu else {},
         )
         for i, (param, grad, step, index) in enumerate(
             zip(call.params, call.grads, call.steps, call.param_indices, strict=True)

@@ -1,8 +1,10 @@
 """Every update rule in plain tensor operations: the specification the fused kernels must match bit for bit.
 
 Each rule is a function ``(grad, state, hyper, step, const) -> direction`` with the statement order of its twin in
-``csrc/rules``; ``state`` holds tensors in the compute type and is replaced in place, ``const`` rounds a double once
-to the compute type. float64 parameters (or ``compute_dtype=torch.float64``) make an oracle of higher precision.
+``csrc/rules``; above it stands its record (see rule.py). ``state`` holds tensors in the compute type and is replaced in
+place, ``const`` rounds a double once to the compute type. A rule with scalar states takes a dict of them, as floats,
+besides, which is replaced in place. float64 parameters (or ``compute_dtype=torch.float64``) make
+an oracle of higher precision.
 """
 
 import math
@@ -12,11 +14,10 @@ import numpy
 import torch
 from torch import Tensor
 
-from .call import StepCall, slice_lanes
-from .keep import LANES, TILE, keep_mask
-
-CHUNK_TILES = 16
-SLOPE_COLUMNS = 256
+from .call import StepCall
+from .keep import keep_mask
+from .rule import RULES, rule
+from .sums import centralized, slope_of_chunks, slope_total
 
 State = dict[str, Tensor]
 Hyper = dict[str, float | bool]
@@ -43,6 +44,7 @@ def sqrt_rn(x: Tensor) -> Tensor:
     return root
 
 
+@rule(optional_states=("momentum_buffer",), hypers=("momentum", "dampening"), flags=("nesterov",))
 def sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """Buf = momentum buf + (1 - dampening) grad, without dampening at the first step; Nesterov looks ahead."""
     if "momentum_buffer" not in state:
@@ -55,6 +57,11 @@ def sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Te
     return state["momentum_buffer"]
 
 
+@rule(
+    required_states=("exp_avg", "exp_avg_sq"),
+    optional_states=("max_exp_avg_sq",),
+    hypers=("beta1", "beta2", "eps"),
+)
 def adam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """M_hat / (sqrt(v_hat) + eps); AMSGrad takes the running maximum of v."""
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
@@ -69,6 +76,11 @@ def adam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> T
     return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
 
 
+@rule(
+    required_states=("square_avg",),
+    optional_states=("grad_avg", "momentum_buffer"),
+    hypers=("alpha", "eps", "momentum"),
+)
 def rmsprop(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """Grad / (sqrt(v) + eps), v less the squared mean when centered, accumulated when there is momentum."""
     alpha, one_minus_alpha = const(hyper["alpha"]), const(1.0 - hyper["alpha"])
@@ -84,6 +96,7 @@ def rmsprop(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -
     return state["momentum_buffer"]
 
 
+@rule(required_states=("exp_avg", "exp_avg_sq"), hypers=("beta1", "beta2", "eps"))
 def radam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """Adam's direction times the variance rectification once rho_t > 5; the debiased momentum alone before."""
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
@@ -102,6 +115,7 @@ def radam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> 
     return update * const(rectification) / (sqrt_rn(state["exp_avg_sq"]) + const(hyper["eps"]))
 
 
+@rule(required_states=("exp_avg", "exp_avg_var"), hypers=("beta1", "beta2", "eps"))
 def adabelief(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """Adam with the variance of the gradient around its mean in place of its square (arXiv 2010.07468)."""
     beta1, beta2, eps = hyper["beta1"], hyper["beta2"], const(hyper["eps"])
@@ -113,48 +127,7 @@ def adabelief(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const)
     return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
 
 
-def in_order(values: Tensor, dim: int) -> Tensor:
-    """The sum over ``dim`` from first to last: torch.sum has an order of its own."""
-    total = torch.zeros_like(values.select(dim, 0))
-    for value in values.unbind(dim):
-        total = total + value
-    return total
-
-
-def centred(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad``, in the compute type, less its means over all dimensions but the first, as ``dtype`` would store it."""
-    slices = grad.flatten(1)
-    length = slices.shape[1]
-    lanes = slice_lanes(length)
-    padded = torch.nn.functional.pad(slices, (0, -length % lanes))
-    sums = in_order(padded.view(len(slices), -1, lanes), 1).double()
-    means = (in_order(sums, 1) / length).to(grad.dtype)
-    return (slices - means.unsqueeze(1)).to(dtype).to(grad.dtype).view(grad.shape)
-
-
-def slope_of_chunks(grad: Tensor, old_param: Tensor, new_param: Tensor, lanes: int) -> Tensor:
-    """<grad, old_param - new_param> of each chunk of 16 tiles, as float64, in the order of ``csrc/core/slope.h``.
-
-    ``lanes``: how many neighbouring lanes make a unit.
-    """
-    terms = (grad * (old_param - new_param)).flatten()
-    chunks = -(-terms.numel() // (CHUNK_TILES * TILE))
-    terms = torch.nn.functional.pad(terms, (0, chunks * CHUNK_TILES * TILE - terms.numel()))
-    of_lanes = in_order(terms.view(chunks, CHUNK_TILES, TILE // LANES, LANES), 2)
-    units = in_order(of_lanes.view(chunks, CHUNK_TILES, LANES // lanes, lanes), 3).double()
-    return in_order(in_order(units, 2), 1)
-
-
-def slope_total(chunks: list[Tensor]) -> Tensor:
-    """The sum over the chunks of all tensors: columns of every 256th chunk first."""
-    flat = torch.cat(chunks)
-    rows = -(-flat.numel() // SLOPE_COLUMNS)
-    padded = torch.nn.functional.pad(flat, (0, rows * SLOPE_COLUMNS - flat.numel()))
-    if rows == 0:
-        return padded.sum()
-    return in_order(in_order(padded.view(rows, SLOPE_COLUMNS), 0), 0)
-
-
+@rule(required_states=("window_buffer",), hypers=("window",), ring=True)
 def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """The mean of the last ``window`` gradients, taken anew in the order of the ring; exact where all are equal.
 
@@ -165,16 +138,6 @@ def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Cons
     for number in range(1, min(step, hyper["window"])):
         mean = mean + (ring[number] - mean) * const(1.0 / (number + 1))  # rounded twice, which 1/n survives
     return mean
-
-
-RULES = {
-    "sgd": sgd,
-    "adam": adam,
-    "rmsprop": rmsprop,
-    "radam": radam,
-    "adabelief": adabelief,
-    "average_sgd": average_sgd,
-}
 
 
 def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
@@ -211,14 +174,18 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     old_param = param.to(dtype, copy=True)
     grad = call.grads[i].to(dtype)
     if call.slice_length(param):
-        grad = centred(grad, param.dtype)
+        grad = centralized(grad, param.dtype)
     grad = grad * const(grad_factor)
     if call.weight_decay != 0 and not call.decoupled_weight_decay:
         grad = grad + const(call.weight_decay) * old_param
     if call.window is not None:
         _into_ring(call.states["window_buffer"][i], grad, step)
     state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
-    direction = RULES[call.rule](grad, state, call.hyper, step, const)
+    scalars = {name: float(column[i]) for name, column in call.scalar_states.items()}
+    more = (scalars,) if scalars else ()
+    direction = RULES[call.rule].direction(grad, state, call.hyper, step, const, *more)
+    for name, value in scalars.items():
+        call.scalar_states[name][i].fill_(value)
     for name, new in state.items():
         _store(call.states[name][i], new)
     if call.weight_decay != 0 and call.decoupled_weight_decay:

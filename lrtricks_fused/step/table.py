@@ -3,8 +3,9 @@
 To hand a tensor to an op costs about a microsecond, which for a model of many small tensors is more than the step
 itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
 has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
-first of its chunks, and of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
-their lanes. On a GPU the table, the chunks and the scratch of the step live on the device.
+first of its chunks, of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
+their lanes, and the address of its scalar state (0: none). On a GPU the table, the chunks and the scratch of the step
+live on the device.
 """
 
 from collections.abc import Callable, Hashable
@@ -24,13 +25,14 @@ from .call import StepCall, slice_lanes
 from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
 
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
-SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, COLUMNS = 11, 12, 13, 14
-MAX_STATES = STEP - STATE
+SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, SCALAR_STATE = 11, 12, 13, 14
+MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
+COLUMNS = SCALAR_STATE + MAX_SCALAR_STATES
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
-PREPARED_BYTES = 64  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
+PREPARED_BYTES = 128  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
 HOST = torch.device("cpu")
 
 _CAPTURED = "captured"
@@ -104,11 +106,11 @@ class AddressTable:
 
     @staticmethod
     def _lists(call: StepCall) -> list[list[Tensor]]:
-        return [call.params, *call.states.values(), call.steps]
+        return [call.params, call.steps, *call.states.values(), *call.scalar_states.values()]
 
-    def _fill(self, call: StepCall, params: list[int], *states_and_steps: list[int]) -> None:
+    def _fill(self, call: StepCall, params: list[int], steps: list[int], *all_states: list[int]) -> None:
         used = [column for column in call.states.values() if column]
-        *states, steps = states_and_steps
+        states, scalar_states = all_states[: len(call.states)], all_states[len(call.states) :]
         numel = _integers([param.numel() for param in call.params])
         chunks = (numel + CHUNK - 1) // CHUNK
         self._param_size = call.params[0].element_size()
@@ -117,6 +119,8 @@ class AddressTable:
         rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64, device=HOST)
         closed_up = [addresses for addresses in states if addresses]
         for number, column in enumerate([params, self._grad_addresses, *closed_up]):
+            rows[:, number] = _integers(column)
+        for number, column in enumerate(scalar_states, SCALAR_STATE):
             rows[:, number] = _integers(column)
         rows[:, STEP] = _integers(steps)
         rows[:, NUMEL] = numel

@@ -8,7 +8,7 @@ from tensors import LAYOUTS, TensorCase, make_params, set_grads
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step.keep import TILE
-from lrtricks_fused.step.reference import SLOPE_COLUMNS
+from lrtricks_fused.step.sums import SLOPE_COLUMNS
 
 CPU = torch.device("cpu")
 CHUNK = 16 * TILE

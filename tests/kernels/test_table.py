@@ -10,7 +10,7 @@ from test_ops import HYPER, SCALARS, sample
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import table
-from lrtricks_fused.step.table import COLUMNS, DTYPE_CODES, MAX_STATES
+from lrtricks_fused.step.table import COLUMNS, DTYPE_CODES, FIRST_CHUNK, MAX_STATES
 
 OPTIONS = dict(lr=0.1, betas=(0.8, 0.9), weight_decay=0.1, keep_prob=0.5, amsgrad=True)
 SHAPES = ((0,), (700,), (), (3, 5), (513,))
@@ -179,7 +179,7 @@ def table_of(args, states):
         columns = [params[i], grads[i], *(column[i] for column in rest)]
         addresses = [t.data_ptr() for t in columns] + [0] * (MAX_STATES - states) + [args[-2][i].data_ptr()]
         code = DTYPE_CODES[torch.float32]
-        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code, *[0] * 4])
+        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code, *[0] * (COLUMNS - FIRST_CHUNK)])
     return rows
 
 

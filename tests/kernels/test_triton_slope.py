@@ -9,7 +9,7 @@ from triton_worker import POISON, interpreted
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import table
-from lrtricks_fused.step.reference import SLOPE_COLUMNS, slope_total
+from lrtricks_fused.step.sums import SLOPE_COLUMNS, slope_total
 
 RING = next(case for case in CASES if "momentum_window" in case.kwargs)
 

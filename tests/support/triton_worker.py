@@ -22,10 +22,11 @@ from inventory import SEED
 from tensors import make_params, set_grads
 
 from lrtricks_fused.step.call import StepCall
+from lrtricks_fused.step.table import PREPARED_BYTES
 
 POISON = 0xCD
 INTERPRETERS = 2
-THRESHOLD, FLAGS = 14, 15  # among the 32-bit words of the scratch; triton_kernels/step.py
+THRESHOLD, FLAGS = PREPARED_BYTES // 4 - 2, PREPARED_BYTES // 4 - 1  # of the 32-bit words of the scratch: layout.py
 
 
 def _handed_over(test: Callable, interpret: bool) -> Callable:
@@ -177,15 +178,15 @@ class StubDriver:
 
 def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, warp_size: int) -> StubDriver:
     """Makes steps of CPU tensors go to a StubDriver until the monkeypatch ends."""
-    from lrtricks_fused.triton_kernels import slices, step, upload
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     from lrtricks_fused.step import backends
+    from lrtricks_fused.triton_kernels import prepare, slices, step, upload
 
     stub = StubDriver(GPUTarget(backend, arch, warp_size))
     driver.set_active(stub)
-    for kernel in (slices.sum_lanes, slices.find_means, step.prepare_kernel, step.step_kernel, upload.write_words):
+    for kernel in (slices.sum_lanes, slices.find_means, prepare.prepare_kernel, step.step_kernel, upload.write_words):
         kernel.device_caches.clear()
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.version, "hip", "6.4" if backend == "hip" else None)

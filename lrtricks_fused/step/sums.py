@@ -1,0 +1,52 @@
+"""The sums of a step in plain tensor operations: means of slices, and slopes, in the order of the fused kernels."""
+
+import torch
+from torch import Tensor
+
+from .call import slice_lanes
+from .keep import LANES, TILE
+from .table import CHUNK, SLOPE_COLUMNS
+
+CHUNK_TILES = CHUNK // TILE
+
+
+def in_order(values: Tensor, dim: int) -> Tensor:
+    """The sum over ``dim`` from first to last: torch.sum has an order of its own."""
+    total = torch.zeros_like(values.select(dim, 0))
+    for value in values.unbind(dim):
+        total = total + value
+    return total
+
+
+def centralized(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad``, in the compute type, less its means over all dimensions but the first, as ``dtype`` would store it."""
+    slices = grad.flatten(1)
+    length = slices.shape[1]
+    lanes = slice_lanes(length)
+    padded = torch.nn.functional.pad(slices, (0, -length % lanes))
+    sums = in_order(padded.view(len(slices), -1, lanes), 1).double()
+    means = (in_order(sums, 1) / length).to(grad.dtype)
+    return (slices - means.unsqueeze(1)).to(dtype).to(grad.dtype).view(grad.shape)
+
+
+def slope_of_chunks(grad: Tensor, old_param: Tensor, new_param: Tensor, lanes: int) -> Tensor:
+    """<grad, old_param - new_param> of each chunk of 16 tiles, as float64, in the order of ``csrc/core/slope.h``.
+
+    ``lanes``: how many neighbouring lanes make a unit.
+    """
+    terms = (grad * (old_param - new_param)).flatten()
+    chunks = -(-terms.numel() // (CHUNK_TILES * TILE))
+    terms = torch.nn.functional.pad(terms, (0, chunks * CHUNK_TILES * TILE - terms.numel()))
+    of_lanes = in_order(terms.view(chunks, CHUNK_TILES, TILE // LANES, LANES), 2)
+    units = in_order(of_lanes.view(chunks, CHUNK_TILES, LANES // lanes, lanes), 3).double()
+    return in_order(in_order(units, 2), 1)
+
+
+def slope_total(chunks: list[Tensor]) -> Tensor:
+    """The sum over the chunks of all tensors: columns of every 256th chunk first."""
+    flat = torch.cat(chunks)
+    rows = -(-flat.numel() // SLOPE_COLUMNS)
+    padded = torch.nn.functional.pad(flat, (0, rows * SLOPE_COLUMNS - flat.numel()))
+    if rows == 0:
+        return padded.sum()
+    return in_order(in_order(padded.view(rows, SLOPE_COLUMNS), 0), 0)
