@@ -182,9 +182,9 @@ def objects(build: Path, found: Cuda | None) -> list[tuple[Path, Path, list[str]
         text = source.read_text()
         # Only for those that read it: other architectures need not compile the CPU's kernels again.
         archs = [f"-DLRT_CUDA_ARCHS={json.dumps(' '.join(found.archs))}"] if found and "LRT_CUDA_ARCHS" in text else []
-        per_rule = rules() if "LRT_RULE" in text else {None: []}
+        per_rule: list[tuple[str | None, list[str]]] = [*rules().items()] if "LRT_RULE" in text else [(None, [])]
         per_isa = ISA_FLAGS if "LRT_ISA" in text else [None]
-        for (rule, named), isa in product(per_rule.items(), per_isa):
+        for (rule, named), isa in product(per_rule, per_isa):
             extra = [*named, *([f"-DLRT_ISA={isa}", *ISA_FLAGS[isa]] if isa else []), *archs]
             parts = [source.parent.name, source.stem, *filter(None, [rule, isa]), "o"]
             result.append((source, build / ".".join(parts), extra))

@@ -166,12 +166,13 @@ class MaskedOptimizer(SavedOptimizer):
         return calls
 
     def _call(self, part: _Part, columns: dict[str, list[Tensor]], names: Iterable[str], hyper: Hyper) -> StepCall:
-        group = part.group
+        group, scalars = part.group, self._scalar_states(part.group)
         return StepCall(
             rule=self._rule(group),
             params=part.params,
             grads=part.grads,
-            states={name: columns.get(name, []) for name in names},
+            states={name: columns.get(name, []) for name in names if name not in scalars},
+            scalar_states={name: columns[name] for name in scalars},
             steps=columns["step"],
             param_indices=part.indices,
             hyper=hyper,

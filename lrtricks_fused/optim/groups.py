@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..step.backends import resolve
 from ..step.operands import check_step
+from ..step.rule import RULES
 from .arguments import GROUP_CHECKS
 from .checks import check_group, check_kind, check_param, check_range
 
@@ -41,8 +42,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _scalar_states(self, group: Group) -> dict[str, float]:
-        """Those of the states that are one float64 number per parameter, and what each starts from; none by default."""
-        return {}
+        """Those of the states that are one float64 number per parameter, and what each starts from."""
+        return dict(RULES[self._rule(group)].scalar_states)
 
     def _hyper(self, group: Group) -> Hyper:
         """The rule's hyper-parameters, by the names in its op."""

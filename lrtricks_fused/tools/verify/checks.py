@@ -61,8 +61,8 @@ def check_slope(target: Target, *, variant: Variant, work: Work = SMALL, **extra
         slopes: list[Tensor] = []
         for optimizer in both:
             by_device: dict[torch.device, Tensor] = {}
-            optimizer._slopes = by_device
-            take_step(optimizer, work, step)
+            with optimizer.add_slopes_to(by_device):
+                take_step(optimizer, work, step)
             slopes += by_device.values()
         slope, wanted = slopes
         if text := difference(slope, wanted):
