@@ -33,7 +33,7 @@ struct Step {
   void* stream;
 };
 
-constexpr int64_t kPreparedBytes = 64;
+constexpr int64_t kPreparedBytes = 128;
 
 // The partial sums of a slope: units in the compute type, then chunks and columns in double.
 template <class Param>

@@ -13,10 +13,13 @@ from .groups import Group, Hyper
 
 
 class BetaOptimizer(MaskedOptimizer):
-    """What optimizers with two averaging coefficients share."""
+    """What optimizers with two averaging coefficients share; most have an eps, too."""
+
+    _has_eps = True
 
     def _check_rule(self, group: Group) -> None:
-        check_range("eps", group["eps"], 0.0, math.inf)
+        if self._has_eps:
+            check_range("eps", group["eps"], 0.0, math.inf)
         betas = group["betas"]
         betas = betas if type(betas) is tuple else plain(betas)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
@@ -26,7 +29,8 @@ class BetaOptimizer(MaskedOptimizer):
 
     def _hyper(self, group: Group) -> Hyper:
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        return {"beta1": beta1, "beta2": beta2, "eps": float(group["eps"])}
+        eps = {"eps": float(group["eps"])} if self._has_eps else {}
+        return {"beta1": beta1, "beta2": beta2, **eps}
 
 
 @with_shared_arguments

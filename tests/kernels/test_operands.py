@@ -377,7 +377,7 @@ def test_ops_refuse_what_they_cannot_read(name):
 
 def test_tables_are_int64_and_not_on_meta():
     call = torch.ops.lrtricks_fused.check_table
-    for table, error in ((torch.zeros(1, 14), "int64"), (torch.zeros(1, 13, dtype=torch.int64), "14 columns")):
+    for table, error in ((torch.zeros(1, 15), "int64"), (torch.zeros(1, 14, dtype=torch.int64), "15 columns")):
         with pytest.raises(RuntimeError, match=error):
             call(table)
     with pytest.raises(NotImplementedError, match="meta"):

@@ -171,12 +171,12 @@ def test_a_scalar_state_starts_at_its_value_and_reaches_the_call(dtype):
     optimizer = Product(params, amsgrad=True)
     random_grads(params, 0)
     call = call_of(optimizer)
-    assert list(call.states) == ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product"]
-    for param, product in zip(params, call.states["mu_product"], strict=True):
+    assert list(call.states) == ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    for param, product in zip(params, call.scalar_states["mu_product"], strict=True):
         assert product is optimizer.state[param]["mu_product"]
         assert same_bits(product, torch.ones((), dtype=torch.float64))
         product.mul_(0.5)
-    assert call_of(optimizer).states["mu_product"][0] == 0.5
+    assert call_of(optimizer).scalar_states["mu_product"][0] == 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -202,7 +202,7 @@ def test_a_scalar_state_survives_a_checkpoint():
     optimizer, fresh = Product(params), Product(leaves((700,)))
     random_grads(params, 0)
     call = call_of(optimizer)
-    call.states["mu_product"][0].fill_(1 / 3)
+    call.scalar_states["mu_product"][0].fill_(1 / 3)
     call.steps[0].fill_(1)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -210,7 +210,7 @@ def test_a_scalar_state_survives_a_checkpoint():
     fresh.load_state_dict(torch.load(file, weights_only=True))
     (state,) = fresh.state.values()
     assert same_bits(state["mu_product"], torch.tensor(1 / 3, dtype=torch.float64))
-    assert state["mu_product"] is not call.states["mu_product"][0]
+    assert state["mu_product"] is not call.scalar_states["mu_product"][0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), torch.ones(2), "1", torch.ones((), device="meta"), True])
