@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ STATE_DTYPES = {
 MAX_STEP = 2**53  # a float64 counts to here
 
 
-def is_wrapper(kind: type) -> bool:
+def is_wrapper(kind: Any) -> bool:
     """Whether tensors of this type compute by a dispatch of their own: their memory is not their value."""
     return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 

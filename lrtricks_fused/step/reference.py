@@ -135,7 +135,7 @@ def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Cons
     """
     ring = state["window_buffer"]
     mean = ring[0]
-    for number in range(1, min(step, hyper["window"])):
+    for number in range(1, min(step, len(ring))):
         mean = mean + (ring[number] - mean) * const(1.0 / (number + 1))  # rounded twice, which 1/n survives
     return mean
 
