@@ -16,14 +16,8 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
+from .storage import STATE_DTYPES
 
-# The dtypes that the states of a parameter may have.
-STATE_DTYPES = {
-    torch.float32: (torch.float32,),
-    torch.float64: (torch.float64,),
-    torch.bfloat16: (torch.float32, torch.bfloat16),
-    torch.float16: (torch.float32, torch.float16),
-}
 MAX_STEP = 2**53  # a float64 counts to here
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from .call import StepCall, slice_lanes
 from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
+from .storage import DTYPE_CODES
 
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 COLUMNS = SCALAR_STATE + MAX_SCALAR_STATES
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h

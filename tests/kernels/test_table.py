@@ -10,7 +10,8 @@ from test_ops import HYPER, SCALARS, sample
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import table
-from lrtricks_fused.step.table import COLUMNS, DTYPE_CODES, FIRST_CHUNK, MAX_STATES
+from lrtricks_fused.step.storage import DTYPE_CODES
+from lrtricks_fused.step.table import COLUMNS, FIRST_CHUNK, MAX_STATES
 
 OPTIONS = dict(lr=0.1, betas=(0.8, 0.9), weight_decay=0.1, keep_prob=0.5, amsgrad=True)
 SHAPES = ((0,), (700,), (), (3, 5), (513,))
