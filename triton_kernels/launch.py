@@ -13,6 +13,7 @@ from torch import Tensor
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.device import prepare_on_device, scalar, step_on_device
 from lrtricks_fused.step.rule import RULES
+from lrtricks_fused.step.storage import STATE_DTYPES, compute_dtype
 from lrtricks_fused.step.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
@@ -32,7 +33,7 @@ REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spill
 SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
 SLOPE_LANES = 4
 INTERPRETED = triton.knobs.runtime.interpret
-DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STATE_DTYPES}
 
 
 class Functions(NamedTuple):
@@ -85,15 +86,15 @@ def block_sizes(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, sl
     return min(threads * (min(lanes, SLOPE_LANES) if slope else lanes), LARGEST_BLOCK), threads
 
 
-def compute_dtype(dtype: torch.dtype) -> tl.dtype:
-    """Double for double, else float."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
+def real_of(dtype: torch.dtype) -> tl.dtype:
+    """In which a step of parameters of this dtype is computed."""
+    return DTYPES[compute_dtype(dtype)]
 
 
 def prepare_constexprs(rule: str, dtype: torch.dtype) -> dict[str, object]:
     """What an instance of prepare_kernel is compiled for."""
     return dict(
-        CONSTANTS=functions_of(rule).constants, SCALAR_STATES=len(RULES[rule].scalar_states), REAL=compute_dtype(dtype),
+        CONSTANTS=functions_of(rule).constants, SCALAR_STATES=len(RULES[rule].scalar_states), REAL=real_of(dtype),
         BLOCK=PREPARE_BLOCK,
     )  # fmt: skip
 
@@ -114,7 +115,7 @@ def step_constexprs(
     block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.count, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
-        STATE_DTYPE=DTYPES[state_dtype], REAL=compute_dtype(dtype), CENTRALIZE=centralize,
+        STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize,
         UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip
     return dict(DIRECTION=functions.direction, VARIANT=variant)
@@ -122,7 +123,7 @@ def step_constexprs(
 
 def sum_lanes_constexprs(dtype: torch.dtype) -> dict[str, object]:
     """What an instance of sum_lanes is compiled for."""
-    return dict(STORAGE=DTYPES[dtype], REAL=compute_dtype(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)
+    return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)
 
 
 def find_means_constexprs() -> dict[str, object]:
@@ -200,7 +201,7 @@ def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: T
     units = scratch.view(torch.int64)
     unit = ACCESS // dtype.itemsize
     sum_chunks[(triton.cdiv(chunks, SUM_BLOCK),)](
-        table.rows, table.chunk_tensors, units, sums, chunks, REAL=compute_dtype(dtype), UNIT=unit, BLOCK=SUM_BLOCK,
+        table.rows, table.chunk_tensors, units, sums, chunks, REAL=real_of(dtype), UNIT=unit, BLOCK=SUM_BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
     sum_columns[(1,)](sums, chunks, enable_fp_fusion=False)

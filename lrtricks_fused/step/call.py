@@ -62,7 +62,7 @@ class StepCall:
     @property
     def window(self) -> int | None:
         """Slots of the states, where the rule's one state is a ring of shape (window, *shape of the parameter)."""
-        return self.hyper.get("window")
+        return int(self.hyper["window"]) if RULES[self.rule].ring else None
 
     @property
     def variant(self) -> tuple[bool, ...]:

@@ -6,6 +6,8 @@ n = tile * 64 + lane, bits = word[row // 2] >> 16 * (row % 2) & 0xffff. It is ke
 Streams: 0 for the elements, 3 for numbers of which a step needs one (:func:`uniform`).
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,14 @@ TILE = 512
 ROUNDS = 7
 SCALARS = 3
 _MASK32 = 0xFFFFFFFF
-Word = int | Tensor
+Word = TypeVar("Word", int, Tensor)
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox4x32(counter: tuple[Word, Word, Word, Word], seed: int, rounds: int = ROUNDS) -> tuple[Word, ...]:
+def philox4x32(
+    counter: tuple[Word, Word, Word, Word], seed: int, rounds: int = ROUNDS
+) -> tuple[Word, Word, Word, Word]:
     """Philox4x32 of ints or int64 tensors that hold 32-bit words; returns four such."""
     c0, c1, c2, c3 = counter
     key0, key1 = seed & _MASK32, seed >> 32 & _MASK32

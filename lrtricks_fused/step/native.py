@@ -118,6 +118,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
     lr, lr_tensor = _split(call.lr, device)
     keep_prob, keep_prob_tensor = _split(call.keep_prob, device)
     grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
+    operands: tuple[Any, ...]
     if table is None:
         step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
         operands = (

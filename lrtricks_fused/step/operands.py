@@ -10,23 +10,18 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .call import StepCall
+from .storage import STATE_DTYPES
 
-# The dtypes that the states of a parameter may have.
-STATE_DTYPES = {
-    torch.float32: (torch.float32,),
-    torch.float64: (torch.float64,),
-    torch.bfloat16: (torch.float32, torch.bfloat16),
-    torch.float16: (torch.float32, torch.float16),
-}
 MAX_STEP = 2**53  # a float64 counts to here
 
 
-def is_wrapper(kind: type) -> bool:
+def is_wrapper(kind: Any) -> bool:
     """Whether tensors of this type compute by a dispatch of their own: their memory is not their value."""
     return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 

@@ -14,6 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from . import storage
 from .call import StepCall
 from .keep import keep_mask
 from .rule import RULES, rule
@@ -135,7 +136,7 @@ def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Cons
     """
     ring = state["window_buffer"]
     mean = ring[0]
-    for number in range(1, min(step, hyper["window"])):
+    for number in range(1, min(step, len(ring))):
         mean = mean + (ring[number] - mean) * const(1.0 / (number + 1))  # rounded twice, which 1/n survives
     return mean
 
@@ -166,7 +167,7 @@ def _into_ring(ring: Tensor, grad: Tensor, step: int) -> None:
 def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> Tensor:
     """One parameter's step; its slope, by chunks."""
     param, step = call.params[i], int(call.steps[i])
-    dtype = compute_dtype or (torch.float64 if param.dtype == torch.float64 else torch.float32)
+    dtype = compute_dtype or storage.compute_dtype(param.dtype)
 
     def const(value: float) -> Tensor:
         return torch.tensor(value, dtype=dtype, device=param.device)

@@ -9,6 +9,7 @@ live on the device.
 """
 
 from collections.abc import Callable, Hashable
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from operator import ge, is_
 from typing import Any
@@ -16,25 +17,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:  # of torch.compile: private, but there since 2.0; without it a step of many small tensors takes a fourth more
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:
-    TensorGuards = None
-
 from .call import StepCall, slice_lanes
 from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
+from .storage import DTYPE_CODES
 
 PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 COLUMNS = SCALAR_STATE + MAX_SCALAR_STATES
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
 PREPARED_BYTES = 128  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
 HOST = torch.device("cpu")
 
+
+def _tensor_guards() -> Any:
+    """Of torch.compile: private, but there since 2.0; without it a step of many small tensors takes a fourth more."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+    except ImportError:
+        return None
+    return TensorGuards
+
+
+TensorGuards = _tensor_guards()
 _CAPTURED = "captured"
 _storage, _nbytes, _offset = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
 Upload = Callable[[Tensor, Tensor], None]  # copies int64 words from the CPU to the device of its first argument
@@ -95,8 +102,11 @@ class AddressTable:
         self._grad_addresses = _addresses(call.grads)
         self._indices, self._centralize = call.param_indices, call.centralize
         self.slices = self.lanes = 0  # of all tensors
-        self.slice_scratch = None
-        self.rows = self.chunk_tensors = self.prepared = self._slope_scratch = None
+        self.rows: Any = None
+        self.chunk_tensors: Any = None  # this and what follows: on a device, if the table lies there
+        self.prepared: Any = None
+        self.slice_scratch: Any = None
+        self._slope_scratch: Any = None
         self._streams: set[torch.cuda.Stream] = set()  # that have read this table
         self._devices = [param.device for param in call.params]
         self._bytes = [param.nbytes for param in call.params]
@@ -133,7 +143,7 @@ class AddressTable:
         state_mask = sum(1 << k for k, column in enumerate(call.states.values()) if column)
         self.codes = (state_mask, param_code, state_code)
         if self._upload is not None:
-            self.place(call.params[0].device, chunks)
+            self.place(call.params[0].device, chunks, self._upload)
 
     def _fill_slices(self, call: StepCall, rows: Tensor) -> None:
         lengths = _integers(list(map(call.slice_length, call.params)))
@@ -144,16 +154,16 @@ class AddressTable:
         rows[:, FIRST_LANE] = lanes.cumsum(0) - lanes
         self.slices, self.lanes = int(slices.sum()), int(lanes.sum())
 
-    def place(self, device: torch.device, chunks: Tensor) -> None:
+    def place(self, device: torch.device, chunks: Tensor, upload: Upload) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
         self.rows = torch.empty_like(self._host_rows, device=device)
-        self._upload(self.rows, self._host_rows)
+        upload(self.rows, self._host_rows)
         tensors = torch.repeat_interleave(chunks).int()
         # Whole words; an odd one out is never read.
         pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32, device=HOST)
         pairs.view(-1)[: len(tensors)] = tensors
         words = torch.empty(len(pairs), dtype=torch.int64, device=device)
-        self._upload(words, pairs.view(torch.int64).flatten())
+        upload(words, pairs.view(torch.int64).flatten())
         self.chunk_tensors = words.view(torch.int32)[: len(tensors)]
         self.prepared = torch.empty(PREPARED_BYTES * (1 + len(self.rows)), dtype=torch.uint8, device=device)
         if self.slices:
@@ -223,7 +233,7 @@ class AddressTable:
                 return False
             self._grad_addresses = grads
             self._host_rows[:, GRAD] = _integers(grads)
-            if self.rows is not self._host_rows:
+            if self._upload is not None:
                 self._upload(self.rows, self._host_rows)
         return True
 
@@ -237,7 +247,8 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
         ValueError, TypeError: an operand is not what the kernels take it for.
     """
     if call.tables is None or torch.compiler.is_compiling():
-        return check_operands(call)
+        check_operands(call)
+        return None
     table: Any = call.tables.pop(call.table_key, None)
     if table is None or not table.holds(call):
         table = AddressTable(call, upload)
@@ -251,7 +262,7 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
     return table if table.rows is not None else None
 
 
-def forget(tables: dict[Hashable, Any], keep: set[Hashable] = frozenset()) -> None:
+def forget(tables: dict[Hashable, Any], keep: AbstractSet[Hashable] = frozenset()) -> None:
     """Drop the other tables, and what they hold alive; not those that captured graphs read."""
     for key in tables.keys() - {_CAPTURED} - keep:
         del tables[key]

@@ -8,11 +8,12 @@ import functools
 import pytest
 import torch
 from helpers import assert_same_bits, everything
-from inventory import CASES, DTYPES, ISAS, KEEP_PROBS, SEED, Case, DtypeCase
+from inventory import CASES, DTYPES, ISAS, KEEP_PROBS, SEED, Case
 from tensors import ALL, GUARD, MANY, MORE_LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import keep, reference
+from lrtricks_fused.tools.verify.inventory import Storage
 
 # A pure function of its arguments, of which these tests use few (test_keep_bits.py judges it): half the time saved.
 cached_keep_mask = functools.cache(keep.keep_mask)
@@ -25,7 +26,7 @@ def _cache_masks(monkeypatch):
     monkeypatch.setattr(reference, "keep_mask", cached_keep_mask)
 
 
-def run(case: Case, dtype: DtypeCase, keep_prob: float, backend: str, cases=ALL, steps: int = STEPS, **extra):
+def run(case: Case, dtype: Storage, keep_prob: float, backend: str, cases=ALL, steps: int = STEPS, **extra):
     """Parameters and states after a few steps with a gradient weight that is no power of two."""
     params = make_params(cases, dtype.dtype)
     arguments = dict(keep_prob=keep_prob, seed=SEED, backend=backend, state_dtype=dtype.state_dtype)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from helpers import Snapshot, assert_same_bits, everything, leaves, random_grads, train
 from inventory import RICH
-from test_ops import SCALARS
+from test_ops import NAMES, SCALARS, hyper_of, rule_of
 from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import lrtricks_fused as lrt
+from lrtricks_fused.step.table import COLUMNS
 
 by_name = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
@@ -341,35 +342,25 @@ def test_a_step_count_that_is_none(case, step, backend):
     before.assert_unchanged()
 
 
-LISTS = {"sgd_": 0, "adam_": 2, "rmsprop_": 1, "radam_": 2, "adabelief_": 2}
-STATES = {"sgd_": 1, "adam_": 3, "rmsprop_": 3, "radam_": 2, "adabelief_": 2}
-HYPER = {
-    "sgd_": dict(momentum=0.9, dampening=0.0, nesterov=False), "rmsprop_": dict(alpha=0.9, eps=1e-8, momentum=0.9),
-    **{name: dict(beta1=0.9, beta2=0.99, eps=1e-8) for name in ("adam_", "radam_", "adabelief_")},
-}  # fmt: skip
-
-
-def run_op(name, states, step=0.0, device="cpu"):
+def run_op(name, states, step=0.0, device="cpu", grads=None):
     ones = torch.ones(1000, device=device)
+    numbers = [[torch.ones((), dtype=torch.float64, device=device)] for _ in rule_of(name).scalar_states]
     steps = [torch.tensor(step, dtype=torch.float64, device=device)]
-    getattr(torch.ops.lrtricks_fused, name)([ones], [ones.clone()], *states, steps, [0], **HYPER[name], **SCALARS)
-    return ones
+    operands = [ones], grads or [ones.clone()], *states, *numbers, steps, [0]
+    getattr(torch.ops.lrtricks_fused, name)(*operands, **hyper_of(name), **SCALARS)
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", [name for name in NAMES if not rule_of(name).ring])
 def test_ops_refuse_what_they_cannot_read(name):
-    full = [[torch.zeros(1000)] for _ in range(STATES[name])]
-    for missing in range(LISTS[name]):
+    full = [[torch.zeros(1000)] for _ in rule_of(name).states]
+    for missing in range(len(rule_of(name).required_states)):
         with pytest.raises(RuntimeError, match=r"Invalid \w+: there are none"):
             run_op(name, [*full[:missing], [], *full[missing + 1 :]])
     for step in (-1.0, math.nan, 0.5, 2.0**53):
         with pytest.raises(RuntimeError, match="Invalid step="):
             run_op(name, full, step)
     with pytest.raises(RuntimeError, match=r"Invalid grads\[0\]: its storage has 0 bytes"):
-        ones = torch.ones(1000)
-        steps = [torch.zeros((), dtype=torch.float64)]
-        grads = [without_memory(torch.ones(1000))]
-        getattr(torch.ops.lrtricks_fused, name)([ones], grads, *full, steps, [0], **HYPER[name], **SCALARS)
+        run_op(name, full, grads=[without_memory(torch.ones(1000))])
     assert not any(bool(state.any()) for (state,) in full)
     with pytest.raises(NotImplementedError, match="meta"):
         run_op(name, [[state.to("meta")] for (state,) in full], device="meta")
@@ -377,11 +368,12 @@ def test_ops_refuse_what_they_cannot_read(name):
 
 def test_tables_are_int64_and_not_on_meta():
     call = torch.ops.lrtricks_fused.check_table
-    for table, error in ((torch.zeros(1, 15), "int64"), (torch.zeros(1, 14, dtype=torch.int64), "15 columns")):
+    no_int64, too_few = torch.zeros(1, COLUMNS), torch.zeros(1, COLUMNS - 1, dtype=torch.int64)
+    for table, error in ((no_int64, "int64"), (too_few, f"{COLUMNS} columns")):
         with pytest.raises(RuntimeError, match=error):
             call(table)
     with pytest.raises(NotImplementedError, match="meta"):
-        call(torch.zeros(1, 14, dtype=torch.int64, device="meta"))
+        call(torch.zeros(1, COLUMNS, dtype=torch.int64, device="meta"))
 
 
 NUMBERS = [np.float32, np.float64, np.array, Fraction, lambda x: torch.tensor(x, dtype=torch.float64)]

@@ -3,40 +3,49 @@
 What the Python classes check first is called here without them.
 """
 
+import itertools
+
 import pytest
 import torch
 from helpers import assert_same_bits
 
-HYPER = {
-    "sgd_": (1, dict(momentum=0.9, dampening=0.1, nesterov=False)),
-    "adam_": (3, dict(beta1=0.9, beta2=0.99, eps=1e-8)),
-    "rmsprop_": (3, dict(alpha=0.9, eps=1e-8, momentum=0.9)),
-    "radam_": (2, dict(beta1=0.9, beta2=0.99, eps=1e-8)),
-    "adabelief_": (2, dict(beta1=0.9, beta2=0.99, eps=1e-16)),
-    "average_sgd_": (1, dict(window=3)),
-}
+from lrtricks_fused.step.rule import RULES
+
+VALUES = dict(momentum=0.9, dampening=0.1, beta1=0.9, beta2=0.99, eps=1e-8, alpha=0.9, window=3, momentum_decay=0.004)
 SCALARS = dict(lr=0.1, weight_decay=0.01, decoupled_weight_decay=False, maximize=False, keep_prob=0.5, grad_weight=0.7,
                seed=-3)  # fmt: skip
 OPTIONAL = dict(
     lr_tensor=torch.tensor(0.2), keep_prob_tensor=torch.tensor(0.4), grad_weight_tensor=torch.tensor(0.3),
     grad_scale=torch.tensor(2.0), found_inf=torch.tensor(0.0),
 )  # fmt: skip
-by_op = pytest.mark.parametrize("name", HYPER)
+NAMES = [f"{name}_" for name in RULES]
+by_op = pytest.mark.parametrize("name", NAMES)
 
 
 def op(name):
     return getattr(torch.ops.lrtricks_fused, name).default
 
 
+def rule_of(name):
+    return RULES[name.removesuffix("_")]
+
+
+def hyper_of(name):
+    """Hyper-parameters and flags of an op."""
+    rule = rule_of(name)
+    return {hyper: VALUES[hyper] for hyper in rule.hypers} | dict.fromkeys(rule.flags, False)
+
+
 def sample(name, shapes=((700,), (3, 5))):
     """Positional and keyword arguments of one call, all states used."""
-    states, hyper = HYPER[name]
+    rule, hyper = rule_of(name), hyper_of(name)
     generator = torch.Generator().manual_seed(0)
-    lists = [[torch.rand(shape, generator=generator) + 0.5 for shape in shapes] for _ in range(2 + states)]
-    if "window" in hyper:
+    lists = [[torch.rand(shape, generator=generator) + 0.5 for shape in shapes] for _ in range(2 + len(rule.states))]
+    if rule.ring:
         lists[2] = [torch.rand((hyper["window"], *shape), generator=generator) + 0.5 for shape in shapes]
+    scalars = [[torch.tensor(0.5, dtype=torch.float64) for _ in shapes] for _ in rule.scalar_states]
     steps = [torch.tensor(4.0, dtype=torch.float64) for _ in shapes]
-    return [*lists, steps, list(range(len(shapes)))], {**hyper, **SCALARS}
+    return [*lists, *scalars, steps, list(range(len(shapes)))], {**hyper, **SCALARS}
 
 
 def tensors_of(args):
@@ -57,7 +66,12 @@ def test_opcheck_with_a_slope_of_centralized_gradients(name):
 
 
 # The lists (counted from params) that a variant may leave empty.
-EMPTY = [("sgd_", [2]), ("adam_", [4]), ("rmsprop_", [3]), ("rmsprop_", [4]), ("rmsprop_", [3, 4])]
+EMPTY = [
+    (f"{rule.name}_", [2 + rule.states.index(state) for state in states])
+    for rule in RULES.values()
+    for count in range(1, 1 + len(rule.optional_states))
+    for states in itertools.combinations(rule.optional_states, count)
+]
 
 
 @pytest.mark.parametrize(("name", "empty"), EMPTY)

@@ -6,11 +6,23 @@ import pickle
 import pytest
 import torch
 from helpers import assert_same_bits
-from test_ops import HYPER, SCALARS, sample
+from test_ops import NAMES, SCALARS, hyper_of, rule_of, sample
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import table
-from lrtricks_fused.step.table import COLUMNS, DTYPE_CODES, FIRST_CHUNK, MAX_STATES
+from lrtricks_fused.step.storage import DTYPE_CODES
+from lrtricks_fused.step.table import (
+    COLUMNS,
+    GRAD,
+    INDEX,
+    NUMEL,
+    PARAM,
+    PARAM_DTYPE,
+    SCALAR_STATE,
+    STATE,
+    STATE_DTYPE,
+    STEP,
+)
 
 OPTIONS = dict(lr=0.1, betas=(0.8, 0.9), weight_decay=0.1, keep_prob=0.5, amsgrad=True)
 SHAPES = ((0,), (700,), (), (3, 5), (513,))
@@ -172,14 +184,17 @@ def test_gradients_are_not_kept_alive():
     assert not any(ref() is not None for ref in gone)
 
 
-def table_of(args, states):
-    params, grads, *rest = args[: 2 + states]
+def table_of(args, rule):
+    params, grads, *columns = args[:-2]
+    states, scalar_states = columns[: len(rule.states)], columns[len(rule.states) :]
     rows = torch.zeros(len(params), COLUMNS, dtype=torch.int64)
-    for i in range(len(params)):
-        columns = [params[i], grads[i], *(column[i] for column in rest)]
-        addresses = [t.data_ptr() for t in columns] + [0] * (MAX_STATES - states) + [args[-2][i].data_ptr()]
-        code = DTYPE_CODES[torch.float32]
-        rows[i] = torch.tensor([*addresses, params[i].numel(), args[-1][i], code, code, *[0] * (COLUMNS - FIRST_CHUNK)])
+    for i, row in enumerate(rows):
+        row[PARAM], row[GRAD], row[STEP] = (column[i].data_ptr() for column in (params, grads, args[-2]))
+        for first, some in ((STATE, states), (SCALAR_STATE, scalar_states)):
+            for number, column in enumerate(some, first):
+                row[number] = column[i].data_ptr()
+        row[NUMEL], row[INDEX] = params[i].numel(), args[-1][i]
+        row[PARAM_DTYPE] = row[STATE_DTYPE] = DTYPE_CODES[torch.float32]
     return rows
 
 
@@ -188,15 +203,15 @@ def operands(rows, states):
     return rows, (1 << states) - 1, code, code, None, None
 
 
-@pytest.mark.parametrize("name", HYPER)
+@pytest.mark.parametrize("name", NAMES)
 def test_ops_on_a_table(name):
     args, kwargs = sample(name)
     twin, _ = sample(name)
-    states = HYPER[name][0]
+    rule, states = rule_of(name), len(rule_of(name).states)
     op = getattr(torch.ops.lrtricks_fused, name.removesuffix("_") + "_table_").default
-    none = table_of(args, states)[:0]  # nothing may be written behind opcheck's back
+    none = table_of(args, rule)[:0]  # nothing may be written behind opcheck's back
     torch.library.opcheck(op, operands(none, states), kwargs)
-    op(*operands(table_of(args, states), states), **kwargs)
+    op(*operands(table_of(args, rule), states), **kwargs)
     getattr(torch.ops.lrtricks_fused, name).default(*twin, **kwargs)
     for mine, theirs in zip(args[:-1], twin[:-1], strict=True):
         assert_same_bits(mine, theirs)
@@ -207,4 +222,4 @@ def test_ops_on_a_table(name):
 )
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(RuntimeError, match="Invalid table"):
-        torch.ops.lrtricks_fused.radam_table_(*operands(table, 2), **HYPER["radam_"][1], **SCALARS)
+        torch.ops.lrtricks_fused.radam_table_(*operands(table, 2), **hyper_of("radam_"), **SCALARS)

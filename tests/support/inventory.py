@@ -1,17 +1,21 @@
 """The test inventory: one record per optimizer variant, the dtypes, the tensors and the tolerances.
 
-Every generic test runs over it; a new rule adds rows here and nothing elsewhere.
+Every generic test runs over it. The variants, dtypes and keep probabilities are those of `lrtricks verify`, to whose
+inventory a new rule adds its rows; here stand the classes of torch.optim, and what only tests look at.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 import lrtricks_fused as lrt
+from lrtricks_fused.tools.verify import inventory as verify
+from lrtricks_fused.tools.verify.inventory import KEEP_PROBS, SEED
 
-SEED = 0x123456789ABCDEF0
+__all__ = ["CASES", "CLASSES", "DTYPES", "FUSED", "ISAS", "KEEP_PROBS", "RICH", "SEED", "TOLERANCE", "TWINS", "Case",
+           "implementations"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,76 +40,31 @@ class Case:
         return self.twin(params, **{**self.arguments(), **extra})
 
 
-_SGD = [
-    dict(lr=0.03),
-    dict(lr=0.03, momentum=0.8),
-    dict(lr=0.03, momentum=0.8, dampening=0.3),
-    dict(lr=0.03, momentum=0.8, nesterov=True),
-    dict(lr=0.03, weight_decay=0.05),
-    dict(lr=0.03, momentum=0.8, maximize=True),
-    dict(lr=0.03, momentum=0.8, dampening=0.3, weight_decay=0.05, maximize=True),
-    dict(lr=0.03, momentum=0.8, nesterov=True, weight_decay=0.05),
-]
-_AVERAGE_SGD = [
-    dict(lr=0.03, momentum_window=1),
-    dict(lr=0.03, momentum_window=2),
-    dict(lr=0.03, momentum_window=5, weight_decay=0.05, maximize=True),
-]
-_ADAM = [
-    dict(lr=0.02),
-    dict(lr=0.02, betas=(0.8, 0.95)),
-    dict(lr=0.02, betas=(0.0, 0.95)),
-    dict(lr=0.02, eps=1e-3),
-    dict(lr=0.02, weight_decay=0.05),
-    dict(lr=0.02, weight_decay=0.05, decoupled_weight_decay=True),
-    dict(lr=0.02, amsgrad=True),
-    dict(lr=0.02, maximize=True),
-    dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.05, amsgrad=True, maximize=True),
-]
-_ADAMW = [
-    dict(lr=0.02),
-    dict(lr=0.02, weight_decay=0.3),
-    dict(lr=0.02, weight_decay=0.0),
-    dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.05, amsgrad=True, maximize=True),
-]
-_RMSPROP = [
-    dict(lr=0.01),
-    dict(lr=0.01, alpha=0.9),
-    dict(lr=0.01, eps=1e-3),
-    dict(lr=0.01, weight_decay=0.05),
-    dict(lr=0.01, momentum=0.8),
-    dict(lr=0.01, centered=True),
-    dict(lr=0.01, centered=True, momentum=0.8),
-    dict(lr=0.01, maximize=True),
-    dict(lr=0.01, alpha=0.9, eps=1e-3, weight_decay=0.05, momentum=0.8, centered=True, maximize=True),
-]
-_RADAM = [
-    dict(lr=0.02),
-    dict(lr=0.02, betas=(0.8, 0.95)),
-    dict(lr=0.02, betas=(0.8, 0.5)),  # rho_inf < 5: never rectified
-    dict(lr=0.02, eps=1e-3),
-    dict(lr=0.02, weight_decay=0.05),
-    dict(lr=0.02, weight_decay=0.05, decoupled_weight_decay=True),
-    dict(lr=0.02, maximize=True),
-    dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.05, decoupled_weight_decay=True, maximize=True),
-]
-_ADABELIEF = [
-    dict(lr=0.02),
-    dict(lr=0.02, betas=(0.8, 0.95)),
-    dict(lr=0.02, eps=1e-3),
-    dict(lr=0.02, weight_decay=0.05),
-    dict(lr=0.02, weight_decay=0.05, decoupled_weight_decay=True),
-    dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.05, maximize=True),
-]
-_TABLE = [
-    (lrt.SGD, torch.optim.SGD, _SGD),
-    (lrt.Adam, torch.optim.Adam, _ADAM),
-    (lrt.AdamW, torch.optim.AdamW, _ADAMW),
-    (lrt.RMSprop, torch.optim.RMSprop, _RMSPROP),
-    (lrt.RAdam, torch.optim.RAdam, _RADAM),
-    (lrt.AdaBelief, None, _ADABELIEF),
-    (lrt.SGD, None, _AVERAGE_SGD),
-]
+_LR = {"SGD": 0.03, "RMSprop": 0.01}
+_USUAL_LR = 0.02
+# What the tests step besides the variants of `lrtricks verify`. The last of each is the one with many options.
+_FURTHER: dict[str, list[dict[str, Any]]] = {
+    "SGD": [
+        dict(momentum=0.8, maximize=True),
+        dict(momentum=0.8, nesterov=True, weight_decay=0.05),
+    ],
+}
+_FURTHER_AVERAGE = [dict(momentum_window=1)]
+
+
+def _rows(name: str, average: bool) -> list[dict[str, Any]]:
+    """The options of a class's variants with a lr: those of ordinary momentum, or those of average momentum."""
+    options = [
+        v.options for v in verify.VARIANTS if v.optimizer == name and ("momentum_window" in v.options) == average
+    ]
+    further = [] if average else _FURTHER.get(name, [])
+    own = [*(_FURTHER_AVERAGE if average and options else []), *(o for o in options if o not in further), *further]
+    return [dict(lr=_LR.get(name, _USUAL_LR), **row) for row in own]
+
+
+_NAMES = list(dict.fromkeys(variant.optimizer for variant in verify.VARIANTS))
+_TABLE = [(getattr(lrt, name), getattr(torch.optim, name, None), _rows(name, average=False)) for name in _NAMES]
+_TABLE += [(getattr(lrt, name), None, rows) for name in _NAMES if (rows := _rows(name, average=True))]
 
 
 def _label(kwargs: dict[str, Any]) -> str:
@@ -127,24 +86,8 @@ TWINS = [case for case in CASES if case.twin is not None]
 CLASSES = list(dict.fromkeys(ours for ours, _, _ in _TABLE))
 
 
-@dataclass(frozen=True)
-class DtypeCase:
-    """Dtype of the parameters and, for 16-bit ones, of their states."""
-
-    name: str
-    dtype: torch.dtype
-    state_dtype: torch.dtype | None = None
-
-
-DTYPES = [
-    DtypeCase("f32", torch.float32),
-    DtypeCase("f64", torch.float64),
-    DtypeCase("bf16-f32", torch.bfloat16),
-    DtypeCase("bf16-bf16", torch.bfloat16, torch.bfloat16),
-    DtypeCase("f16-f32", torch.float16),
-    DtypeCase("f16-f16", torch.float16, torch.float16),
-]
-KEEP_PROBS = [1.0, 0.5, 0.0]
+# Dtypes of the parameters and of their states, with names that pytest takes.
+DTYPES = [replace(s, name=s.name.removesuffix(" states").replace(", ", "-")) for s in verify.STORAGES]
 ISAS = ["avx512", "avx2", "baseline"]
 
 

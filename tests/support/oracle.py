@@ -4,6 +4,7 @@ Each is written as its paper prints it (spec 1.2), so that only a same reading o
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy
@@ -99,8 +100,7 @@ class Oracle:
         """Start from the numpy array ``param``."""
         self.rule, self.settings = RULES[name], settings
         self.param, self.t = numpy.array(param, dtype=numpy.float64), 0
-        names = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg", "exp_avg_var")
-        self.state = {name: numpy.zeros_like(self.param) for name in names}
+        self.state = defaultdict(lambda: numpy.zeros_like(self.param))  # every state begins as zeros
 
     def step(self, grad, keep):
         """w <- w - lr keep * direction; weight decay in the gradient, or in the direction if decoupled."""

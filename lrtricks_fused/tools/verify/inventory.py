@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...step.storage import NAMES, PAIRS, STATE_DTYPES
+
 SEED = 0x123456789ABCDEF0
 
 
@@ -84,14 +86,14 @@ class Storage:
     state_dtype: torch.dtype | None = None
 
 
-STORAGES = [
-    Storage("f32", torch.float32),
-    Storage("f64", torch.float64),
-    Storage("bf16, f32 states", torch.bfloat16),
-    Storage("bf16, bf16 states", torch.bfloat16, torch.bfloat16),
-    Storage("f16, f32 states", torch.float16),
-    Storage("f16, f16 states", torch.float16, torch.float16),
-]
+def _storage(dtype: torch.dtype, state_dtype: torch.dtype) -> Storage:
+    if len(STATE_DTYPES[dtype]) == 1:
+        return Storage(NAMES[dtype], dtype)
+    named = f"{NAMES[dtype]}, {NAMES[state_dtype]} states"
+    return Storage(named, dtype, None if state_dtype == STATE_DTYPES[dtype][0] else state_dtype)
+
+
+STORAGES = [_storage(*pair) for pair in PAIRS]
 F32 = STORAGES[0]
 KEEP_PROBS = [1.0, 0.5, 0.0]
 
