@@ -2,9 +2,11 @@
 
 import pytest
 
-from bench import gpu_model, sass
+from bench import gpu_model
+from bench.machine_code import cuda_model, sass
+from bench.machine_code.kernel import Gpu
 
-MISSING = gpu_model.why_not()
+MISSING = cuda_model.why_not()
 reads = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 by_rule = pytest.mark.parametrize("rule", gpu_model.RULES)
 
@@ -53,7 +55,7 @@ def disassembly(lines: list[str]) -> str:
 
 def count(lines: list[str]) -> dict[str, float]:
     """The figures of a hand-made kernel of SGD with momentum, f32: 4 elements an access, 8 rows."""
-    return gpu_model.count(sass.parse(disassembly(lines))["kernel"], "SGD momentum", "f32")
+    return cuda_model.count(sass.parse(disassembly(lines))["kernel"], "SGD momentum", "f32")
 
 
 def replaced(old: list[str], new: list[str], within: list[str] = KERNEL) -> list[str]:
@@ -126,16 +128,16 @@ def test_unknown_structure_is_refused(old, new):
 
 
 def test_traffic_and_model():
-    assert gpu_model.traffic_bytes("Adam", "f32") == 28 and gpu_model.traffic_bytes("AMSGrad", "bf16/f32") == 30
-    gpu = gpu_model.Gpu("", 100, 1.0, 1000)
+    assert cuda_model.traffic_bytes("Adam", "f32") == 28 and cuda_model.traffic_bytes("AMSGrad", "bf16/f32") == 30
+    gpu = Gpu("", 100, 1.0, 1000)
     assert (gpu.memory_ps(28), gpu.issue_ps(64)) == (28.0, 5.0)
 
 
 @reads
 @by_rule
-@pytest.mark.parametrize("arch", gpu_model.archs())
+@pytest.mark.parametrize("arch", cuda_model.archs())
 def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
-    for kernel in gpu_model.kernels(arch, rule):
+    for kernel in cuda_model.kernels(arch, rule):
         assert kernel.spills == 0 and kernel.local_accesses == 0, kernel
         assert kernel.stack_bytes == 0, kernel
         assert kernel.wide_accesses == kernel.accesses, kernel
@@ -143,25 +145,25 @@ def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
 
 
 @reads
-@pytest.mark.parametrize("arch", gpu_model.archs())
+@pytest.mark.parametrize("arch", cuda_model.archs())
 def test_no_kernel_of_the_library_needs_a_stack(arch):
-    stacks = {name: text.stack_bytes for name, text in gpu_model.library(arch).items()}
+    stacks = {name: text.stack_bytes for name, text in cuda_model.library(arch).items()}
     assert len(stacks) > 70  # 66 step kernels, and the small ones
     assert not any(stacks.values()), {name: size for name, size in stacks.items() if size}
 
 
 @reads
-@pytest.mark.parametrize("arch", gpu_model.archs())
+@pytest.mark.parametrize("arch", cuda_model.archs())
 def test_instructions_of_adam_stay_in_budget(arch):
-    (kernel,) = gpu_model.kernels(arch, "Adam", ("f32",))
+    (kernel,) = cuda_model.kernels(arch, "Adam", ("f32",))
     assert kernel.masked <= BUDGET, kernel
     assert kernel.masked <= MASK_RATIO * kernel.unmasked, kernel
 
 
 @reads
 def test_report_prints_every_kernel():
-    rows = gpu_model.kernels(90, "Adam")
+    rows = cuda_model.kernels(90, "Adam")
     text = gpu_model.markdown(90, rows)
     assert all(f"| Adam, {dtype} | " in text for dtype in gpu_model.DTYPES)
-    assert all(len(row.cells()) == len(gpu_model.HEADER) for row in rows)
+    assert all(len(gpu_model.cells(row)) == len(gpu_model.HEADER) for row in rows)
     assert "NOT a measurement" in gpu_model.TITLE
