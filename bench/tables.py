@@ -49,16 +49,17 @@ def _widest(text: str | Text, separator: str | None = "\n") -> int:
 
 def _widths(header: Cells, rows: Sequence[Cells], room: int, first: int | None) -> tuple[list[int], int]:
     """Width of every column, and the spaces between two."""
+    columns = list(zip(header, *rows, strict=True))
     for gap, at_most in product((2, 1), HEADER_WIDTHS):
-        columns = zip(header, *rows, strict=True)
         widths = [
             max(*map(_widest, cells), _widest(title, None), min(_widest(title), at_most)) for title, *cells in columns
         ]
         if first is not None:
             widths[0] = first
-        if sum(widths) + gap * (len(widths) - 1) + 2 <= room:
-            break
-    return widths, gap
+        left = room - sum(widths) - gap * (len(widths) - 1) - 2
+        if left >= 0:
+            return widths, gap
+    return [widths[0] + (left if first is not None else 0), *widths[1:]], gap
 
 
 def make_table(
@@ -73,7 +74,8 @@ def make_table(
         width: of the terminal.
         title: above the table.
         ends: lengths of the table at which a section ends.
-        first: width of the first column, whose cells are wrapped between words; None: as wide as the widest.
+        first: width of the first column, or less where there is no room: its cells are wrapped between words; None: as
+            wide as the widest.
     """
     widths, gap = _widths(header, rows, width, first)
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE_HEAD,

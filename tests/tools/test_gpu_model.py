@@ -1,10 +1,13 @@
 """The machine code of the CUDA kernels: no spills, wide accesses, few instructions; and the parser that counts them."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from bench import gpu_model
 from bench.machine_code import cuda_model, sass
-from bench.machine_code.kernel import Gpu
+from bench.machine_code.kernel import Gpu, Kernel
 
 MISSING = cuda_model.why_not()
 reads = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
@@ -125,6 +128,35 @@ def test_local_and_narrow_accesses_of_full_chunks_are_seen():
 def test_unknown_structure_is_refused(old, new):
     with pytest.raises(sass.UnknownStructure):
         count(replaced(old, new))
+
+
+@pytest.mark.parametrize(
+    ("built", "archs"),
+    [
+        ("8.0 9.0a", [80, 90]),
+        ("9.0a+PTX", [90]),
+        ("10.0f+PTX", [100]),
+        ("12.0+PTX", []),
+        ("8.0 9.0 10.0", [80, 90, 100]),
+    ],
+)
+def test_architectures_of_a_family_are_known(built, archs, monkeypatch):
+    monkeypatch.setattr(cuda_model.native, "cuda_archs", built.split)
+    assert cuda_model.archs() == archs
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_shows_every_figure(width):
+    kernels = [
+        Kernel(80, rule, dtype, 255, 16, 12, 4, 72, 72, 103.5, 100.25, cuda_model.traffic_bytes(rule, dtype), backend)
+        for rule in gpu_model.RULES for dtype in gpu_model.DTYPES for backend in ("cuda", "triton")
+    ]  # fmt: skip
+    console = Console(width=width, file=io.StringIO())
+    gpu_model.print_terminal(console, 80, kernels)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    shown = [line.split() for line in lines if "cuda" in line or "triton" in line]
+    assert shown == [" ".join(gpu_model.cells(kernel)).rpartition(", ")[2].split() for kernel in kernels]
 
 
 def test_traffic_and_model():
