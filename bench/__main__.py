@@ -18,7 +18,7 @@ from .timing import Effort, time_candidates
 from .workloads import MANY
 
 DESCRIPTION = (
-    "Prints the table of speed and memory bars: about 7 minutes, with --quick about 1. Ratios above a bar do not "
+    "Prints the table of speed and memory bars: some minutes, with --quick one or two. Ratios above a bar do not "
     "change the exit code."
 )
 FULL, QUICK = Effort(), Effort(allocations=1, rounds=7)

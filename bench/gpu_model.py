@@ -122,8 +122,16 @@ def parse_arguments() -> argparse.Namespace:
     """Command line of the report."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_model", description=TITLE)
     there = [name for name, backend in BACKENDS.items() if not backend.why_not()]
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=there, help="cuda triton")
-    parser.add_argument("--archs", nargs="+", type=int, choices=GPUS, default=list(GPUS), help="80 90 100 942 (gfx942)")
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=BACKENDS,
+        default=there,
+        help="cuda triton (default: those that can be read here)",
+    )
+    parser.add_argument(
+        "--archs", nargs="+", type=int, choices=GPUS, default=list(GPUS), help="80 90 100 942 (gfx942; default: all)"
+    )
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE", help=", ".join(RULES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="DTYPE",
                         help=f"of parameters/states: {', '.join(DTYPES)}")  # fmt: skip

@@ -40,7 +40,7 @@ STEP_LABELS = {
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of the demo."""
-    parser = make_parser(COMMAND, __doc__ or "", "about 3 minutes", "the figures")
+    parser = make_parser(COMMAND, __doc__ or "", "about 2 minutes", "the figures")
     parser.add_argument("--seeds", type=int, default=8, help="runs per variant, 2 or more (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs per run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps per candidate (default: %(default)s)")

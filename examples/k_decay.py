@@ -152,6 +152,7 @@ def draw(runs: Runs, subtitle: str, path: Path) -> None:
         )
         axes[0].set(xlabel="progress t / T", ylabel="learning rate", title="polynomial shapes")
         axes[0].legend(frameon=False, fontsize=9)
+        axes[1].sharey(axes[2])
         for axis, family in zip(axes[1:], FAMILIES, strict=True):
             _errorbar(axis, runs, {k: arm_name(family, k) for k in KS}, -0.03, color=ORANGE, label="k-decay")
             controls = {k: control_name(family, k) for k in KS[1:]}
@@ -160,7 +161,6 @@ def draw(runs: Runs, subtitle: str, path: Path) -> None:
             axis.axhline(accuracy, color=GREY, linestyle=":", label="constant lr")
             axis.set(xlabel="k", title=family)
         axes[1].set_ylabel("test accuracy (%)")
-        axes[1].sharey(axes[2])
         legend_below(axes[2])
 
 

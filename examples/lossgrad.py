@@ -188,7 +188,7 @@ def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.lossgrad", __doc__, seeds=8, epochs=40, quick=2, minutes="about 4 minutes")
+    arguments = parse("examples.lossgrad", __doc__, seeds=8, epochs=40, quick=2, minutes="about a minute")
     present(arguments, study, total=len(arms()))
 
 

@@ -195,7 +195,7 @@ def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.stability", __doc__, seeds=32, epochs=5, quick=1, minutes="about a minute")
+    arguments = parse("examples.stability", __doc__, seeds=32, epochs=5, quick=1, minutes="about 20 seconds")
     present(arguments, study, total=len(DECAYED))
 
 

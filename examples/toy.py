@@ -204,7 +204,7 @@ def study(seeds: int, steps: int, folder: Path, on_run: Callable[[], object]) ->
 def main() -> None:
     """Run the study."""
     arguments = parse(
-        "examples.toy", __doc__, seeds=8, epochs=4000, quick=200, minutes="about half a minute", length="steps"
+        "examples.toy", __doc__, seeds=8, epochs=4000, quick=200, minutes="about 15 seconds", length="steps"
     )
     present(arguments, study, total=len(OPTIMIZERS) * len(VARIANTS))
 
