@@ -18,7 +18,7 @@ from .machine_code.cuda_model import DTYPES, RULES, traffic_bytes
 from .machine_code.kernel import GPUS, Kernel, target
 from .tables import grouped, make_table, terminal
 
-TITLE = "A model from the machine code and public figures; NOT a measurement: no GPU was used"
+TITLE = "A model from machine code and public figures; NOT a measurement: no GPU was used"
 HEADER = (
     "kernel", "backend", "registers", "spills", "stack B", "128-bit", "B", "instr masked", "unmasked", "ps memory",
     "ps issue",

@@ -15,9 +15,9 @@ HEADER_WIDTHS = (18, 14, 10, 0)  # to wrap headers at, the first that leaves roo
 Cells = Sequence[str | Text]
 
 
-def terminal(**options: bool) -> Console:
-    """A console at least as wide as the narrowest that tables are made for; options as rich's Console takes them."""
-    console = Console(**options)  # type: ignore[arg-type]
+def terminal() -> Console:
+    """A console at least as wide as the narrowest that tables are made for."""
+    console = Console()
     console.width = max(console.width, LEAST_WIDTH)
     return console
 

@@ -17,6 +17,13 @@ KEEP_PROB = 0.5
 # A claim shows if its differences lie beyond CLEAR standard errors of their mean, and does not if one lies within
 # ERRORS. In between it is too close to call: on another processor, which rounds otherwise, it may come out otherwise.
 ERRORS, CLEAR = 2, 4
+# What comes of "the mask beats both controls", as outcome() has it -> in words.
+IN_WORDS = {
+    "shows": "beats both controls",
+    "is reversed": "loses to both controls",
+    "is too close to call": "is too close to both controls to call",
+    "does not show": "does not beat both controls",
+}
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,7 @@ def verdict(name: str, runs: dict[str, list[Curves]]) -> str:
         control.name: Difference.of(accuracies[MASKED.name], accuracies[control.name]) for control in (FULL, HALF)
     }
     parts = [f"{d.mean:+.2f} ± {d.standard_error:.2f} points against '{control}'" for control, d in against.items()]
-    came = outcome(against.values())
-    beats = {"shows": "beats both controls", "is reversed": "loses to both controls", "is too close to call": came}.get(
-        came, "does not beat both controls"
-    )
+    beats = IN_WORDS[outcome(against.values())]
     to_full, to_half = (curve_distance(runs[MASKED.name], runs[control.name]) for control in (FULL, HALF))
     alike = "Here the mask acts like" if to_half < to_full / 3 else "Here the mask does not act merely like"
     return (

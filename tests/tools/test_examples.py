@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from examples import common, gradient_weight, k_decay, lossgrad, reporting, robustness, stability, toy, tune
+from examples import common, gradient_weight, k_decay, lossgrad, reporting, robustness, stability, study, toy, tune
 from examples.study import Difference
 from lrtricks_fused import SGD
 from lrtricks_fused.schedules import late
@@ -133,6 +133,21 @@ def test_claim(differences, outcome):
     sentence = reporting.claim("It helps", {f"control {i}": d for i, d in enumerate(differences)})
     assert f'"It helps" {outcome} in this run' in sentence
     assert f"{differences[0].mean:+.2f} ± {differences[0].standard_error:.2f} points against control 0" in sentence
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ((1, 1.1, 0.9), "beats both controls"),
+        ((-1, -1.1, -0.9), "loses to both controls"),
+        ((1, 0.2, 0.6), "is too close to both controls to call"),
+        ((1, -1, 0), "does not beat both controls"),
+    ],
+)
+def test_demo_says_what_the_mask_does(gains, words):
+    controls = {control.name: run([50.0, 51.0, 49.0]) for control in (study.FULL, study.HALF)}
+    masked = run([value + gain for value, gain in zip((50.0, 51.0, 49.0), gains, strict=True)])
+    assert words in study.verdict("Adam", controls | {study.MASKED.name: masked})
 
 
 def k_decay_runs(gain: float, control_gain: float) -> dict:
