@@ -5,7 +5,6 @@ Ratios above a bar do not change the exit code: a benchmark informs, tests decid
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -14,9 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import candidates, memory, report
 from .experiments import MEMORY_BAR, Experiment, all_experiments, select
+from .tables import terminal
 from .timing import Effort, time_candidates
 from .workloads import MANY
 
+DESCRIPTION = (
+    "Prints the table of speed and memory bars: some minutes, with --quick one or two. Ratios above a bar do not "
+    "change the exit code."
+)
 FULL, QUICK = Effort(), Effort(allocations=1, rounds=7)
 
 
@@ -38,7 +42,7 @@ def thread_count(text: str) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench", description=DESCRIPTION)
     parser.add_argument("--markdown", action="store_true", help="print Markdown for the README")
     parser.add_argument("--quick", action="store_true", help="few rounds, one allocation: a smoke test")
     parser.add_argument(
@@ -91,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.markdown:
         print(report.markdown(facts, rows))
     else:
-        width = None if sys.stdout.isatty() else 200  # a pipe has no width, and 80 columns cut the table
-        report.print_terminal(Console(width=width), facts, rows)
+        report.print_terminal(terminal(), facts, rows)
 
 
 if __name__ == "__main__":

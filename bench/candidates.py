@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 import lrtricks_fused
+from lrtricks_fused.optim.base import MaskedOptimizer
+
+from .workloads import gradient
 
 Step = Callable[[], object]
 KEEP_PROB = 0.5
@@ -54,7 +57,7 @@ def torch_optim(rule: str, implementation: str) -> Candidate:
     return Candidate(f"torch {implementation}", build)
 
 
-def _optimizer(rule: str, params: list[Tensor], **extra: object) -> torch.optim.Optimizer:
+def _optimizer(rule: str, params: list[Tensor], **extra: object) -> MaskedOptimizer:
     spec = RULES[rule]
     optimizer = getattr(lrtricks_fused, spec.class_name)
     return optimizer(params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", **spec.options, **extra)
@@ -81,7 +84,8 @@ def centralized_by_hand(rule: str) -> Candidate:
 
         def step() -> None:
             for param in several:
-                param.grad.sub_(param.grad.mean(dim=tuple(range(1, param.dim())), keepdim=True))
+                grad = gradient(param)
+                grad.sub_(grad.mean(dim=tuple(range(1, param.dim())), keepdim=True))
             optimizer.step()
 
         return step
@@ -133,7 +137,7 @@ def recipe(*, compiled: bool = False) -> Candidate:
             step_size = 1e-3 * math.sqrt(1 - 0.999**steps) / (1 - 0.9**steps)
             for param, state in zip(params, states, strict=True):
                 # As a tensor, or every step would be compiled anew.
-                update(param, param.grad, *state, torch.tensor(step_size) if compiled else step_size, KEEP_PROB)
+                update(param, gradient(param), *state, torch.tensor(step_size) if compiled else step_size, KEEP_PROB)
 
         return step
 

@@ -9,6 +9,7 @@ import argparse
 import gc
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
@@ -22,6 +23,7 @@ from lrtricks_fused.tools.cli import parse_device
 
 from .candidates import KEEP_PROB, Candidate, Step, copy, recipe, torch_optim
 from .experiments import traffic_bytes
+from .tables import LEAST_WIDTH
 from .timing import Effort, Timings
 from .workloads import BIG, MANY, RESNET50, Workload
 
@@ -31,12 +33,14 @@ BASELINE = "torch fused"
 OURS = {"ours, native": "native", "ours, Triton": "triton"}  # to the backend
 FULL, QUICK = Effort(rounds=100, warm_up=8), Effort(rounds=10, warm_up=8)
 LONGEST_SLEEP, CYCLES_PER_SECOND = 0.02, 2e9
-HEADER = ("candidate", "GPU us", f"ratio to {BASELINE} without mask, median [q1-q3]", "host us", "GB/s (of copy)")
+HEADER = ("candidate", "GPU us", "ratio, median [q1-q3]", "host us", "GB/s (of copy)")
 FOOTNOTE = (
-    "Ratios: round by round, candidates interleaved in rotating order, the L2 cache filled with other data before each "
-    "step, which is enqueued while the GPU sleeps (beyond about 1,000 launches the GPU still waits for the host). "
-    "Host: of a call on an idle GPU. GB/s: the least bytes such a step can move; a copy counts a read and a write."
+    f"Ratios: to {BASELINE} without mask, round by round, candidates interleaved in rotating order, the L2 cache "
+    "filled with other data before each step, which is enqueued while the GPU sleeps (beyond about 1,000 launches "
+    "the GPU still waits for the host). Host: of a call on an idle GPU. GB/s: the least bytes such a step can move; a "
+    "copy counts a read and a write."
 )
+Cells = tuple[str, ...]
 
 
 def compiled() -> Candidate:
@@ -123,7 +127,7 @@ def time_step(step: Step, flush: Callable[[], object], host: float) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def measure(workload: Workload, candidates: list[Candidate], effort: Effort, device: torch.device) -> list[tuple]:
+def measure(workload: Workload, candidates: list[Candidate], effort: Effort, device: torch.device) -> list[Cells]:
     """Rows of the table for one workload; its memory is free again afterwards."""
     ready, host = warm_up(candidates, make_parameters(workload, device), effort.warm_up)
     flush, order = cache_flusher(device), list(ready.items())
@@ -141,7 +145,7 @@ def measure(workload: Workload, candidates: list[Candidate], effort: Effort, dev
     return [row(name, workload, timings, host) for name in ready]
 
 
-def row(name: str, workload: Workload, device: Timings, host: Timings) -> tuple[str, ...]:
+def row(name: str, workload: Workload, device: Timings, host: Timings) -> Cells:
     """One candidate's cells."""
     seconds = device.step(name).median
     ratio = device.ratio(name, BASELINE) if BASELINE in device.seconds else None
@@ -157,6 +161,14 @@ def row(name: str, workload: Workload, device: Timings, host: Timings) -> tuple[
         f"{host.step(name).median * 1e6:.1f}",
         speed,
     )
+
+
+def markdown(rows: list[Cells]) -> str:
+    """A Markdown table whose columns also line up on a terminal."""
+    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
+    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [[cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])] for cells in (HEADER, ruler, *rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
 
 
 def needed_bytes(workload: Workload, candidates: int) -> int:
@@ -203,8 +215,7 @@ def print_workload(workload: Workload, candidates: list[Candidate], effort: Effo
     # A copy of what fits into a cache says nothing about memory.
     with_copy = [copy()] if len(workload.shapes) == 1 else []
     rows = measure(workload, [*candidates, *with_copy], effort, device)
-    table = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *rows]
-    print("\n".join(["", *("| " + " | ".join(cells) + " |" for cells in table)]), flush=True)
+    print(f"\n{markdown(rows)}", flush=True)
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
@@ -226,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     candidates, effort = all_candidates(not arguments.no_compile), QUICK if arguments.quick else FULL
     print("\n".join(facts(device)), flush=True)
     timed = [names for workload in WORKLOADS if (names := print_workload(workload, candidates, effort, device))]
-    print(f"\n{FOOTNOTE}")
+    print(f"\n{textwrap.fill(FOOTNOTE, LEAST_WIDTH)}")
     missing = [name for name in OURS if not timed or any(name not in names for names in timed)]
     if missing:
         print(f"bench.gpu: not timed everywhere: {'; '.join(missing)}", file=sys.stderr)

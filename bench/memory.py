@@ -30,6 +30,7 @@ def extra_bytes(name: str) -> int:
 
 def _status_bytes(key: str) -> int:
     match = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match, f"/proc/self/status has no {key}"
     return int(match[1]) * 1024
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from .experiments import Bar, Experiment, traffic_bytes
+from .tables import make_table
 from .timing import Timings
 
 HEADER = ("work", "ratio, median [q1-q3]", "bar", "", "ns/param", "baseline ns/param", "ours GB/s (of copy)")
+TWO_LINES = ("work", "ratio, median\n[q1-q3]", "bar", "ns/param\nbaseline", "GB/s\n(of copy)")  # HEADER's, in pairs
+LEAST_WORK_WIDTH = 34  # of a terminal's first column, which is wrapped
 COPY_TRANSFERS = 3  # read the source, read the target for ownership, write it
 FOOTNOTE = (
     "Ratios: interleaved steps, median and quartiles over rounds. GB/s: the least bytes such a step can move; "
@@ -103,7 +105,7 @@ def memory_rows(bar: Bar, extra: dict[str, int]) -> list[Row]:
     def row(name: str, size: int) -> Row:
         text = f"{size / 2**20:.1f} MiB"
         if name == bar.numerator:
-            return Row(f"{bar.work}: {name}", text, "< 1 MiB", size < bar.limit)
+            return Row(f"{bar.work}: {name}", text, "< 1 MiB", bar.limit is not None and size < bar.limit)
         return Row(f"{bar.work}: {name}", text, "", None)
 
     return [row(name, size) for name, size in extra.items()]
@@ -117,16 +119,25 @@ def markdown(facts: dict[str, str], rows: list[Row]) -> str:
     return "\n".join([*lines, "", FOOTNOTE])
 
 
+def _two_lines(row: Row) -> tuple[str | Text, ...]:
+    """A row's cells in the order of TWO_LINES."""
+    work, ratio, bar, verdict, *figures = row.cells()
+    style = {"pass": "green", "FAIL": "bold red"}.get(verdict, "")
+    numerator, denominator, bandwidth = figures
+    return (
+        work.replace(" / ", "\n/ ").replace(": ", ":\n"),
+        Text(ratio.replace(" [", "\n["), style),
+        Text(f"{bar}\n{verdict}", style),
+        f"{numerator}\n{denominator}",
+        bandwidth.replace(" (", "\n("),
+    )
+
+
 def print_terminal(console: Console, facts: dict[str, str], rows: list[Row]) -> None:
-    """The same for a terminal."""
+    """The same for a terminal, two lines or more to a row."""
     for key, value in facts.items():
         console.print(f"[bold]{key}:[/] {value}", highlight=False)
-    table = Table(*map(escape, HEADER), header_style="bold")
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", column.header != escape(HEADER[-1])
-    for row in rows:
-        style = {True: "green", False: "red", None: ""}[row.passed]
-        work, ratio, *rest = row.cells()
-        table.add_row(work, f"[{style}]{ratio}[/]" if style else ratio, *rest)
-    console.print(table)
+    cells = [_two_lines(row) for row in rows]
+    ends = set(range(1, len(rows)))
+    console.print(make_table(TWO_LINES, cells, console.width, ends=ends, first=LEAST_WORK_WIDTH))
     console.print(FOOTNOTE, style="dim", highlight=False)

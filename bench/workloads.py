@@ -53,11 +53,17 @@ class Workload:
         return params
 
 
+def gradient(param: Tensor) -> Tensor:
+    """The parameter's gradient, which those of a workload have."""
+    assert param.grad is not None
+    return param.grad
+
+
 def clone_parameters(params: list[Tensor]) -> list[Tensor]:
     """The same values in memory of their own, gradients included; drawing them anew takes much longer."""
     clones = [param.detach().clone().requires_grad_() for param in params]
     for clone, param in zip(clones, params, strict=True):
-        clone.grad = param.grad.clone()
+        clone.grad = gradient(param).clone()
     return clones
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import pairwise
-from statistics import mean
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from .digits import Curves, Split
 
 SAMPLES, TRAIN, BATCH, WIDTH = 3000, 1000, 50, 64
-TUNING_SEEDS = (1000, 1001, 1002)  # learning rates are chosen on these, and on no others
 
 Closure = Callable[[], Tensor]
 
@@ -32,7 +30,7 @@ class Trainer:
     def step(self, closure: Closure) -> Any:
         """One step; the closure computes the loss of a batch, forward only (as LossGrad's)."""
 
-        def evaluate() -> Tensor:
+        def evaluate() -> Any:
             self.optimizer.zero_grad()
             loss = closure()
             loss.backward()
@@ -180,12 +178,3 @@ def run_all(arms: Sequence[Arm], seeds: Sequence[int], epochs: int, on_run: Call
         runs[arm.name] = [run for part in parts for run in part]
         on_run()
     return runs
-
-
-def best(arms: dict[float, Arm], epochs: int, on_run: Callable[[], object]) -> float:
-    """Key of the arm with the highest mean test accuracy over the tuning seeds."""
-    accuracies = {
-        key: mean(run.test_accuracy[-1] for run in run_all([arm], TUNING_SEEDS, epochs, on_run)[arm.name])
-        for key, arm in arms.items()
-    }
-    return max(accuracies, key=accuracies.__getitem__)

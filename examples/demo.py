@@ -6,8 +6,9 @@ Everything it says is computed from this run's numbers.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from rich.console import Console
@@ -16,12 +17,13 @@ from rich.table import Table
 
 from bench.candidates import KEEP_PROB, ours, recipe, torch_optim
 from bench.report import machine_facts
+from bench.tables import grouped, make_table, terminal
 from bench.timing import Effort, Timings, time_candidates
 from bench.workloads import RESNET50
 
 from . import figures
 from .digits import BATCH, TRAIN_IMAGES
-from .reporting import FIGURES, TRACKED_FIGURES
+from .reporting import TRACKED_FIGURES, make_parser, parse_with_quick, spread
 from .study import MASKED, OPTIMIZERS, VARIANTS, Runs, curve_distance, final_accuracies, run_all, verdict
 
 COMMAND = f"{os.path.relpath(sys.executable)} -m examples.demo"  # as it can be typed, whatever `python` is here
@@ -36,58 +38,49 @@ STEP_LABELS = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of the demo."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the figures (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=8, help="runs per variant (2 or more)")
-    parser.add_argument("--epochs", type=int, default=30, help="epochs per run")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps per candidate")
-    arguments = parser.parse_args()
-    for name, least in (("seeds", 2), ("epochs", 1), ("rounds", 1)):
-        if getattr(arguments, name) < least:
-            parser.error(f"Invalid --{name}={getattr(arguments, name)}: must be at least {least}")
-    return arguments
+    parser = make_parser(COMMAND, __doc__ or "", "about 2 minutes", "the figures")
+    parser.add_argument("--seeds", type=int, default=8, help="runs per variant, 2 or more (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs per run (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps per candidate (default: %(default)s)")
+    quick = {"seeds": 2, "epochs": 3, "rounds": 3}
+    return parse_with_quick(parser, quick, {"seeds": 2, "epochs": 1, "rounds": 1}, argv)
 
 
-def accuracy_table(all_runs: Runs) -> Table:
-    """Accuracy, loss and distance of every variant."""
-    table = Table(title="Handwritten digits", header_style="bold")
-    table.add_column("optimizer")
-    table.add_column("variant")
-    for title in ("test accuracy (%), mean ± std", "final train loss, mean", f"distance to '{MASKED.name}'"):
-        table.add_column(title, justify="right")
+def accuracy_table(all_runs: Runs, width: int) -> Table:
+    """Accuracy, loss and distance of every variant, for a terminal of that width."""
+    header = ("optimizer: variant", "test accuracy (%), mean ± std", "final train loss, mean",
+              f"distance to '{MASKED.name}'")  # fmt: skip
+    rows = []
     for name, runs in all_runs.items():
         for variant in VARIANTS:
             curves = runs[variant.name]
-            accuracies = final_accuracies(curves)
-            table.add_row(
-                f"{name}, lr {OPTIMIZERS[name][1]:g}",
-                variant.name,
-                f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f}",
-                f"{mean(run.train_loss[-1] for run in curves):.4f}",
-                f"{curve_distance(curves, runs[MASKED.name]):.3f}",
-                end_section=variant is VARIANTS[-1],
+            rows.append(
+                (
+                    f"{name}, lr {OPTIMIZERS[name][1]:g}: {variant.name}",
+                    spread(final_accuracies(curves)),
+                    f"{mean(run.train_loss[-1] for run in curves):.4f}",
+                    f"{curve_distance(curves, runs[MASKED.name]):.3f}",
+                )
             )
+    shown, ends = grouped(rows)
+    table = make_table(header, shown, width, title="Handwritten digits", ends=ends)
     table.caption = "distance: mean over epochs and seeds of |ln(training loss / training loss)|"
+    table.caption_justify = "left"
     return table
 
 
-def step_table(timings: Timings) -> Table:
-    """Step times and their ratios to torch's fused step."""
-    table = Table(title=f"One Adam step, {RESNET50.name}, {RESNET50.numel / 1e6:.1f}M parameters", header_style="bold")
-    table.add_column("implementation")
-    for title in ("ms per step, median", f"ratio to {BASELINE}, median (q1-q3)", "ns per parameter"):
-        table.add_column(title, justify="right")
+def step_table(timings: Timings, width: int) -> Table:
+    """Step times and their ratios to torch's fused step, for a terminal of that width."""
+    header = ("implementation", "ms per step, median", f"ratio to {BASELINE}, median (q1-q3)", "ns per parameter")
+    rows = []
     for name, label in STEP_LABELS.items():
         seconds, ratio = timings.step(name).median, timings.ratio(name, BASELINE)
-        table.add_row(
-            label.replace("\n", " "),
-            f"{1e3 * seconds:.1f}",
-            f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})",
-            f"{seconds / RESNET50.numel * 1e9:.3f}",
-        )
-    return table
+        cells = (f"{1e3 * seconds:.1f}", f"{ratio.median:.2f} ({ratio.q1:.2f}-{ratio.q3:.2f})")
+        rows.append((label.replace("\n", " "), *cells, f"{seconds / RESNET50.numel * 1e9:.3f}"))
+    title = f"One Adam step, {RESNET50.name}, {RESNET50.numel / 1e6:.1f}M parameters"
+    return make_table(header, rows, width, title=title)
 
 
 def draw(all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, folder: Path) -> None:
@@ -135,15 +128,15 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Runs, Timi
 
 def main() -> None:
     """Run the demo."""
-    arguments, console = parse_arguments(), Console()
+    arguments, console = parse_arguments(), terminal()
     torch.set_num_threads(THREADS)
     facts = machine_facts()
     for key, value in facts.items():
         console.print(f"[bold]{key}:[/] {value}", highlight=False)
     all_runs, timings = measure(arguments, console)
     draw(all_runs, timings, facts, arguments.seeds, arguments.out)
-    console.print(accuracy_table(all_runs))
-    console.print(step_table(timings))
+    console.print(accuracy_table(all_runs, console.width))
+    console.print(step_table(timings, console.width))
     for line in places(arguments.out):
         console.print(line, highlight=False, soft_wrap=True)
     for name, runs in all_runs.items():

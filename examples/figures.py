@@ -1,6 +1,7 @@
 """The two figures of the demo, drawn to be read at the width of a README (about 830 pixels)."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -15,12 +16,12 @@ from matplotlib.ticker import PercentFormatter
 
 # Okabe and Ito's colour-blind-safe palette; the dashes tell the two curves that coincide apart.
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#8C8C8C"
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     FULL.name: {"color": BLUE, "linestyle": "-", "linewidth": 2.0},
     MASKED.name: {"color": ORANGE, "linestyle": "-", "linewidth": 3.2},
     HALF.name: {"color": BLACK, "linestyle": (0, (4, 3)), "linewidth": 1.4},
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",

@@ -17,10 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from lrtricks_fused import SGD, Adam, GradientWeight
 from lrtricks_fused.schedules import late, linear, random_gradient
 
-from .common import TRAIN, Arm, Run, Runs, Trainer, best, run_all
+from .common import TRAIN, Arm, Run, Runs, Trainer, run_all
 from .figures import BLACK, GREY, ORANGE, plt
 from .reporting import (
-    ERRORS,
     Report,
     accuracy_and_loss,
     accuracy_difference,
@@ -30,15 +29,16 @@ from .reporting import (
     parse,
     present,
 )
-from .study import curve_distance
+from .study import ERRORS, curve_distance
 
-# Name -> class, grid of learning rates, further arguments.
-OPTIMIZERS = {
-    "SGD": (SGD, (0.03, 0.1, 0.3), {"momentum": 0.9}),
-    "Adam": (Adam, (1e-3, 3e-3, 1e-2), {}),
+GRIDS = {"SGD": (0.03, 0.1, 0.3), "Adam": (1e-3, 3e-3, 1e-2)}  # learning rates of which examples.tune chose
+# Name -> class, the learning rate, further arguments.
+OPTIMIZERS: dict[str, tuple[Any, float, dict[str, Any]]] = {
+    "SGD": (SGD, 0.03, {"momentum": 0.9}),
+    "Adam": (Adam, 1e-2, {}),
 }
 DECAYS = (0.0, 5e-3)
-SCHEDULES = {"linear 2 to 0": linear(start=2, end=0), "late": late(), "random": random_gradient()}
+SCHEDULES: dict[str, Any] = {"linear 2 to 0": linear(start=2, end=0), "late": late(), "random": random_gradient()}
 PLAIN = "none"
 GRADIENT, RATE = "gradient", "lr"
 
@@ -50,12 +50,14 @@ def as_factor(schedule: Any, steps: int) -> Callable[[int], float]:
     return lambda t: schedule(min(t / steps, 1.0))
 
 
-def arm(optimizer: str, lr: float, decay: float, schedule: str | None = None, target: str = GRADIENT) -> Arm:
-    """An optimizer with a schedule on its gradient or on its learning rate."""
-    kind, _, options = OPTIMIZERS[optimizer]
+def arm(
+    optimizer: str, decay: float, schedule: str | None = None, target: str = GRADIENT, lr: float | None = None
+) -> Arm:
+    """An optimizer with a schedule on its gradient or on its learning rate; ``lr`` in place of its own."""
+    kind, chosen, options = OPTIMIZERS[optimizer]
 
     def make(params: list[torch.nn.Parameter], steps: int, seed: int) -> Trainer:
-        built = kind(params, lr=lr, weight_decay=decay, seed=seed, **options)
+        built = kind(params, lr=lr or chosen, weight_decay=decay, seed=seed, **options)
         if schedule is None:
             return Trainer(built)
         if target == GRADIENT:
@@ -71,10 +73,10 @@ def arm_name(optimizer: str, decay: float, schedule: str | None = None, target: 
     return f"{optimizer}, weight decay {decay:g}: {what}"
 
 
-def arms(lrs: dict[str, float]) -> list[Arm]:
+def arms() -> list[Arm]:
     """Each optimizer, with and without weight decay: no schedule, then each on the gradient and on the rate."""
     return [
-        arm(optimizer, lrs[optimizer], decay, schedule, target)
+        arm(optimizer, decay, schedule, target)
         for optimizer in OPTIMIZERS
         for decay in DECAYS
         for schedule, target in [(None, GRADIENT), *((s, t) for s in SCHEDULES for t in (GRADIENT, RATE))]
@@ -87,11 +89,11 @@ def distance(runs: list[Run], others: list[Run]) -> float:
     return curve_distance(runs, others) if all(0 < loss < math.inf for loss in losses) else math.inf
 
 
-def tabulate(runs: Runs, lrs: dict[str, float], seeds: int, epochs: int) -> Report:
+def tabulate(runs: Runs, seeds: int, epochs: int) -> Report:
     """Every arm; how far a weighted gradient runs from the same schedule on the rate and from none."""
     columns = ("arm", "test accuracy (%), mean ± std", "final training loss", "distance to same on lr",
                "distance to none")  # fmt: skip
-    rates = ", ".join(f"{name} lr {lr:g}" for name, lr in lrs.items())
+    rates = ", ".join(f"{name} lr {lr:g}" for name, (_, lr, _) in OPTIMIZERS.items())
     report = Report(f"Gradient weight, MNIST-1D, {rates}, {epochs} epochs, {seeds} seeds", columns)
     for optimizer in OPTIMIZERS:
         for decay in DECAYS:
@@ -104,7 +106,6 @@ def tabulate(runs: Runs, lrs: dict[str, float], seeds: int, epochs: int) -> Repo
                     to_plain = f"{distance(runs[name], runs[plain]):.3f}"
                     cells = accuracy_and_loss(runs, name)
                     report.rows.append((name, *cells, f"{to_rate:.3f}" if target == GRADIENT else "", to_plain))
-            report.sections.append(len(report.rows))
     report.verdicts = verdicts(runs)
     return report
 
@@ -167,20 +168,16 @@ def draw(runs: Runs, subtitle: str, path: Path) -> None:
 
 
 def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -> Report:
-    """Tune each optimizer without a schedule, train all arms, draw and tabulate."""
-    lrs = {
-        name: best({lr: arm(name, lr, 0.0) for lr in grid}, epochs, on_run) for name, (_, grid, _) in OPTIMIZERS.items()
-    }
-    runs = run_all(arms(lrs), range(seeds), epochs, on_run)
+    """Train all arms, draw and tabulate."""
+    runs = run_all(arms(), range(seeds), epochs, on_run)
     draw(runs, f"MNIST-1D, {TRAIN:,} training signals, {epochs} epochs, {seeds} seeds", folder / "gradient_weight.png")
-    return tabulate(runs, lrs, seeds, epochs)
+    return tabulate(runs, seeds, epochs)
 
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.gradient_weight", __doc__, seeds=12, epochs=40)
-    tuning = sum(len(grid) for _, grid, _ in OPTIMIZERS.values())
-    present(arguments, study, total=tuning + len(arms(dict.fromkeys(OPTIMIZERS, 1.0))))
+    arguments = parse("examples.gradient_weight", __doc__, seeds=48, epochs=40, quick=4, minutes="about 4 minutes")
+    present(arguments, study, total=len(arms()))
 
 
 if __name__ == "__main__":

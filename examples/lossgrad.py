@@ -1,37 +1,39 @@
 """LOSSGRAD on MNIST-1D from step sizes five orders apart, against tuned SGD: ``python -m examples.lossgrad``.
 
 The step size must forget where it started. Whether it is then any good is asked of the best constant learning rate of
-a small grid, which could refute it, and of WNGrad and L4, the paper's baselines. From 1e-6 it needs float64 here: a
-float32 loss does not change by so small a step, and a loss that does not fall says that the step was too long.
+a small grid (the choice of examples.tune), which could refute it, and of WNGrad and L4, the paper's baselines. From
+1e-6 it needs float64 here: a float32 loss does not change by so small a step, and a loss that does not fall says that
+the step was too long.
 """
 
 import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 
 from lrtricks_fused import SGD, L4Mom, LossGrad, WNGrad
 
-from .common import TRAIN, Arm, Runs, Trainer, best, run_all
+from .common import TRAIN, Arm, Runs, Trainer, run_all
 from .figures import BLACK, BLUE, GREY, plt
-from .reporting import ERRORS, Report, accuracy_and_loss, claim, figure, parse, present
-from .study import Difference, final_accuracies
+from .reporting import Report, accuracy_and_loss, claim, figure, parse, present
+from .study import ERRORS, Difference, final_accuracies
 
 STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 TUNABLE = STARTS[1:]  # in float32 the loss does not resolve a step of 1e-6 here
-GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+GRID, TUNED_LR = (0.03, 0.1, 0.3, 1.0, 3.0), 0.3
 KEEP_PROB = 0.5
 FORGOTTEN = 0.05  # share of log h0 that may be left at the end
 SGD_NAME, WNGRAD, L4 = "tuned SGD", "WNGrad", "L4Mom"
-MASKED = f"LOSSGRAD, keep {KEEP_PROB:g}, h0 = 1e-4"
-DOUBLE = "LOSSGRAD, float64, h0 = 1e-6"
+MASKED = f"LOSSGRAD: keep {KEEP_PROB:g}, h0 = 1e-4"
+DOUBLE = "LOSSGRAD: float64, h0 = 1e-6"
 
 
 def arm_name(h0: float) -> str:
     """What LOSSGRAD from h0 is called."""
-    return f"LOSSGRAD, h0 = 1e{math.log10(h0):.0f}"
+    return f"LOSSGRAD: h0 = 1e{math.log10(h0):.0f}"
 
 
 def lossgrad(h0: float, keep_prob: float = 1.0, name: str | None = None, dtype: torch.dtype = torch.float32) -> Arm:
@@ -49,18 +51,18 @@ def lossgrad(h0: float, keep_prob: float = 1.0, name: str | None = None, dtype: 
     )
 
 
-def sgd(lr: float) -> Arm:
+def sgd(lr: float = TUNED_LR) -> Arm:
     """Plain SGD at a constant rate."""
     return Arm(SGD_NAME, lambda params, steps, seed: Trainer(SGD(params, lr=lr, seed=seed)))
 
 
-def arms(lr: float) -> list[Arm]:
+def arms() -> list[Arm]:
     """All that are compared."""
     return [
         *(lossgrad(h0) for h0 in STARTS),
         lossgrad(STARTS[0], name=DOUBLE, dtype=torch.float64),
         lossgrad(1e-4, KEEP_PROB, MASKED),
-        sgd(lr),
+        sgd(),
         Arm(WNGRAD, lambda params, steps, seed: Trainer(WNGrad(params, lr=1.0)), together=False),
         Arm(L4, lambda params, steps, seed: Trainer(L4Mom(params)), together=False),
     ]
@@ -129,12 +131,12 @@ def verdicts(runs: Runs) -> list[str]:
     return [forgotten, *claims, masked]
 
 
-def tabulate(runs: Runs, lr: float, seeds: int, epochs: int) -> Report:
+def tabulate(runs: Runs, seeds: int, epochs: int) -> Report:
     """Accuracy, loss, and for LOSSGRAD the step size it comes to and when it has caught up with h0 = 0.1."""
     columns = ("method", "test accuracy (%), mean ± std", "final training loss", "final h",
                "steps until within 2x of h0 = 1e-1")  # fmt: skip
-    title = f"LOSSGRAD (c = 1.05), MNIST-1D, tuned SGD lr {lr:g}, {epochs} epochs, {seeds} seeds"
-    report = Report(title, columns, sections=[len(STARTS) + 2])
+    title = f"LOSSGRAD (c = 1.05), MNIST-1D, tuned SGD lr {TUNED_LR:g}, {epochs} epochs, {seeds} seeds"
+    report = Report(title, columns)
     reference = runs[arm_name(STARTS[-1])]
     for name, of_arm in runs.items():
         final = after = ""
@@ -151,39 +153,43 @@ def _geometric(curves: list[list[float]]) -> list[float]:
     return [math.exp(mean(math.log(max(value, 1e-30)) for value in values)) for values in zip(*curves, strict=True)]
 
 
-def draw(runs: Runs, lr: float, subtitle: str, path: Path) -> None:
+def draw(runs: Runs, subtitle: str, path: Path) -> None:
     """H over steps, and the training loss over epochs."""
     with figure(path, "LOSSGRAD from six initial step sizes", subtitle, 2, (9.6, 4.2)) as (left, right):
         colors = [plt.get_cmap("plasma")(i / len(STARTS)) for i in range(len(STARTS))]
-        lines = [(arm_name(h0), {"color": color}) for h0, color in zip(STARTS, colors, strict=True)]
+        lines: list[tuple[str, dict[str, Any]]] = [
+            (arm_name(h0), {"color": color}) for h0, color in zip(STARTS, colors, strict=True)
+        ]
         lines += [(DOUBLE, {"color": colors[0], "linestyle": "--"}), (MASKED, {"color": BLUE, "linestyle": ":"})]
         for name, style in lines:
-            left.plot(_geometric([run.trace for run in runs[name]]), label=name.removeprefix("LOSSGRAD, "), **style)
-        left.axhline(lr, color=BLACK, linestyle="--", label=SGD_NAME)
-        left.set(yscale="log", xlabel="step", ylabel="step size h (geometric mean over seeds)")
+            left.plot(_geometric([run.trace for run in runs[name]]), label=name.removeprefix("LOSSGRAD: "), **style)
+        left.axhline(TUNED_LR, color=BLACK, linestyle="--", label=SGD_NAME)
+        left.set(yscale="log", xlabel="step", ylabel="step size h (geometric mean)")
         left.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1, 0.42))
-        others = [(SGD_NAME, BLACK, "--"), (WNGRAD, GREY, "-."), (L4, GREY, ":")]
-        for name, style in [*lines, *((n, {"color": c, "linestyle": s}) for n, c, s in others)]:
+        others = ((SGD_NAME, BLACK, "--"), (WNGRAD, GREY, "-."), (L4, GREY, ":"))
+        lines += [(name, {"color": color, "linestyle": style}) for name, color, style in others]
+        for name, style in lines:
             losses = _geometric([run.train_loss for run in runs[name]])
             label = name if name in (SGD_NAME, WNGRAD, L4) else None
             right.plot(range(1, len(losses) + 1), losses, label=label, **style)
         right.set(yscale="log", xlabel="epoch", ylabel="training loss (geometric mean)")
-        right.legend(frameon=False, fontsize=9)
+        right.legend(frameon=False, fontsize=9, title="LOSSGRAD: as on the left", title_fontsize=9)
 
 
 def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -> Report:
-    """Tune SGD, train all arms, draw and tabulate."""
-    lr = best({lr: sgd(lr) for lr in GRID}, epochs, on_run)
-    runs = run_all(arms(lr), range(seeds), epochs, on_run)
-    subtitle = f"MNIST-1D, {TRAIN:,} training signals, plain SGD, {epochs} epochs, {seeds} seeds; tuned SGD: {lr:g}"
-    draw(runs, lr, subtitle, folder / "lossgrad.png")
-    return tabulate(runs, lr, seeds, epochs)
+    """Train all arms, draw and tabulate."""
+    runs = run_all(arms(), range(seeds), epochs, on_run)
+    subtitle = (
+        f"MNIST-1D, {TRAIN:,} training signals, plain SGD, {epochs} epochs, {seeds} seeds; tuned SGD: {TUNED_LR:g}"
+    )
+    draw(runs, subtitle, folder / "lossgrad.png")
+    return tabulate(runs, seeds, epochs)
 
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.lossgrad", __doc__, seeds=4, epochs=40)
-    present(arguments, study, total=len(GRID) + len(arms(1.0)))
+    arguments = parse("examples.lossgrad", __doc__, seeds=8, epochs=40, quick=2, minutes="about a minute")
+    present(arguments, study, total=len(arms()))
 
 
 if __name__ == "__main__":

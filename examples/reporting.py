@@ -2,22 +2,25 @@
 
 import argparse
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.tables import LEAST_WIDTH, grouped, make_table, terminal
+
 from .common import Runs
 from .figures import STYLE, headline, plt
-from .study import Difference, final_accuracies
+from .study import CLEAR, Difference, final_accuracies, outcome
 
-ERRORS = 2  # a difference is clear beyond so many standard errors of its mean
 FIGURES, TRACKED_FIGURES = Path("build/figures"), Path("docs/figures")  # the second are the README's
 
 
@@ -27,18 +30,13 @@ class Report:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-    sections: list[int] = field(default_factory=list)  # lengths of the table at which a new section starts
+    rows: list[tuple[str, ...]] = field(default_factory=list)  # named "group: item" where several belong together
     verdicts: list[str] = field(default_factory=list)
 
-    def table(self) -> Table:
+    def table(self, width: int = LEAST_WIDTH) -> Table:
         """For a terminal; the first column is text, the others are numbers."""
-        table = Table(title=self.title, header_style="bold")
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for number, row in enumerate(self.rows, start=1):
-            table.add_row(*row, end_section=number in self.sections)
-        return table
+        rows, ends = grouped(self.rows)
+        return make_table(self.columns, rows, width, title=self.title, ends=ends)
 
     def markdown(self) -> str:
         """For a README."""
@@ -47,18 +45,60 @@ class Report:
         return "\n".join([f"**{self.title}**", "", *lines, "", *(f"- {verdict}" for verdict in self.verdicts)])
 
 
-def parse(module: str, doc: str, *, seeds: int, epochs: int, length: str = "epochs") -> argparse.Namespace:
-    """Command line of a study; ``length`` is what ``--epochs`` counts."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the figure (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=seeds, help="runs per arm (2 or more)")
-    parser.add_argument("--epochs", type=int, default=epochs, help=f"{length} per run")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    arguments = parser.parse_args()
-    for name, least in (("seeds", 2), ("epochs", 1)):
-        if getattr(arguments, name) < least:
-            parser.error(f"Invalid --{name}={getattr(arguments, name)}: must be at least {least}")
+def make_parser(prog: str, doc: str, minutes: str, out: str) -> argparse.ArgumentParser:
+    """What all command lines of examples/ share.
+
+    Args:
+        prog: the command.
+        doc: of the module, the description.
+        minutes: how long a run takes.
+        out: what ``--out`` holds.
+    """
+    text = f"{doc.replace('``', '')}\nA run takes {minutes} on one core, with --quick some seconds."
+    paragraphs = [textwrap.fill(" ".join(part.split()), LEAST_WIDTH - 2) for part in text.split("\n\n")]
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description="\n\n".join(paragraphs), formatter_class=layout)
+    parser.add_argument(
+        "--quick", action="store_true", help="few and short runs: to see that it works, not to conclude"
+    )
+    parser.add_argument("--out", type=Path, default=FIGURES, help=f"folder of {out} (default: %(default)s)")
+    return parser
+
+
+def parse_with_quick(
+    parser: argparse.ArgumentParser, quick: dict[str, int], least: dict[str, int], argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Arguments whose defaults ``--quick`` replaces; an error for those below ``least``."""
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**quick)
+    arguments = parser.parse_args(argv)
+    for name, value in least.items():
+        if getattr(arguments, name) < value:
+            parser.error(f"Invalid --{name}={getattr(arguments, name)}: must be at least {value}")
     return arguments
+
+
+def parse(
+    module: str, doc: str | None, *, seeds: int, epochs: int, quick: int, minutes: str, length: str = "epochs",
+    argv: Sequence[str] | None = None
+) -> argparse.Namespace:  # fmt: skip
+    """Command line of a study.
+
+    Args:
+        module: which is run.
+        doc: its documentation.
+        seeds: default of ``--seeds``.
+        epochs: default of ``--epochs``.
+        quick: epochs with ``--quick``, of two seeds.
+        minutes: how long a run takes.
+        length: what ``--epochs`` counts.
+        argv: the arguments; None: those of this process.
+    """
+    parser = make_parser(f"python -m {module}", doc or "", minutes, "the figure")
+    parser.add_argument("--seeds", type=int, default=seeds, help="runs per arm, 2 or more (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=epochs, help=f"{length} per run (default: %(default)s)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    return parse_with_quick(parser, {"seeds": 2, "epochs": quick}, {"seeds": 2, "epochs": 1}, argv)
 
 
 def present(
@@ -67,7 +107,7 @@ def present(
     """Run ``study(seeds, epochs, folder, on_run)``, which calls on_run ``total`` times, and print its report."""
     torch.set_num_threads(1)  # these layers are too small to share
     arguments.out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = terminal()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -76,7 +116,7 @@ def present(
     if arguments.markdown:
         print(report.markdown())
         return
-    console.print(report.table())
+    console.print(report.table(console.width))
     for verdict in report.verdicts:
         console.print(verdict, highlight=False, markup=False)
 
@@ -97,42 +137,36 @@ def accuracy_difference(runs: Runs, name: str, other: str) -> Difference:
     return Difference.of(final_accuracies(runs[name]), final_accuracies(runs[other]))
 
 
-def sign(difference: Difference) -> int:
-    """1 or -1 where the mean lies more than two standard errors from 0, else 0."""
-    if abs(difference.mean) <= ERRORS * difference.standard_error:
-        return 0
-    return 1 if difference.mean > 0 else -1
-
-
 def signed(difference: Difference, unit: str = "points") -> str:
     """Mean and standard error in words."""
     return f"{difference.mean:+.2f} ± {difference.standard_error:.2f} {unit}"
 
 
 def claim(sentence: str, against: dict[str, Difference], unit: str = "points") -> str:
-    """Whether a claim shows: it does if every difference is positive by more than two standard errors.
+    """Whether a claim shows, is reversed, or is too close to call: see study.CLEAR.
 
     Args:
         sentence: what is claimed.
         against: what it is compared with -> difference, positive in favour of the claim.
         unit: of the differences.
     """
-    signs = {sign(difference) for difference in against.values()}
-    outcome = {(1,): "shows", (-1,): "is reversed"}.get(tuple(signs), "does not show")
     numbers = ", ".join(f"{signed(difference, unit)} against {name}" for name, difference in against.items())
-    return f'"{sentence}" {outcome} in this run: {numbers} (mean ± standard error; clear beyond {ERRORS}).'
+    came = outcome(against.values())
+    return f'"{sentence}" {came} in this run: {numbers} (mean ± standard error; clear beyond {CLEAR}).'
 
 
 @contextmanager
 def figure(
-    path: Path, title: str, subtitle: str, columns: int, size: tuple[float, float], rows: int = 1, **options: object
+    path: Path, title: str, subtitle: str, columns: int, size: tuple[float, float], rows: int = 1, **options: Any
 ) -> Iterator[list[plt.Axes]]:
     """Axes of a figure in the demo's style, row by row, saved at the end."""
     with plt.rc_context(STYLE):
         drawing, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
         yield list(axes.flat)
         headline(drawing, title, subtitle)
-        drawing.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.62 / size[1]), w_pad=0.12)
+        engine = drawing.get_layout_engine()
+        assert engine is not None
+        engine.set(rect=(0, 0, 1, 1 - 0.62 / size[1]), w_pad=0.12)
         drawing.savefig(path)
         plt.close(drawing)
 
@@ -140,4 +174,6 @@ def figure(
 def legend_below(axis: plt.Axes) -> None:
     """One legend for all panels, of the lines of one."""
     handles, labels = axis.get_legend_handles_labels()
-    axis.figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    drawing = axis.get_figure(root=True)
+    assert drawing is not None
+    drawing.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)

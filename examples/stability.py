@@ -9,17 +9,18 @@ a tenth, as a tenth of the parameters move at a time.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import torch
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import nn
 
 from lrtricks_fused import SGD, StabilityProbe, StabilityReport, SubnetworkLR, layer_groups
 
 from .digits import BATCH, TRAIN_IMAGES, load_split, make_model
 from .figures import BLACK, BLUE, GREY, ORANGE, plt
-from .reporting import Report, figure, legend_below, parse, present, sign
-from .study import Difference
+from .reporting import Report, figure, legend_below, parse, present
+from .study import CLEAR, Difference, outcome
 
 FACTOR = 0.1
 LR, MOMENTUM = 0.1, 0.9
@@ -28,8 +29,10 @@ LAYERS = {"0": "first", "2": "second", "4": "last"}
 METRICS = ("activation_drift", "gradient_cosine", "weight_drift")
 CONTROL, ALL, MASK = "no decay", "all layers / 10", f"keep {FACTOR:g}"
 # Arm -> layers whose learning rate is decayed; a colour.
-DECAYED = {CONTROL: (), ALL: ("0", "2", "4"), "first / 10": ("0",), "first two / 10": ("0", "2"),
-           "last / 10": ("4",), MASK: ()}  # fmt: skip
+DECAYED: dict[str, tuple[str, ...]] = {
+    CONTROL: (), ALL: ("0", "2", "4"), "first / 10": ("0",), "first two / 10": ("0", "2"), "last / 10": ("4",),
+    MASK: (),
+}  # fmt: skip
 COLORS = dict(zip(DECAYED, (GREY, ORANGE, BLUE, "#009E73", "#CC79A7", BLACK), strict=True))
 
 Reports = dict[str, list[StabilityReport]]  # arm -> one report per seed
@@ -91,17 +94,17 @@ def metric_of(reports: Reports, arm: str, layer: str, metric: str) -> list[float
 
 
 def tabulate(reports: Reports, seeds: int, epochs: int) -> Report:
-    """Every arm's metrics, the layers in order, and its churn and KL."""
-    layers = " / ".join(LAYERS.values())
-    columns = ("arm", f"activation drift ({layers})", "gradient cosine", "weight drift", "churn (%)", "logit KL")
+    """Of every arm the churn and KL of its outputs, and its layers' metrics below."""
+    columns = ("arm: layer", "activation drift", "gradient cosine", "weight drift", "churn (%)", "logit KL")
     title = f"Stability over {WINDOW} epochs after {epochs}, digits, SGD with momentum, {seeds} seeds (means)"
     report = Report(title, columns)
     for arm, of_arm in reports.items():
-        cells = [" / ".join(f"{mean(metric_of(reports, arm, layer, metric)):.3f}" for layer in LAYERS)
-                 for metric in METRICS]  # fmt: skip
         churn = 100 * mean(r.outputs["prediction_churn"] for r in of_arm)
         kl = mean(r.outputs["logit_kl"] for r in of_arm)
-        report.rows.append((arm, *cells, f"{churn:.2f}", f"{kl:.4f}"))
+        report.rows.append((arm, "", "", "", f"{churn:.2f}", f"{kl:.4f}"))
+        for layer, name in LAYERS.items():
+            cells = [f"{mean(metric_of(reports, arm, layer, metric)):.3f}" for metric in METRICS]
+            report.rows.append((f"{arm}: {name}", *cells, "", ""))
     report.verdicts = verdicts(reports)
     return report
 
@@ -112,11 +115,12 @@ def _factor(difference: Difference) -> str:
 
 
 def shows(sentence: str, ratios: dict[str, Difference]) -> str:
-    """Whether every ratio (as logarithms) lies below 1 by more than two standard errors."""
-    outcome = {(-1,): "shows", (1,): "is reversed"}.get(tuple({sign(d) for d in ratios.values()}), "does not show")
+    """Whether every ratio (as logarithms) lies clearly below 1."""
+    came = outcome(Difference(-d.mean, d.standard_error) for d in ratios.values())
     numbers = ", ".join(f"{name} {_factor(difference)}" for name, difference in ratios.items())
     return (
-        f'"{sentence}" {outcome} in this run; as a factor of the control, geometric mean ± standard error: {numbers}.'
+        f'"{sentence}" {came} in this run; as a factor of the control, geometric mean ± standard error, clear beyond '
+        f"{CLEAR}: {numbers}."
     )
 
 
@@ -131,13 +135,13 @@ def verdicts(reports: Reports) -> list[str]:
     ]
     cosines = {
         name: Difference.of(
-            metric_of(reports, CONTROL, layer, "gradient_cosine"), metric_of(reports, ALL, layer, "gradient_cosine")
+            metric_of(reports, ALL, layer, "gradient_cosine"), metric_of(reports, CONTROL, layer, "gradient_cosine")
         )
         for layer, name in LAYERS.items()
     }
-    outcome = {(-1,): "shows", (1,): "is reversed"}.get(tuple({sign(d) for d in cosines.values()}), "does not show")
-    numbers = ", ".join(f"{name} {-d.mean:+.2f} ± {d.standard_error:.2f}" for name, d in cosines.items())
-    result.append(f'"... and backward signals" {outcome}: gradient cosine against the control {numbers}.')
+    numbers = ", ".join(f"{name} {d.mean:+.2f} ± {d.standard_error:.2f}" for name, d in cosines.items())
+    came = outcome(cosines.values())
+    result.append(f'"... and backward signals" {came}: gradient cosine against the control {numbers}.')
     for arm, decayed in DECAYED.items():
         if decayed and arm != ALL:
             others = {name: ratio(reports, arm, layer, drift) for layer, name in LAYERS.items() if layer not in decayed}
@@ -148,14 +152,20 @@ def verdicts(reports: Reports) -> list[str]:
 
 
 def _lines(axis: plt.Axes, reports: Reports, metric: str) -> None:
-    for arm in reports:
+    """Means and standard errors over the layers, the arms side by side."""
+    for number, arm in enumerate(reports):
         values = [metric_of(reports, arm, layer, metric) for layer in LAYERS]
-        style = {"linestyle": "--"} if arm == MASK else {}
-        axis.plot(list(LAYERS.values()), [mean(v) for v in values], "o", color=COLORS[arm], label=arm,
-                  **({"linestyle": "-"} | style))  # fmt: skip
+        places = [layer + 0.06 * (number - (len(reports) - 1) / 2) for layer in range(len(LAYERS))]
+        errors = [stdev(v) / len(v) ** 0.5 for v in values]
+        axis.errorbar(places, [mean(v) for v in values], yerr=errors, marker="o", markersize=4, capsize=2, linewidth=1,
+                      linestyle="--" if arm == MASK else "-", color=COLORS[arm], label=arm)  # fmt: skip
+    axis.set_xticks(range(len(LAYERS)), list(LAYERS.values()))
     axis.set(title=metric.replace("_", " "), xlabel="layer")
     if metric != "gradient_cosine":
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw(reports: Reports, subtitle: str, path: Path) -> None:
@@ -164,7 +174,8 @@ def draw(reports: Reports, subtitle: str, path: Path) -> None:
     with figure(path, title, subtitle, len(METRICS), (9.6, 4.0)) as axes:
         for axis, metric in zip(axes, METRICS, strict=True):
             _lines(axis, reports, metric)
-        axes[0].set_ylabel("relative drift")
+        for axis, label in zip(axes, ("relative drift", "cosine", "relative drift"), strict=True):
+            axis.set_ylabel(label)
         legend_below(axes[0])
 
 
@@ -174,14 +185,18 @@ def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -
     for arm in DECAYED:
         reports[arm] = [compare(arm, seed, epochs) for seed in range(seeds)]
         on_run()
-    subtitle = f"digits, {WINDOW} epochs after epoch {epochs}, 1,297 test images as probe, mean of {seeds} seeds"
+    subtitle = (
+        f"digits, {WINDOW} epochs after epoch {epochs}, 1,297 test images as probe; "
+        f"mean of {seeds} seeds ± standard error"
+    )
     draw(reports, subtitle, path=folder / "stability.png")
     return tabulate(reports, seeds, epochs)
 
 
 def main() -> None:
     """Run the study."""
-    present(parse("examples.stability", __doc__, seeds=10, epochs=5), study, total=len(DECAYED))
+    arguments = parse("examples.stability", __doc__, seeds=32, epochs=5, quick=1, minutes="about 20 seconds")
+    present(arguments, study, total=len(DECAYED))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from lrtricks_fused import SGD, Adam, RMSprop
 
 from .figures import BLACK, BLUE, GREY, ORANGE, plt
-from .reporting import Report, claim, figure, legend_below, parse, present, spread
+from .reporting import Report, claim, figure, parse, present, spread
 from .study import FULL, HALF, MASKED, VARIANTS, Difference
 
 BOX = ((-4.0, 0.0), (-2.0, 3.0))
@@ -24,13 +26,15 @@ MINIMA = {"global": (-0.750, 1.416), "local": (-1.504, -0.334)}
 NEAR = 0.25  # distance at which a minimum counts as reached: a constant rate hovers around it
 SIDE = 24  # starts: one at a random place of each of SIDE x SIDE cells
 # Gradients in the corners of the box reach 1e5: plain SGD leaves it at any rate that is of use elsewhere.
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, tuple[Any, float, dict[str, Any]]] = {
     "Adam": (Adam, 0.05, {}),
     "RMSprop": (RMSprop, 0.02, {}),
     "SGD with momentum": (SGD, 2e-4, {"momentum": 0.9}),
 }
 SHOWN = "Adam"
 DRAWN = 14  # trajectories
+ENDS = {"global": "#009E73", "local": "#CC79A7", "elsewhere": GREY}  # colours, other than the variants'
+MARKERS = {"global": "*", "local": "X"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,16 @@ Runs = dict[str, dict[str, list[Outcome]]]  # optimizer -> variant -> one outcom
 
 def toy(x: Tensor, y: Tensor) -> Tensor:
     """F = (1.5 - x^2 + xy)^2 + (2.25 - x^2 + xy^2)^2 + (2.625 - x^2 + xy^3)^2."""
-    return sum((c - x**2 + x * y**power) ** 2 for power, c in enumerate((1.5, 2.25, 2.625), start=1))
+    terms = [(c - x**2 + x * y**power) ** 2 for power, c in enumerate((1.5, 2.25, 2.625), start=1)]
+    return terms[0] + terms[1] + terms[2]
 
 
 def slopes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The derivatives of F."""
     terms = [(2 * (c - x**2 + x * y**n), n) for n, c in enumerate((1.5, 2.25, 2.625), start=1)]
-    return sum(t * (y**n - 2 * x) for t, n in terms), sum(t * n * x * y ** (n - 1) for t, n in terms)
+    by_x = [t * (y**n - 2 * x) for t, n in terms]
+    by_y = [t * n * x * y ** (n - 1) for t, n in terms]
+    return by_x[0] + by_x[1] + by_x[2], by_y[0] + by_y[1] + by_y[2]
 
 
 def starts(seed: int) -> Tensor:
@@ -105,15 +112,14 @@ def shares(runs: list[Outcome], minimum: str) -> list[float]:
 
 def tabulate(runs: Runs, seeds: int, steps: int) -> Report:
     """Shares of both minima, and of neither: most of these have left the box, for a minimum near (1.67, 0.61)."""
-    columns = ("optimizer and variant", "global minimum (%), mean ± std", "local minimum (%)", "elsewhere (%)")
+    columns = ("optimizer: variant", "global minimum (%), mean ± std", "local minimum (%)", "elsewhere (%)")
     report = Report(f"Toy function, {SIDE * SIDE} starts, {steps} steps, {seeds} seeds", columns)
     for name, of_optimizer in runs.items():
         for variant, outcomes in of_optimizer.items():
             found = {minimum: shares(outcomes, minimum) for minimum in MINIMA}
             neither = [100 - sum(values) for values in zip(*found.values(), strict=True)]
             cells = [spread(values) for values in (*found.values(), neither)]
-            report.rows.append((f"{name} (lr {OPTIMIZERS[name][1]:g}), {variant}", *cells))
-        report.sections.append(len(report.rows))
+            report.rows.append((f"{name}, lr {OPTIMIZERS[name][1]:g}: {variant}", *cells))
         differences = {
             f"'{control.name}'": Difference.of(
                 shares(of_optimizer[MASKED.name], "global"), shares(of_optimizer[control.name], "global")
@@ -133,45 +139,73 @@ def _landscape(axis: plt.Axes) -> None:
     axis.grid(visible=False)
 
 
+def _end(place: Tensor) -> str:
+    """Which minimum is near, as a key of ENDS."""
+    distances = {name: (place - torch.tensor(minimum)).norm().item() for name, minimum in MINIMA.items()}
+    return next((name for name, distance in distances.items() if distance < NEAR), "elsewhere")
+
+
 def _trajectories(axis: plt.Axes, outcome: Outcome, title: str) -> None:
     _landscape(axis)
     for path in outcome.paths.transpose(0, 1):
-        to_global = (path[-1] - torch.tensor(MINIMA["global"])).norm() < NEAR
-        axis.plot(*path.T, color=ORANGE if to_global else BLUE, linewidth=0.9, alpha=0.9)
+        axis.plot(*path.T, color=ENDS[_end(path[-1])], linewidth=0.9, alpha=0.9)
         axis.plot(*path[0], "o", color=BLACK, markersize=3)
-    for minimum, marker in zip(MINIMA, "*X", strict=True):
-        axis.plot(*MINIMA[minimum], marker, color=BLACK, markersize=10, markeredgecolor="white", linestyle="none")
+    for name, marker in MARKERS.items():
+        axis.plot(*MINIMA[name], marker, color=BLACK, markersize=10, markeredgecolor="white", linestyle="none")
     axis.set_title(title, fontsize=11)
+
+
+def _legend_of_trajectories(axis: plt.Axes) -> None:
+    """What their colours and marks mean, below the panels on the left."""
+    marks = [Line2D([], [], color=BLACK, marker="o", markersize=3, linestyle="none", label="start")]
+    for name, color in ENDS.items():
+        label = f"ends near the {name} minimum" if name in MARKERS else f"ends {name}"
+        mark: dict[str, Any] = {"marker": MARKERS.get(name, ""), "markersize": 10, "markerfacecolor": BLACK}
+        marks.append(Line2D([], [], color=color, label=label, markeredgecolor="white", **mark))
+    drawing = axis.get_figure(root=True)
+    assert drawing is not None
+    drawing.legend(handles=marks, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+
+
+def _shares(axis: plt.Axes, runs: Runs) -> None:
+    """For each optimizer the share of starts that each variant brings to the global minimum."""
+    styles = {FULL.name: BLUE, MASKED.name: ORANGE, HALF.name: BLACK}
+    for offset, (variant, color) in enumerate(styles.items(), start=-1):
+        values = [shares(of_optimizer[variant], "global") for of_optimizer in runs.values()]
+        rows = [row + 0.27 * offset for row in range(len(values))]
+        errors = [stdev(v) for v in values]
+        axis.barh(rows, [mean(v) for v in values], 0.25, xerr=errors, ecolor=GREY, color=color, label=variant)
+    axis.set_yticks(range(len(runs)), [name.replace(" with ", "\nwith ") for name in runs])
+    axis.invert_yaxis()
+    axis.set(xlabel="% of the starts, ± std", xlim=(0, 60))
+    axis.set_title("near the global minimum", fontsize=11)
+    drawing = axis.get_figure(root=True)
+    assert drawing is not None
+    drawing.legend(*axis.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=9)
 
 
 def draw(runs: Runs, subtitle: str, path: Path) -> None:
     """Contour lines with trajectories, unmasked and masked, and the share of starts that end in the global minimum."""
-    title = "Toy function (Eq. 9 of the LRD paper): orange ends in the global minimum (star)"
-    with figure(path, title, subtitle, 3, (9.6, 4.0), width_ratios=(1.2, 1.2, 1)) as (left, middle, right):
+    title = "Toy function (Eq. 9 of the LRD paper): which minimum is reached"
+    with figure(path, title, subtitle, 3, (9.6, 4.3), width_ratios=(1.2, 1.2, 1)) as (left, middle, right):
         for axis, variant in ((left, FULL), (middle, MASKED)):
             _trajectories(axis, runs[SHOWN][variant.name][0], f"{SHOWN}, {variant.name}")
-        styles = {FULL.name: BLUE, MASKED.name: ORANGE, HALF.name: GREY}
-        for offset, (variant, color) in enumerate(styles.items(), start=-1):
-            values = [shares(of_optimizer[variant], "global") for of_optimizer in runs.values()]
-            rows = [row + 0.27 * offset for row in range(len(values))]
-            errors = [stdev(v) for v in values]
-            right.barh(rows, [mean(v) for v in values], 0.25, xerr=errors, color=color, label=variant)
-        right.set_yticks(range(len(runs)), [name.replace(" with ", "\nwith ") for name in runs])
-        right.invert_yaxis()
-        right.set(xlabel="starts that reach it (%, ± std)", xlim=(0, 60))
-        legend_below(right)
+        _legend_of_trajectories(left)
+        _shares(right, runs)
 
 
 def study(seeds: int, steps: int, folder: Path, on_run: Callable[[], object]) -> Report:
     """Descend from all starts, draw and tabulate."""
     runs = run_all(seeds, steps, on_run)
-    draw(runs, f"{SIDE * SIDE} starts, {steps} steps, {seeds} seeds", folder / "toy.png")
+    draw(runs, f"{SIDE * SIDE} starts, {steps} steps, {seeds} seeds; {DRAWN} starts are drawn", folder / "toy.png")
     return tabulate(runs, seeds, steps)
 
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.toy", __doc__, seeds=8, epochs=4000, length="steps")
+    arguments = parse(
+        "examples.toy", __doc__, seeds=8, epochs=4000, quick=200, minutes="about 15 seconds", length="steps"
+    )
     present(arguments, study, total=len(OPTIMIZERS) * len(VARIANTS))
 
 

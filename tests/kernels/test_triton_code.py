@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from bench import amdgcn, sass, triton_model
+from bench.machine_code import amdgcn, sass, triton_model
 
 MISSING = triton_model.why_not()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))

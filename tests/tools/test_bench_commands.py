@@ -1,13 +1,15 @@
 """The benchmarks' command lines: what they refuse, and the GPU's from beginning to end on a stand-in for torch.cuda."""
 
+import io
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from bench import __main__ as bench
-from bench import gpu
+from bench import gpu, report
 from bench.workloads import Workload
 from lrtricks_fused.step import backends, native
 
@@ -39,6 +41,24 @@ def test_selected_rows_are_timed(monkeypatch):
         bench.main(["--rows", rows, "--threads", "1"])
     assert timed == ["RAdam", "memory", "RMSprop", "memory"]
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_shows_every_figure(width):
+    rows = [
+        report.Row("16M fp32, Adam keep 0.5, LOSSGRAD beyond its second forward pass / ours", "27.27 [26.79-28.27]",
+                   "<= 1.10", False, "121.933", "0.559", "1050 (102% of 1049)"),
+        report.Row("Adam 16M fp32, memory of a step beyond parameters: torch foreach", "63.9 MiB", "", None),
+    ]  # fmt: skip
+    console = Console(width=width, file=io.StringIO())
+    report.print_terminal(console, {"CPU": "X"}, rows)
+    text = console.file.getvalue()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    shown = text.replace("\n", " \n")
+    for figure in ("27.27", "[26.79-28.27]", "<= 1.10", "FAIL", "121.933", "0.559", "1050", "(102% of 1049)"):
+        assert f" {figure} " in shown, figure
+    assert "63.9 MiB" in shown
+    assert all(word in text for row in rows for word in row.work.split())
 
 
 class Event:
@@ -87,7 +107,7 @@ def machine(monkeypatch):
 def rows_of(text):
     """Names of the candidates in the tables, in order."""
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
-    return [name for name in names if name not in ("candidate", "---")]
+    return [name for name in names if name != "candidate" and name.strip("-")]
 
 
 NAMES = ["torch fused", "torch foreach", "paper recipe", "ours, native", "ours, Triton"]

@@ -1,11 +1,13 @@
 """The studies in examples/: each runs in a tiny setting, draws its figure, and judges made-up numbers both ways."""
 
+import io
 import math
 
 import pytest
 import torch
+from rich.console import Console
 
-from examples import common, gradient_weight, k_decay, lossgrad, reporting, robustness, stability, toy
+from examples import common, gradient_weight, k_decay, lossgrad, reporting, robustness, stability, study, toy, tune
 from examples.study import Difference
 from lrtricks_fused import SGD
 from lrtricks_fused.schedules import late
@@ -37,6 +39,13 @@ def run(seeds: list[float]) -> list[common.Run]:
     return [common.Run([1.0], [accuracy / 100]) for accuracy in seeds]
 
 
+def rendered(report: reporting.Report, width: int) -> str:
+    """The report's table on a terminal of that width."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(report.table(width))
+    return console.file.getvalue()
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_reports_and_draws(name, tmp_path):
     module, length = STUDIES[name]
@@ -47,7 +56,58 @@ def test_a_study_reports_and_draws(name, tmp_path):
     assert all(len(row) == len(report.columns) for row in report.rows)
     lines = report.markdown().splitlines()
     assert sum(line.startswith("|") for line in lines) == len(report.rows) + 2
-    assert report.table().row_count == len(report.rows)
+    for width in (80, 100):
+        shown = rendered(report, width)
+        assert max(map(len, shown.splitlines())) <= width
+        figures = [cell for row in report.rows for cell in row[1:]]
+        assert all(cell in shown for cell in figures), shown
+        assert all(row[0].rpartition(": ")[2] in shown for row in report.rows), shown
+
+
+def test_tuning_tabulates_every_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "GRIDS", {"lossgrad, SGD": tune.GRIDS["lossgrad, SGD"]})
+    calls = []
+    report = tune.study(2, 1, tmp_path, lambda: calls.append(None))
+    assert len(report.rows) == len(calls) == len(lossgrad.GRID)
+    assert all(row[0] == f"lossgrad, SGD: {lr:g}" for row, lr in zip(report.rows, lossgrad.GRID, strict=True))
+
+
+def test_tuning_takes_the_smallest_rate_within_one_standard_error():
+    assert tune.choose({0.1: [40, 41, 42], 0.3: [41.6, 41.7, 41.5], 1.0: [41, 42, 43], 3.0: [10, 11, 12]}) == 0.3
+
+
+def test_studies_take_rates_of_their_grids():
+    assert robustness.LR in robustness.LRS and k_decay.PEAK in k_decay.PEAKS and lossgrad.TUNED_LR in lossgrad.GRID
+    assert all(lr in gradient_weight.GRIDS[name] for name, (_, lr, _) in gradient_weight.OPTIMIZERS.items())
+
+
+def parsed(*argv: str):
+    return reporting.parse(
+        "examples.x", "Title: ``python -m x``.\n\nMore\nof it.\n", seeds=9, epochs=40, quick=3, minutes="2 minutes",
+        argv=argv,
+    )  # fmt: skip
+
+
+def test_quick_replaces_defaults_only():
+    assert (parsed().seeds, parsed().epochs) == (9, 40)
+    assert (parsed("--quick").seeds, parsed("--quick").epochs) == (2, 3)
+    assert (parsed("--quick", "--seeds", "4").seeds, parsed("--epochs", "7").epochs) == (4, 7)
+
+
+def test_help_tells_defaults_and_times(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parsed("-h")
+    text = " ".join(capsys.readouterr().out.split())
+    for told in ("(default: 9)", "(default: 40)", "2 minutes on one core", "--quick", "More of it."):
+        assert told in text
+
+
+@pytest.mark.parametrize("arguments", [("--seeds", "1"), ("--epochs", "0")])
+def test_too_few_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*arguments)
+    assert f"Invalid {arguments[0]}={arguments[1]}: must be at least" in capsys.readouterr().err
 
 
 BETTER, WORSE, UNCLEAR = Difference(1.0, 0.2), Difference(-1.0, 0.2), Difference(1.0, 0.6)
@@ -63,12 +123,31 @@ BETTER, WORSE, UNCLEAR = Difference(1.0, 0.2), Difference(-1.0, 0.2), Difference
         ((BETTER, UNCLEAR), "does not show"),
         ((UNCLEAR,), "does not show"),
         ((Difference(0.0, 0.0),), "does not show"),
+        ((Difference(1.0, 0.3),), "is too close to call"),
+        ((Difference(1.0, 0.3), BETTER), "is too close to call"),
+        ((Difference(-1.0, 0.3), WORSE), "is too close to call"),
+        ((Difference(1.0, 0.0),), "shows"),
     ],
 )
 def test_claim(differences, outcome):
     sentence = reporting.claim("It helps", {f"control {i}": d for i, d in enumerate(differences)})
     assert f'"It helps" {outcome} in this run' in sentence
     assert f"{differences[0].mean:+.2f} ± {differences[0].standard_error:.2f} points against control 0" in sentence
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ((1, 1.1, 0.9), "beats both controls"),
+        ((-1, -1.1, -0.9), "loses to both controls"),
+        ((1, 0.2, 0.6), "is too close to both controls to call"),
+        ((1, -1, 0), "does not beat both controls"),
+    ],
+)
+def test_demo_says_what_the_mask_does(gains, words):
+    controls = {control.name: run([50.0, 51.0, 49.0]) for control in (study.FULL, study.HALF)}
+    masked = run([value + gain for value, gain in zip((50.0, 51.0, 49.0), gains, strict=True)])
+    assert words in study.verdict("Adam", controls | {study.MASKED.name: masked})
 
 
 def k_decay_runs(gain: float, control_gain: float) -> dict:

@@ -1,10 +1,15 @@
 """The machine code of the CUDA kernels: no spills, wide accesses, few instructions; and the parser that counts them."""
 
+import io
+
 import pytest
+from rich.console import Console
 
-from bench import gpu_model, sass
+from bench import gpu_model
+from bench.machine_code import cuda_model, sass
+from bench.machine_code.kernel import Gpu, Kernel
 
-MISSING = gpu_model.why_not()
+MISSING = cuda_model.why_not()
 reads = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 by_rule = pytest.mark.parametrize("rule", gpu_model.RULES)
 
@@ -53,7 +58,7 @@ def disassembly(lines: list[str]) -> str:
 
 def count(lines: list[str]) -> dict[str, float]:
     """The figures of a hand-made kernel of SGD with momentum, f32: 4 elements an access, 8 rows."""
-    return gpu_model.count(sass.parse(disassembly(lines))["kernel"], "SGD momentum", "f32")
+    return cuda_model.count(sass.parse(disassembly(lines))["kernel"], "SGD momentum", "f32")
 
 
 def replaced(old: list[str], new: list[str], within: list[str] = KERNEL) -> list[str]:
@@ -125,17 +130,46 @@ def test_unknown_structure_is_refused(old, new):
         count(replaced(old, new))
 
 
+@pytest.mark.parametrize(
+    ("built", "archs"),
+    [
+        ("8.0 9.0a", [80, 90]),
+        ("9.0a+PTX", [90]),
+        ("10.0f+PTX", [100]),
+        ("12.0+PTX", []),
+        ("8.0 9.0 10.0", [80, 90, 100]),
+    ],
+)
+def test_architectures_of_a_family_are_known(built, archs, monkeypatch):
+    monkeypatch.setattr(cuda_model.native, "cuda_archs", built.split)
+    assert cuda_model.archs() == archs
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_terminal_shows_every_figure(width):
+    kernels = [
+        Kernel(80, rule, dtype, 255, 16, 12, 4, 72, 72, 103.5, 100.25, cuda_model.traffic_bytes(rule, dtype), backend)
+        for rule in gpu_model.RULES for dtype in gpu_model.DTYPES for backend in ("cuda", "triton")
+    ]  # fmt: skip
+    console = Console(width=width, file=io.StringIO())
+    gpu_model.print_terminal(console, 80, kernels)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    shown = [line.split() for line in lines if "cuda" in line or "triton" in line]
+    assert shown == [" ".join(gpu_model.cells(kernel)).rpartition(", ")[2].split() for kernel in kernels]
+
+
 def test_traffic_and_model():
-    assert gpu_model.traffic_bytes("Adam", "f32") == 28 and gpu_model.traffic_bytes("AMSGrad", "bf16/f32") == 30
-    gpu = gpu_model.Gpu("", 100, 1.0, 1000)
+    assert cuda_model.traffic_bytes("Adam", "f32") == 28 and cuda_model.traffic_bytes("AMSGrad", "bf16/f32") == 30
+    gpu = Gpu("", 100, 1.0, 1000)
     assert (gpu.memory_ps(28), gpu.issue_ps(64)) == (28.0, 5.0)
 
 
 @reads
 @by_rule
-@pytest.mark.parametrize("arch", gpu_model.archs())
+@pytest.mark.parametrize("arch", cuda_model.archs())
 def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
-    for kernel in gpu_model.kernels(arch, rule):
+    for kernel in cuda_model.kernels(arch, rule):
         assert kernel.spills == 0 and kernel.local_accesses == 0, kernel
         assert kernel.stack_bytes == 0, kernel
         assert kernel.wide_accesses == kernel.accesses, kernel
@@ -143,25 +177,25 @@ def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
 
 
 @reads
-@pytest.mark.parametrize("arch", gpu_model.archs())
+@pytest.mark.parametrize("arch", cuda_model.archs())
 def test_no_kernel_of_the_library_needs_a_stack(arch):
-    stacks = {name: text.stack_bytes for name, text in gpu_model.library(arch).items()}
+    stacks = {name: text.stack_bytes for name, text in cuda_model.library(arch).items()}
     assert len(stacks) > 70  # 66 step kernels, and the small ones
     assert not any(stacks.values()), {name: size for name, size in stacks.items() if size}
 
 
 @reads
-@pytest.mark.parametrize("arch", gpu_model.archs())
+@pytest.mark.parametrize("arch", cuda_model.archs())
 def test_instructions_of_adam_stay_in_budget(arch):
-    (kernel,) = gpu_model.kernels(arch, "Adam", ("f32",))
+    (kernel,) = cuda_model.kernels(arch, "Adam", ("f32",))
     assert kernel.masked <= BUDGET, kernel
     assert kernel.masked <= MASK_RATIO * kernel.unmasked, kernel
 
 
 @reads
 def test_report_prints_every_kernel():
-    rows = gpu_model.kernels(90, "Adam")
+    rows = cuda_model.kernels(90, "Adam")
     text = gpu_model.markdown(90, rows)
     assert all(f"| Adam, {dtype} | " in text for dtype in gpu_model.DTYPES)
-    assert all(len(row.cells()) == len(gpu_model.HEADER) for row in rows)
+    assert all(len(gpu_model.cells(row)) == len(gpu_model.HEADER) for row in rows)
     assert "NOT a measurement" in gpu_model.TITLE

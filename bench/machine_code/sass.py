@@ -1,6 +1,6 @@
 """Reads the machine code of a kernel (nvdisasm's text): its loops, its accesses, the instructions a normal value takes.
 
-Nothing here knows an optimizer; gpu_model.py and triton_model.py ask the questions. amdgcn.py reads AMD's text.
+Nothing here knows an optimizer; cuda_model.py and triton_model.py ask the questions. amdgcn.py reads AMD's text.
 """
 
 import importlib.util
@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def parse(text: str) -> dict[str, list[Instruction]]:
     return {name: function.instructions() for name, function in functions.items()}
 
 
-def loops(code: list[Instruction]) -> list[Loop]:
+def loops(code: Sequence[Instruction]) -> list[Loop]:
     """What backward branches close, without the idle loop that ends every kernel."""
     ends: dict[int, int] = {}
     for index, instruction in enumerate(code):
@@ -133,7 +133,7 @@ def loops(code: list[Instruction]) -> list[Loop]:
     return [Loop(head, end) for head, end in ends.items()]
 
 
-def nested(code: list[Instruction]) -> list[tuple[Loop, Loop]]:
+def nested(code: Sequence[Instruction]) -> list[tuple[Loop, Loop]]:
     """Every innermost loop that lies in another, behind the loop it lies in directly."""
     found = loops(code)
     innermost = [loop for loop in found if not any(loop.contains(other) for other in found)]
@@ -147,7 +147,7 @@ def nested(code: list[Instruction]) -> list[tuple[Loop, Loop]]:
     return pairs
 
 
-def successors(code: list[Instruction], index: int) -> Iterator[int]:
+def successors(code: Sequence[Instruction], index: int) -> Iterator[int]:
     """Where execution may go on without a call (calls are the slow paths of square root and division)."""
     instruction = code[index]
     if (instruction.is_call or instruction.is_exit) and not instruction.guarded:
@@ -158,7 +158,7 @@ def successors(code: list[Instruction], index: int) -> Iterator[int]:
         yield index + 1
 
 
-def skips_store(code: list[Instruction], branch: int) -> bool:
+def skips_store(code: Sequence[Instruction], branch: int) -> bool:
     """Whether a branch jumps forward over a store to global memory."""
     target = code[branch].target
     return any(i.access_bytes and i.opcode.startswith("ST") for i in code[branch + 1 : target])
@@ -176,12 +176,12 @@ class Passes:
     branches: tuple[int, ...]
 
 
-def passes(code: list[Instruction], loop: Loop) -> Passes:
+def passes(code: Sequence[Instruction], loop: Loop) -> Passes:
     """The longest and the shortest pass of ``loop`` that makes no call, that is, takes no slow path."""
     return ways(code, loop.head, loop.end)
 
 
-def ways(code: list[Instruction], first: int, last: int) -> Passes:
+def ways(code: Sequence[Instruction], first: int, last: int) -> Passes:
     """The longest and the shortest way from ``first`` to ``last``, both included, that never goes back."""
     longest = {last: (1, -1)}  # index -> instructions from there to the last one, next index
     shortest = dict(longest)
@@ -208,7 +208,7 @@ def _walk(table: dict[int, tuple[int, int]], index: int) -> tuple[int, ...]:
     return tuple(way)
 
 
-def committed(code: list[Instruction], goals: set[int]) -> int:
+def committed(code: Sequence[Instruction], goals: set[int]) -> int:
     """Where execution, without calls and going back, becomes certain to reach one of ``goals``; one such entry."""
     leads: dict[int, bool | None] = dict.fromkeys(goals, True)  # None: only by a call
     for i in range(max(goals) - 1, -1, -1):
@@ -224,7 +224,7 @@ def committed(code: list[Instruction], goals: set[int]) -> int:
     return entries.pop()
 
 
-def exit_after(code: list[Instruction], index: int) -> int:
+def exit_after(code: Sequence[Instruction], index: int) -> int:
     """The one place where the kernel ends after ``index``, without calls and loops."""
     reached, ends = {index}, []
     for i in range(index, len(code)):
@@ -240,7 +240,7 @@ def exit_after(code: list[Instruction], index: int) -> int:
 class Text:
     """A function's instructions, and the registers and bytes of stack that ptxas gave it."""
 
-    code: list[Instruction]
+    code: Sequence[Instruction]
     registers: int
     stack_bytes: int
 

@@ -52,7 +52,8 @@ def parse(text: str, name: str) -> list[AmdInstruction]:
     body = re.search(rf"^{name}:(.*?)^\.Lfunc_end", text, re.M | re.S)
     if not body:
         raise UnknownStructure(f"no kernel {name}")
-    lines, labels = [], {}
+    lines: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
     for line in body[1].splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(lines)
@@ -89,7 +90,8 @@ def in_order(code: list[AmdInstruction]) -> list[AmdInstruction]:
         else:
             seen.add(way)
             stack.append((way, iter(following[way])))
-    ordered, places = [], {}
+    ordered: list[AmdInstruction] = []
+    places: dict[int, int] = {}
     for start, after in zip(done[::-1], [*done[-2::-1], None], strict=True):
         places[start] = len(ordered)
         ordered += code[start : ends[start]]

@@ -1,6 +1,6 @@
 """What the machine code of the Triton kernels says: compiled ahead of time, for NVIDIA and AMD, without a GPU.
 
-gpu_model.py prints it beside the CUDA kernels' figures. Triton is imported where it is used: by worker processes.
+bench.gpu_model prints it beside the CUDA kernels' figures. Triton is imported where it is used: by worker processes.
 """
 
 import importlib.util
@@ -9,10 +9,12 @@ import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lrtricks_fused.step.table import CHUNK
 
@@ -84,13 +86,13 @@ class Way:
     before: tuple[int, ...]
     loop: tuple[int, ...]
 
-    def cost(self, code: list[sass.Instruction], shape: Shape) -> float:
+    def cost(self, code: Sequence[sass.Instruction], shape: Shape) -> float:
         """Instructions per parameter."""
         before, loop = (sum(code[i].counts for i in part) for part in (self.before, self.loop))
         return (before + shape.passes * loop) / shape.elements
 
 
-def _looped(code: list[sass.Instruction], shape: Shape, found: list[sass.Loop]) -> tuple[list[Way], bool]:
+def _looped(code: Sequence[sass.Instruction], shape: Shape, found: list[sass.Loop]) -> tuple[list[Way], bool]:
     """Both ways through one loop, or through two, and whether the draws have the only branch."""
     start = sass.committed(code, {loop.head for loop in found})
     ways, branches = [], 0
@@ -102,7 +104,7 @@ def _looped(code: list[sass.Instruction], shape: Shape, found: list[sass.Loop]) 
     return (ways, branches == 1) if len(found) == 1 else (ways[::2], branches == 0)
 
 
-def full_ways(code: list[sass.Instruction], shape: Shape) -> tuple[list[Way], bool]:
+def full_ways(code: Sequence[sass.Instruction], shape: Shape) -> tuple[list[Way], bool]:
     """The ways of a full chunk from where it is known to be one, and whether only draws are branched around.
 
     A loop over passes with a branch around the draws; two loops, when the compiler has made that branch choose between
@@ -127,7 +129,7 @@ def full_ways(code: list[sass.Instruction], shape: Shape) -> tuple[list[Way], bo
     return [Way(way.longest, ()), Way(way.shortest, ())], len(way.branches) == shape.passes
 
 
-def count(code: list[sass.Instruction], shape: Shape) -> dict[str, object]:
+def count(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
     """What a full chunk executes as fields of Reading; UnknownStructure if the code is not as expected."""
     ways, known = full_ways(code, shape)
     masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
@@ -148,15 +150,15 @@ def count(code: list[sass.Instruction], shape: Shape) -> dict[str, object]:
     }
 
 
-def _target(arch: int) -> object:
+def _target(arch: int) -> Any:
     from triton.backends.compiler import GPUTarget
 
     return GPUTarget("hip", f"gfx{arch}", 64) if arch > 900 else GPUTarget("cuda", arch, 32)
 
 
 def _compile(
-    kernel: object, constants: dict[str, object], types: dict[str, str | tuple[str, ...]], arch: int, **options: object
-) -> tuple[Reading, list]:
+    kernel: Any, constants: dict[str, object], types: dict[str, str | tuple[str, ...]], arch: int, **options: Any
+) -> tuple[Reading, Sequence[sass.Instruction]]:
     """The kernel's own figures, and its instructions."""
     import triton
     from triton.compiler import ASTSource
@@ -186,7 +188,7 @@ def _compile(
 
 def _compile_step(
     arch: int, rule: str, dtype: str, centralize: bool, slope: bool
-) -> tuple[Reading, list, dict[str, object]]:
+) -> tuple[Reading, Sequence[sass.Instruction], dict[str, Any]]:
     """The kernel's own figures, its instructions, and what it is compiled for."""
     import torch
 
@@ -195,7 +197,9 @@ def _compile_step(
     name, flags, states = RULES[rule]
     dtypes = (getattr(torch, of) for of in DTYPES[dtype])
     given = launch.step_constexprs(name, flags, states, *dtypes, _target(arch).warp_size, centralize, slope)
-    types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
+    types: dict[str, str | tuple[str, ...]] = {
+        "rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"
+    }  # fmt: skip
     return *_compile(step.step_kernel, given, types, arch, slope=slope), given
 
 
