@@ -75,6 +75,13 @@ double adabelief(double grad, double t, Moments& s) {
   return m_hat / (std::sqrt(v_hat) + h.eps);
 }
 
+// Chen et al. 2023, Algorithm 2.
+double lion(double grad, double, Moments& s) {
+  const double update = kLion.beta1 * s.m + (1 - kLion.beta1) * grad;
+  s.m = kLion.beta2 * s.m + (1 - kLion.beta2) * grad;
+  return static_cast<double>(update > 0) - static_cast<double>(update < 0);
+}
+
 // Lin et al. 2022, Eq. 10.
 double average_sgd(double grad, double, Moments& s) {
   s.last.push_back(grad);
@@ -93,6 +100,7 @@ const std::map<std::string, Formula> kFormulas = {{"sgd", sgd},
                                                   {"rmsprop centered momentum", rmsprop<true, true>},
                                                   {"radam", radam},
                                                   {"adabelief", adabelief},
+                                                  {"lion", lion},
                                                   {"average sgd", average_sgd}};
 
 double value(const Bytes& bytes, int64_t i) {

@@ -103,6 +103,7 @@ const std::vector<Variant>& variants() {
       variant<RMSpropRule, true, true>("rmsprop centered momentum", 0b1, kRmsprop),
       variant<RAdamRule>("radam", 0b10, kRadam),
       variant<AdaBeliefRule>("adabelief", 0b10, kAdabelief),
+      variant<LionRule>("lion", 0b0, kLion),
       variant<AverageSGDRule>("average sgd", 0b0, kAverageSgd),
   };
   return all;

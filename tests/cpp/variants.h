@@ -27,6 +27,7 @@ constexpr AdamHyper kAdam = {0.8, 0.95, 1e-6};
 constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
 constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
 constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
+constexpr LionHyper kLion = {0.8, 0.95};
 constexpr AverageSGDHyper kAverageSgd = {3};
 
 struct Variant {

@@ -90,7 +90,23 @@ def adabelief(g, s, h, t):
     return m_hat / (sqrt(s_hat) + h.eps)
 
 
-RULES = {"SGD": sgd, "Adam": adam, "AdamW": adam, "RMSprop": rmsprop, "RAdam": radam, "AdaBelief": adabelief}
+def lion(g, s, h, t):
+    """Chen et al., Algorithm 2: update before the momentum, by its sign."""
+    beta1, beta2 = h.betas
+    update = numpy.sign(beta1 * s["exp_avg"] + (1 - beta1) * g)
+    s["exp_avg"] = beta2 * s["exp_avg"] + (1 - beta2) * g
+    return update
+
+
+RULES = {
+    "SGD": sgd,
+    "Adam": adam,
+    "AdamW": adam,
+    "RMSprop": rmsprop,
+    "RAdam": radam,
+    "AdaBelief": adabelief,
+    "Lion": lion,
+}
 
 
 class Oracle:
