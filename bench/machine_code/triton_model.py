@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,7 +157,7 @@ def _target(arch: int) -> Any:
 
 
 def _compile(
-    kernel: Any, constants: dict[str, object], types: dict[str, str | tuple[str, ...]], arch: int, **options: Any
+    kernel: Any, constants: dict[str, object], types: Mapping[str, Sequence[str]], arch: int, **options: Any
 ) -> tuple[Reading, Sequence[sass.Instruction]]:
     """The kernel's own figures, and its instructions."""
     import triton
@@ -197,9 +197,7 @@ def _compile_step(
     name, flags, states = RULES[rule]
     dtypes = (getattr(torch, of) for of in DTYPES[dtype])
     given = launch.step_constexprs(name, flags, states, *dtypes, _target(arch).warp_size, centralize, slope)
-    types: dict[str, str | tuple[str, ...]] = {
-        "rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"
-    }  # fmt: skip
+    types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, slope=slope), given
 
 
