@@ -28,7 +28,7 @@ constexpr auto with_dtype(Dtype dtype, const Visit& visit) {
 }
 
 constexpr int64_t size_of(Dtype dtype) {
-  return with_dtype(dtype, []<class Storage>() { return static_cast<int64_t>(sizeof(Storage)); });
+  return with_dtype(dtype, [&]<class Storage>() { return static_cast<int64_t>(sizeof(Storage)); });
 }
 
 template <class ParamType, class StateType>

@@ -65,6 +65,19 @@ struct Flags {
 template <class Hyper>
 constexpr bool kHasScalar = requires(const Hyper& hyper) { hyper.advance(1.0, 1.0); };
 
+// What a parameter's scalar becomes, where the type of the hyper-parameters is not known; null where there is none.
+using Advance = double (*)(const void* hyper, double step, double scalar);
+
+template <class Hyper>
+constexpr Advance advance_of() {
+  if constexpr (kHasScalar<Hyper>) {
+    return [](const void* hyper, double step, double scalar) {
+      return static_cast<const Hyper*>(hyper)->advance(step, scalar);
+    };
+  }
+  return nullptr;
+}
+
 // The rule's constants of one step of one parameter.
 template <class Rule, class Hyper>
 LRT_HD Rule rule_at(const Hyper& hyper, double step, [[maybe_unused]] double scalar) {

@@ -18,20 +18,10 @@ using KernelOf = std::function<StepKernel(Dtype param, Dtype state)>;
 struct RuleCall {
   const void* hyper;
   KernelOf kernel_of;
-  double (*advance)(const void* hyper, double step, double scalar);
+  Advance advance;
 };
 
 void run(const ListCall& call, const RuleCall& rule);
-
-template <class Hyper>
-constexpr auto advance_of() -> double (*)(const void*, double, double) {
-  if constexpr (kHasScalar<Hyper>) {
-    return [](const void* hyper, double step, double scalar) {
-      return static_cast<const Hyper*>(hyper)->advance(step, scalar);
-    };
-  }
-  return nullptr;
-}
 
 template <class Record>
 void step(const ListCall& call, const typename Record::Hyper& hyper, const Flags<Record>& flags) {

@@ -46,7 +46,7 @@ constexpr int64_t slope_bytes(int64_t chunks, Dtype param) {
 }
 
 constexpr int64_t slice_bytes(int64_t slices, int64_t lanes, Dtype param) {
-  const auto size = with_dtype(param, []<class Param>() { return static_cast<int64_t>(sizeof(Real<Param>)); });
+  const auto size = with_dtype(param, [&]<class Param>() { return static_cast<int64_t>(sizeof(Real<Param>)); });
   return (slices + lanes) * size;
 }
 

@@ -75,6 +75,16 @@ double adabelief(double grad, double t, Moments& s) {
   return m_hat / (std::sqrt(v_hat) + h.eps);
 }
 
+// Dozat 2016, with torch.optim's schedule of the momentum.
+double nadam(double grad, double t, Moments& s) {
+  const auto mu = [](double t) { return kNadam.beta1 * (1 - 0.5 * std::pow(kNadam.decay, t)); };
+  s.m = kNadam.beta1 * s.m + (1 - kNadam.beta1) * grad;
+  s.v = kNadam.beta2 * s.v + (1 - kNadam.beta2) * grad * grad;
+  s.extra = (t == 1 ? 1 : s.extra) * mu(t);
+  const double m_hat = mu(t + 1) * s.m / (1 - s.extra * mu(t + 1)) + (1 - mu(t)) * grad / (1 - s.extra);
+  return m_hat / (std::sqrt(s.v / (1 - std::pow(kNadam.beta2, t))) + kNadam.eps);
+}
+
 // Chen et al. 2023, Algorithm 2.
 double lion(double grad, double, Moments& s) {
   const double update = kLion.beta1 * s.m + (1 - kLion.beta1) * grad;
@@ -100,6 +110,7 @@ const std::map<std::string, Formula> kFormulas = {{"sgd", sgd},
                                                   {"rmsprop centered momentum", rmsprop<true, true>},
                                                   {"radam", radam},
                                                   {"adabelief", adabelief},
+                                                  {"nadam", nadam},
                                                   {"lion", lion},
                                                   {"average sgd", average_sgd}};
 
@@ -135,7 +146,9 @@ void follows_formula(const Call& call, cpu::Isa isa) {
   std::vector<double> params(count);
   for (int64_t i = 0; i < count; ++i) params[i] = value(tensor.param, i);
   std::vector<Moments> moments(count);
+  tensor.scalar = 1;
   for (tensor.step = 1; tensor.step <= 10; ++tensor.step) {
+    if (call.variant.advance) tensor.scalar = call.variant.advance(call.variant.hyper, tensor.step, tensor.scalar);
     for (int64_t i = 0; i < count; ++i) {
       const double grad = random.sign() * (0.1 + random.uniform());
       memcpy(tensor.grad.data() + i * sizeof(grad), &grad, sizeof(grad));

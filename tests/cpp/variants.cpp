@@ -75,8 +75,10 @@ Variant variant(const char* name, unsigned variances, const typename Record::Hyp
     });
   };
   const int states = Chosen::template Rule<double>::kStates;
-  if constexpr (requires { hyper.window; }) return {name, states, variances, &hyper, native, scalar, hyper.window};
-  return {name, states, variances, &hyper, native, scalar};
+  const Advance advance = advance_of<typename Record::Hyper>();
+  int64_t slots = 1;
+  if constexpr (requires { hyper.window; }) slots = hyper.window;
+  return {name, states, variances, &hyper, native, scalar, advance, slots};
 }
 
 bool selectable(Isa isa) {
@@ -103,6 +105,7 @@ const std::vector<Variant>& variants() {
       variant<RMSpropRule, true, true>("rmsprop centered momentum", 0b1, kRmsprop),
       variant<RAdamRule>("radam", 0b10, kRadam),
       variant<AdaBeliefRule>("adabelief", 0b10, kAdabelief),
+      variant<NAdamRule>("nadam", 0b10, kNadam),
       variant<LionRule>("lion", 0b0, kLion),
       variant<AverageSGDRule>("average sgd", 0b0, kAverageSgd),
   };

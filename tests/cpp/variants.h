@@ -27,6 +27,7 @@ constexpr AdamHyper kAdam = {0.8, 0.95, 1e-6};
 constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
 constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
 constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
+constexpr NAdamHyper kNadam = {0.8, 0.95, 1e-6, 0.98};
 constexpr LionHyper kLion = {0.8, 0.95};
 constexpr AverageSGDHyper kAverageSgd = {3};
 
@@ -37,6 +38,7 @@ struct Variant {
   const void* hyper;
   cpu::StepKernel (*native)(cpu::Isa isa, Dtype param, Dtype state);
   cpu::StepKernel (*scalar)(Dtype param, Dtype state);
+  Advance advance;    // of the rule's scalar, or null
   int64_t slots = 1;  // of the parameter's size, that a state has
 };
 
