@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 from cuda_on_host import POISON, HostTable, module, step
-from helpers import assert_same_bits, call_of, check_left_alone, everything
+from helpers import SCALAR_STATES, assert_same_bits, call_of, check_left_alone, everything
 from inventory import CASES, DTYPES, KEEP_PROBS, RICH, SEED
 from philox_numpy import keep_bits
 from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, unaligned
@@ -109,9 +109,11 @@ def test_any_alignment_and_nothing_outside(case, dtype, on_host):
             optimizer.step()
             for state in list(optimizer.state.values())[1:]:
                 for name, tensor in state.items():
-                    if name != "step":
+                    if name not in SCALAR_STATES:
                         state[name] = unaligned(tensor)
-        states = [t for state in list(optimizer.state.values())[1:] for name, t in state.items() if name != "step"]
+        states = [
+            t for state in list(optimizer.state.values())[1:] for name, t in state.items() if name not in SCALAR_STATES
+        ]
         guards = [guards_of(tensor) for tensor in [*params, *states]]
         assert all((guard == GUARD).all() for guard in guards)
         results.append(everything(optimizer))

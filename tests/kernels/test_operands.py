@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import Snapshot, assert_same_bits, everything, leaves, random_grads, train
+from helpers import SCALAR_STATES, Snapshot, assert_same_bits, everything, leaves, random_grads, train
 from inventory import RICH
 from test_ops import NAMES, SCALARS, hyper_of, rule_of
 from torch import distributed
@@ -98,7 +98,7 @@ def test_parameters_and_states_step_as_what_they_stand_for(case, dtypes, kind, b
         optimizer = case.make([param], keep_prob=0.5, backend=backend, state_dtype=dtypes[1])
         train(optimizer, range(2))
         if kind is negated:
-            optimizer.state[param] = {k: v if k == "step" else of(v) for k, v in optimizer.state[param].items()}
+            optimizer.state[param] = {k: v if k in SCALAR_STATES else of(v) for k, v in optimizer.state[param].items()}
         train(optimizer, range(2, 4))
         results.append([tensor.resolve_neg().as_subclass(torch.Tensor) for tensor in everything(optimizer)])
     assert_same_bits(*results)
@@ -112,10 +112,10 @@ def test_saved_states_are_loaded_as_what_they_stand_for(case, dtype, saved):
     train(optimizers[0], range(2))
     checkpoint = optimizers[0].state_dict()
     for state in checkpoint["state"].values():
-        state.update({name: value.to(saved) for name, value in state.items() if name != "step"})
+        state.update({name: value.to(saved) for name, value in state.items() if name not in SCALAR_STATES})
     results = []
     for of in (lambda tensor: tensor, negated):
-        states = {0: {k: v if k == "step" else of(v) for k, v in checkpoint["state"][0].items()}}
+        states = {0: {k: v if k in SCALAR_STATES else of(v) for k, v in checkpoint["state"][0].items()}}
         optimizers[1].load_state_dict({**checkpoint, "state": states})
         results.append([tensor.clone() for tensor in everything(optimizers[1])])
     assert_same_bits(*results)
@@ -204,7 +204,7 @@ def test_storages_resized_to_nothing(case, which, backend):
     optimizer = case.make([{"params": [param]} for param in params], keep_prob=0.5, backend=backend)
     train(optimizer, range(2))
     random_grads(params, 2)
-    state = [value for name, value in optimizer.state[params[1]].items() if name != "step"]
+    state = [value for name, value in optimizer.state[params[1]].items() if name not in SCALAR_STATES]
     tensor = {"parameter": params[1].data, "gradient": params[1].grad, "state": (state or [params[1].data])[0]}[which]
     values, size = tensor.clone(), tensor.untyped_storage().nbytes()
     first = [params[0].detach().clone(), *(value.clone() for value in optimizer.state[params[0]].values())]
@@ -266,7 +266,7 @@ def other(states, value):
 
 
 def first_state(state):
-    return next(name for name in state if name != "step")
+    return next(name for name in state if name not in SCALAR_STATES)
 
 
 BAD_STATES = {
@@ -386,7 +386,7 @@ def test_numbers_of_any_library(number, backend):
     for of in (float, number):
         (param,) = leaves((700,))
         options = dict(lr=of(0.125), keep_prob=of(0.5), grad_weight=of(2.0))
-        if of is not NUMBERS[-1]:
+        if of is not SCALAR_STATES[-1]:
             options |= dict(betas=(of(0.5), of(0.75)), eps=of(0.25), weight_decay=of(0.5))
         else:
             options |= dict(betas=(0.5, 0.75), eps=0.25, weight_decay=0.5)

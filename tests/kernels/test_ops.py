@@ -33,7 +33,7 @@ def rule_of(name):
 def hyper_of(name):
     """Hyper-parameters and flags of an op."""
     rule = rule_of(name)
-    return {hyper: VALUES[hyper] for hyper in rule.hypers} | dict.fromkeys(rule.flags, False)
+    return {hyper: VALUES.get(hyper, 0.9) for hyper in rule.hypers} | dict.fromkeys(rule.flags, False)
 
 
 def sample(name, shapes=((700,), (3, 5))):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from helpers import assert_same_bits, call_of, check_left_alone, everything, leaves, train
+from helpers import SCALAR_STATES, assert_same_bits, call_of, check_left_alone, everything, leaves, train
 from inventory import CASES, DTYPES, RICH, SEED
 from philox_numpy import keep_bits
 from tensors import GUARD, LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
@@ -207,8 +207,8 @@ def test_any_alignment_and_nothing_outside(dtype):
             set_grads(params, shapes, n)
             optimizer.step()
             for state in optimizer.state.values():
-                state.update({name: unaligned(t) for name, t in state.items() if name != "step" and n == 0})
-        states = [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]
+                state.update({name: unaligned(t) for name, t in state.items() if name not in SCALAR_STATES and n == 0})
+        states = [t for state in optimizer.state.values() for name, t in state.items() if name not in SCALAR_STATES]
         assert all((guards_of(tensor) == GUARD).all() for tensor in [*params, *states])
         results.append(everything(optimizer))
     assert_same_bits(*results)

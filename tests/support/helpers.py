@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from lrtricks_fused.step import table
+from lrtricks_fused.step.rule import RULES
 
+# States of one number per parameter, of float64 whatever the parameter is.
+SCALAR_STATES = {"step", *(name for rule in RULES.values() for name, _ in rule.scalar_states)}
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
