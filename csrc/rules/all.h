@@ -7,6 +7,7 @@
 #include "rules/adam.h"
 #include "rules/average_sgd.h"
 #include "rules/lion.h"
+#include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -20,6 +21,7 @@ using Rules = std::tuple<  //
     RAdamRule,             //
     AdaBeliefRule,         //
     LionRule,              //
+    NAdamRule,             //
     AverageSGDRule>;
 
 // Calls visit.operator()<Record>() for each.

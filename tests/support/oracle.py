@@ -29,6 +29,7 @@ class Settings:
     amsgrad: bool = False
     grad_weight: float = 1.0
     momentum_window: int | None = None
+    momentum_decay: float = 4e-3
 
 
 def sgd(g, s, h, t):
@@ -98,6 +99,16 @@ def lion(g, s, h, t):
     return update
 
 
+def nadam(g, s, h, t):
+    """Dozat 2016 with torch.optim's schedule of the momentum."""
+    (beta1, beta2), mu = h.betas, lambda t: h.betas[0] * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))
+    s["exp_avg"] = beta1 * s["exp_avg"] + (1 - beta1) * g
+    s["exp_avg_sq"] = beta2 * s["exp_avg_sq"] + (1 - beta2) * g**2
+    product = math.prod(mu(j) for j in range(1, t + 1))
+    m_hat = mu(t + 1) * s["exp_avg"] / (1 - product * mu(t + 1)) + (1 - mu(t)) * g / (1 - product)
+    return m_hat / (sqrt(s["exp_avg_sq"] / (1 - beta2**t)) + h.eps)
+
+
 RULES = {
     "SGD": sgd,
     "Adam": adam,
@@ -106,6 +117,7 @@ RULES = {
     "RAdam": radam,
     "AdaBelief": adabelief,
     "Lion": lion,
+    "NAdam": nadam,
 }
 
 
