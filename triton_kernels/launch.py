@@ -37,10 +37,10 @@ DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STA
 
 
 class Functions(NamedTuple):
-    """Of a rule in rules.py: its constants, how many they are, and its direction."""
+    """Of a rule in rules.py: its constants, their number, and its direction."""
 
     constants: triton.runtime.JITFunction
-    count: int
+    number: int
     direction: triton.runtime.JITFunction
 
 
@@ -114,7 +114,7 @@ def step_constexprs(
     functions = functions_of(rule)
     block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)
     variant = Variant(
-        FLAGS=flags, STATES=states, CONSTANTS=functions.count, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
+        FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
         STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize,
         UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip

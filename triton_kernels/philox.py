@@ -3,15 +3,17 @@
 import triton
 import triton.language as tl
 
+from lrtricks_fused.step import keep
+
 M0 = tl.constexpr(0xD2511F53)
 M1 = tl.constexpr(0xCD9E8D57)
 W0 = tl.constexpr(0x9E3779B9)
 W1 = tl.constexpr(0xBB67AE85)
-ROUNDS = tl.constexpr(7)  # the fewest that pass BigCrush
+ROUNDS = tl.constexpr(keep.ROUNDS)
 
-LANES = tl.constexpr(64)  # consecutive elements that use consecutive counters
-ROWS = tl.constexpr(8)  # of a tile, all served by its 64 calls
-TILE = tl.constexpr(512)
+LANES = tl.constexpr(keep.LANES)  # consecutive elements that use consecutive counters
+TILE = tl.constexpr(keep.TILE)
+ROWS = tl.constexpr(keep.TILE // keep.LANES)  # of a tile, all served by its 64 calls
 KEEP_ALL = tl.constexpr(65536)
 TWO_52 = tl.constexpr(4503599627370496.0)
 

@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
-from lrtricks_fused.step import table
+from lrtricks_fused.step import sums, table
 
 from .layout import CHUNK, COLUMNS, FIRST_CHUNK, INV_SCALE, NUMEL, SKIP, last_word, reals
 from .philox import LANES, TILE
 
 SLOPE_COLUMNS = tl.constexpr(table.SLOPE_COLUMNS)
-CHUNK_TILES = tl.constexpr(table.CHUNK // 512)
+CHUNK_TILES = tl.constexpr(sums.CHUNK_TILES)
 
 
 @triton.jit

@@ -18,9 +18,9 @@ from .layout import (
     DRAWS,
     FIRST_CHUNK,
     GRAD,
-    INDEX,
     NUMEL,
     PARAM,
+    PARAM_INDEX,
     SKIP,
     SLICE_MEANS,
     SLOPE_UNITS,
@@ -120,7 +120,7 @@ def step_chunk(
     for k in tl.static_range(STATES):
         state_rows = state_rows + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
     pointers = (param_row, grad_row, state_rows)
-    index = tl.load(row + INDEX).to(tl.uint32)
+    index = tl.load(row + PARAM_INDEX).to(tl.uint32)
     pitch = ring_pitch(row, STATE_DTYPE, FULL)
     first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
     key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)

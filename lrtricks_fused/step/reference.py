@@ -19,6 +19,7 @@ from .call import StepCall
 from .keep import keep_mask
 from .rule import RULES, rule
 from .sums import centralized, slope_of_chunks, slope_total
+from .table import ACCESS
 
 State = dict[str, Tensor]
 Hyper = dict[str, float | bool]
@@ -225,5 +226,5 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     param.copy_(torch.where(keep, new_param.to(param.dtype), param))
     if call.slope is None:
         return param.new_zeros(0, dtype=torch.float64)
-    lanes = 16 // param.dtype.itemsize
+    lanes = ACCESS // param.dtype.itemsize
     return slope_of_chunks(call.grads[i].to(dtype), old_param, param.to(dtype), lanes)

@@ -21,7 +21,7 @@ from .call import StepCall, slice_lanes
 from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
 from .storage import DTYPE_CODES
 
-PARAM, GRAD, STATE, STEP, NUMEL, INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
+PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 COLUMNS = SCALAR_STATE + MAX_SCALAR_STATES
@@ -134,7 +134,7 @@ class AddressTable:
             rows[:, number] = _integers(column)
         rows[:, STEP] = _integers(steps)
         rows[:, NUMEL] = numel
-        rows[:, INDEX] = _integers(call.param_indices)
+        rows[:, PARAM_INDEX] = _integers(call.param_indices)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
         self.rows = self._host_rows = rows

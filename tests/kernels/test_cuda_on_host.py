@@ -158,7 +158,7 @@ def test_elements_beyond_2_to_the_31(aligned):
     row[0, table.PARAM] = param.data_ptr() - 4 * first
     row[0, table.GRAD] = grad.data_ptr() + (-grad.data_ptr()) % 16 - 4 * first
     row[0, table.STEP] = step_count.data_ptr()
-    row[0, table.NUMEL], row[0, table.INDEX] = first + count, 3
+    row[0, table.NUMEL], row[0, table.PARAM_INDEX] = first + count, 3
     row[0, table.FIRST_CHUNK] = -(first // table.CHUNK)
     chunk, prepared = torch.zeros(2, dtype=torch.int32), torch.zeros(32)
     module().step(

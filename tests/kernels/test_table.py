@@ -14,10 +14,10 @@ from lrtricks_fused.step.storage import DTYPE_CODES
 from lrtricks_fused.step.table import (
     COLUMNS,
     GRAD,
-    INDEX,
     NUMEL,
     PARAM,
     PARAM_DTYPE,
+    PARAM_INDEX,
     SCALAR_STATE,
     STATE,
     STATE_DTYPE,
@@ -193,7 +193,7 @@ def table_of(args, rule):
         for first, some in ((STATE, states), (SCALAR_STATE, scalar_states)):
             for number, column in enumerate(some, first):
                 row[number] = column[i].data_ptr()
-        row[NUMEL], row[INDEX] = params[i].numel(), args[-1][i]
+        row[NUMEL], row[PARAM_INDEX] = params[i].numel(), args[-1][i]
         row[PARAM_DTYPE] = row[STATE_DTYPE] = DTYPE_CODES[torch.float32]
     return rows
 

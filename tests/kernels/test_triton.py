@@ -282,7 +282,7 @@ def test_elements_beyond_2_to_the_31(aligned, first):
     fake.rows = torch.zeros(1, table.COLUMNS, dtype=torch.int64)
     row = fake.rows[0]
     row[table.PARAM], row[table.GRAD] = param.data_ptr() - 4 * first, grad.data_ptr() - 4 * first
-    row[table.STEP], row[table.NUMEL], row[table.INDEX] = step_count.data_ptr(), first + count, 3
+    row[table.STEP], row[table.NUMEL], row[table.PARAM_INDEX] = step_count.data_ptr(), first + count, 3
     row[table.FIRST_CHUNK] = -(first // table.CHUNK)
     fake.chunk_tensors = torch.zeros(2, dtype=torch.int32)
     fake.prepared = torch.empty(2 * table.PREPARED_BYTES, dtype=torch.uint8)
