@@ -139,7 +139,7 @@ def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.robustness", __doc__, seeds=48, epochs=40, quick=4, minutes="about 5 minutes")
+    arguments = parse("examples.robustness", __doc__, seeds=48, epochs=40, quick=4, minutes="about 3 minutes")
     present(arguments, study, total=len(available()) * len(VARIANTS))
 
 
