@@ -22,6 +22,8 @@ RULES = {  # template with its compute type left open, number of states; AdamW r
     "RMSprop": ("RMSprop<{}, false, false>", 1),
     "RAdam": ("RAdam<{}>", 2),
     "AdaBelief": ("AdaBelief<{}>", 2),
+    "NAdam": ("NAdam<{}>", 2),
+    "Lion": ("Lion<{}>", 1),
 }
 BYTES = {"float": 4, "double": 8, "lrt::BFloat16": 2, "lrt::Half": 2}
 DTYPES = {  # of parameters and gradients, of states

@@ -27,6 +27,8 @@ RULES = {  # rule, which of its optional states and flags there are, number of s
     "RMSprop": ("rmsprop", (False, False), 1),
     "RAdam": ("radam", (), 2),
     "AdaBelief": ("adabelief", (), 2),
+    "NAdam": ("nadam", (), 2),
+    "Lion": ("lion", (), 1),
 }
 DTYPES = {  # of parameters and gradients, of states; names of torch
     "f32": ("float32", "float32"),

@@ -160,7 +160,7 @@ def test_elements_beyond_2_to_the_31(aligned):
     row[0, table.STEP] = step_count.data_ptr()
     row[0, table.NUMEL], row[0, table.PARAM_INDEX] = first + count, 3
     row[0, table.FIRST_CHUNK] = -(first // table.CHUNK)
-    chunk, prepared = torch.zeros(2, dtype=torch.int32), torch.zeros(32)
+    chunk, prepared = torch.zeros(2, dtype=torch.int32), torch.zeros(2 * table.PREPARED_BYTES, dtype=torch.uint8)
     module().step(
         "sgd", [0.0, 0.0], [False], 0, [*(t.data_ptr() for t in (row, chunk, prepared)), 0, 0, 0], 1, 1, 0, 0,
         [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False)], 0.0, False, False,
