@@ -46,3 +46,11 @@ def threads():
     """
     torch.set_num_threads(1)
     return torch.set_num_threads
+
+
+@pytest.fixture
+def torch_numbers_float64():
+    """torch.optim's states of one number (step, NAdam's mu_product), which have the default dtype, are as ours."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

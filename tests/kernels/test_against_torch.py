@@ -13,15 +13,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 import lrtricks_fused as lrt
 
-
-@pytest.fixture(autouse=True)
-def _numbers_of_torch_are_float64():
-    """As ours: torch's states of one number (step, NAdam's mu_product) have the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
+pytestmark = pytest.mark.usefixtures("torch_numbers_float64")
 STEPS = 10  # beyond RAdam's change of branch (step 6 for beta2 = .999)
 SHAPES = [(7,), (), (64, 3), (1000,), (2, 3, 5, 5)]
 

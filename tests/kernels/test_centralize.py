@@ -82,6 +82,7 @@ def test_thread_count_changes_nothing(threads):
     assert_same_bits(results[2], results[0])
 
 
+@pytest.mark.usefixtures("torch_numbers_float64")
 # A tensor lr is float32, which torch and we take apart from each other in the ninth digit.
 @pytest.mark.parametrize("case", [c for c in TWINS if isinstance(c.kwargs["lr"], float)], ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -386,7 +386,7 @@ def test_numbers_of_any_library(number, backend):
     for of in (float, number):
         (param,) = leaves((700,))
         options = dict(lr=of(0.125), keep_prob=of(0.5), grad_weight=of(2.0))
-        if of is not SCALAR_STATES[-1]:
+        if of is not NUMBERS[-1]:
             options |= dict(betas=(of(0.5), of(0.75)), eps=of(0.25), weight_decay=of(0.5))
         else:
             options |= dict(betas=(0.5, 0.75), eps=0.25, weight_decay=0.5)

@@ -11,6 +11,8 @@ import torch
 from helpers import assert_same_bits, everything, leaves, random_grads, train
 from inventory import RICH
 
+from lrtricks_fused.step.rule import RULES
+
 by_name = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 both_ways = pytest.mark.parametrize("fused", [True, None])  # the step unscales and skips, or the scaler does
@@ -50,13 +52,17 @@ def test_scaled_training_is_unscaled_training(case, backend, fused):
     assert not hasattr(optimizer, "found_inf")
 
 
+STARTS = {name: start for rule in RULES.values() for name, start in rule.scalar_states}
+
+
 def values(optimizer):
-    """Everything, with the states of parameters that have none yet counted as the zeros they stand for."""
+    """Everything, with the states of parameters that have none yet counted as the values they start from."""
     tensors = []
     for group in optimizer.param_groups:
         for param in group["params"]:
             tensors.append(param.detach().clone())
-            tensors += [value.clone() for value in optimizer.state.get(param, {}).values() if value.any()]
+            own = optimizer.state.get(param, {})
+            tensors += [value.clone() for name, value in own.items() if (value != STARTS.get(name, 0)).any()]
     return tensors
 
 

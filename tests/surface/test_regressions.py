@@ -161,7 +161,8 @@ def test_a_dropped_element_keeps_its_bits_whatever_its_gradient(case, poison, ba
     optimizer.step()
     mask = optimizer.keep_mask(param, 1)
     assert same_bits(param[~mask], start[~mask])
-    assert not torch.isfinite(param[mask]).any()
+    if case.ours is not lrt.Lion or math.isnan(poison):  # the sign of an infinite gradient is a number
+        assert not torch.isfinite(param[mask]).any()
 
 
 def test_eps_0_with_zero_gradient_poisons_kept_elements_only(backend):
