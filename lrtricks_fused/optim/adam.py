@@ -51,7 +51,6 @@ class Adam(BetaOptimizer):
     """
 
     rule = "adam"
-    _optional = frozenset({"max_exp_avg_sq"})
 
     def __init__(
         self,

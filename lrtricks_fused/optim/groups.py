@@ -28,7 +28,6 @@ class GroupedOptimizer(torch.optim.Optimizer):
     backend: str
     state_dtype: torch.dtype | None
     allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
-    _optional: frozenset[str] = frozenset()  # states of some variants only
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     # -- what a subclass defines ---------------------------------------------------------------------------
@@ -139,7 +138,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
             ValueError: a state is missing that the steps taken have advanced: a new one would be another.
         """
         state = self.state.get(param, {})
-        self._check_missing(state, param, ["step", *names])
+        self._check_missing(state, param, ["step", *names], RULES[self._rule(group)].optional_states)
         # float64, and not torch.optim's float32, which would count to 2**24 only.
         scalars = {"step": 0.0, **self._scalar_states(group)}
         new = {}
@@ -156,10 +155,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 new[name] = torch.zeros(shape, dtype=dtype, device=param.device)
         return new
 
-    def _check_missing(self, state: dict[str, Any], param: Tensor, names: list[str]) -> None:
+    @staticmethod
+    def _check_missing(state: dict[str, Any], param: Tensor, names: list[str], optional: tuple[str, ...]) -> None:
         """Raises ValueError where some of these states are there, and others, which steps have advanced, are not."""
         present = [name for name in names if name in state]
-        lost = [name for name in names if name not in state and name not in self._optional]
+        lost = [name for name in names if name not in state and name not in optional]
         if lost and "step" in present:
             check_step(state["step"], param)
         if lost and present and not (present == ["step"] and not state["step"]):

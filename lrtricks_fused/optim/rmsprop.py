@@ -31,7 +31,6 @@ class RMSprop(MaskedOptimizer):
     """
 
     rule = "rmsprop"
-    _optional = frozenset({"grad_avg", "momentum_buffer"})
 
     def __init__(
         self,

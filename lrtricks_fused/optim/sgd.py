@@ -44,8 +44,6 @@ class SGD(MaskedOptimizer):
             the message names it.
     """
 
-    _optional = frozenset({"momentum_buffer"})
-
     def __init__(
         self,
         params: Iterable,

@@ -154,9 +154,7 @@ def test_a_schedule_that_takes_no_negative_weight_leaves_it_as_it_is():
 
 
 class Product(lrt.Adam):
-    """Has torch.optim.NAdam's mu_product; no kernel knows the rule."""
-
-    rule = "product"
+    """Has torch.optim.NAdam's mu_product beside the states of Adam's rule, whose record does not know it."""
 
     def _state_names(self, group):
         return {**super()._state_names(group), "mu_product": True}
