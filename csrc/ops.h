@@ -2,17 +2,20 @@
 // one over a table of their addresses, which is private: nothing can check an address.
 #pragma once
 
+#include <torch/csrc/stable/library.h>
+
 #include <string>
 #include <utility>
 
-#include "call.h"
+#include "core/arguments.h"
 #include "core/record.h"
+#include "operands.h"
 
 namespace lrt {
 
 constexpr const char* kTableOperands =
     "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared,"
-    " int slices=0, int lanes=0, Tensor? slice_scratch=None, Tensor? slope_scratch=None, Tensor(a!)? slope=None";
+    " int slices=0, int partials=0, Tensor? slice_scratch=None, Tensor? slope_scratch=None, Tensor(a!)? slope=None";
 
 constexpr const char* kScalars =
     "float lr, float weight_decay, bool decoupled_weight_decay, bool maximize, float keep_prob, float grad_weight,"
@@ -58,34 +61,34 @@ class Arguments {
     return torch::stable::detail::to<T>(*next_++);
   }
 
-  ListCall take_table() {
-    ListCall call;
-    call.table = take<Tensor>();
-    call.state_mask = take<int64_t>();
-    call.param_dtype = take<int64_t>();
-    call.state_dtype = take<int64_t>();
-    call.chunk_tensors = take<std::optional<Tensor>>();
-    call.prepared = take<std::optional<Tensor>>();
-    call.slices = take<int64_t>();
-    call.lanes = take<int64_t>();
-    call.slice_scratch = take<std::optional<Tensor>>();
-    call.slope_scratch = take<std::optional<Tensor>>();
-    call.slope = take<std::optional<Tensor>>();
-    return call;
+  Operands take_table() {
+    Operands operands;
+    operands.table = take<Tensor>();
+    operands.state_mask = take<int64_t>();
+    operands.param_dtype = take<int64_t>();
+    operands.state_dtype = take<int64_t>();
+    operands.chunk_tensors = take<std::optional<Tensor>>();
+    operands.prepared = take<std::optional<Tensor>>();
+    operands.slices = take<int64_t>();
+    operands.partials = take<int64_t>();
+    operands.slice_scratch = take<std::optional<Tensor>>();
+    operands.slope_scratch = take<std::optional<Tensor>>();
+    operands.slope = take<std::optional<Tensor>>();
+    return operands;
   }
 
   template <class Record>
-  ListCall take_lists() {
-    ListCall call;
-    call.params = take<std::vector<Tensor>>();
-    call.grads = take<std::vector<Tensor>>();
-    for (int k = 0; k < Record::kStates.size; ++k) call.states.push_back(take<std::vector<Tensor>>());
-    if (kHasScalar<typename Record::Hyper>) call.scalars = take<std::vector<Tensor>>();
-    call.steps = take<std::vector<Tensor>>();
-    call.param_indices = take<std::vector<int64_t>>();
-    call.centralize = take<bool>();
-    call.slope = take<std::optional<Tensor>>();
-    return call;
+  Operands take_lists() {
+    Operands operands;
+    operands.params = take<std::vector<Tensor>>();
+    operands.grads = take<std::vector<Tensor>>();
+    for (int k = 0; k < Record::kStates.size; ++k) operands.states.push_back(take<std::vector<Tensor>>());
+    if (kHasScalar<typename Record::Hyper>) operands.scalars = take<std::vector<Tensor>>();
+    operands.steps = take<std::vector<Tensor>>();
+    operands.param_indices = take<std::vector<int64_t>>();
+    operands.centralize = take<bool>();
+    operands.slope = take<std::optional<Tensor>>();
+    return operands;
   }
 
   template <class Record>
@@ -97,28 +100,34 @@ class Arguments {
   }
 
   template <class Record>
-  Flags<Record> take_flags(const ListCall& call) {
+  Flags<Record> take_flags(const Operands& operands) {
     Flags<Record> flags{};
     for (int f = 0; f < Record::kFlags.size; ++f) {
       const char* name = Record::kFlags.name[f];
-      flags.value[f] = is_argument(name) ? take<bool>() : call.has_state(state_of<Record>(name));
+      flags.value[f] = is_argument(name) ? take<bool>() : operands.has_state(state_of<Record>(name));
     }
     return flags;
   }
 
-  void take_scalars(ListCall& call) {
-    call.lr.value = take<double>();
-    call.weight_decay = take<double>();
-    call.decoupled_weight_decay = take<bool>();
-    call.maximize = take<bool>();
-    call.keep_prob.value = take<double>();
-    call.grad_weight.value = take<double>();
-    call.seed = static_cast<uint64_t>(take<int64_t>());
-    call.lr.tensor = take<std::optional<Tensor>>();
-    call.keep_prob.tensor = take<std::optional<Tensor>>();
-    call.grad_weight.tensor = take<std::optional<Tensor>>();
-    call.grad_scale = take<std::optional<Tensor>>();
-    call.found_inf = take<std::optional<Tensor>>();
+  // `operand`: where tensors may lie that the kernels read; null: on the CPU alone.
+  StepArguments take_step_arguments(const Tensor* operand) {
+    const auto take_scalar = [&](double value, const char* name) {
+      return scalar_of(value, take<std::optional<Tensor>>(), name, operand);
+    };
+    StepArguments arguments;
+    const double lr = take<double>();
+    arguments.weight_decay = take<double>();
+    arguments.decoupled_weight_decay = take<bool>();
+    arguments.maximize = take<bool>();
+    const double keep_prob = take<double>();
+    const double grad_weight = take<double>();
+    arguments.seed = static_cast<uint64_t>(take<int64_t>());
+    arguments.lr = take_scalar(lr, "lr");
+    arguments.keep_prob = take_scalar(keep_prob, "keep_prob");
+    arguments.grad_weight = take_scalar(grad_weight, "grad_weight");
+    arguments.grad_scale = take_scalar(1.0, "grad_scale");
+    arguments.found_inf = take_scalar(0.0, "found_inf");
+    return arguments;
   }
 
  private:
@@ -136,27 +145,28 @@ class Arguments {
 
 // Raises where a state is missing that the kernels of every variant read.
 template <class Record>
-void require_states(const ListCall& call) {
+void require_states(const Operands& operands) {
   for (int k = 0; k < Record::kStates.size; ++k) {
-    require(!is_required<Record>(k) || call.empty() || call.has_state(k), "Invalid ", Record::kStates.name[k],
+    require(!is_required<Record>(k) || operands.empty() || operands.has_state(k), "Invalid ", Record::kStates.name[k],
             ": there are none");
   }
 }
 
 // One op: its arguments off the stack, then the step of a backend.
-template <bool kTable, class Record, void (*Step)(const ListCall&, const typename Record::Hyper&, const Flags<Record>&)>
+template <bool kTable, class Record,
+          void (*Step)(const Operands&, const StepArguments&, const typename Record::Hyper&, const Flags<Record>&)>
 void step_op(StableIValue* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  ListCall call = kTable ? in.take_table() : in.take_lists<Record>();
+  Operands operands = kTable ? in.take_table() : in.take_lists<Record>();
   const auto hyper = in.take_hyper<Record>();
-  const Flags<Record> flags = in.take_flags<Record>(call);
-  in.take_scalars(call);
+  const Flags<Record> flags = in.take_flags<Record>(operands);
+  const StepArguments arguments = in.take_step_arguments(kTable ? &*operands.table : nullptr);
   if constexpr (requires { hyper.window; }) {
     require(hyper.window >= 1, "Invalid window=", hyper.window, ": must be at least 1");
-    call.window = hyper.window;
+    operands.window = hyper.window;
   }
-  require_states<Record>(call);
-  Step(call, hyper, flags);
+  require_states<Record>(operands);
+  Step(operands, arguments, hyper, flags);
 }
 
 }  // namespace lrt

@@ -30,12 +30,22 @@ def isa(request, monkeypatch):
 
 
 @pytest.fixture
-def on_host(monkeypatch):
+def implement():
+    """Registers another step as a backend, until the test ends: ``implement(name, step)``."""
+    before = []
+
+    def enter(name, *functions):
+        before.append(backends.register(backends.Backend(name, *functions)))
+
+    yield enter
+    for backend in reversed(before):
+        backends.register(backend)
+
+
+@pytest.fixture
+def on_host(implement):
     """Makes the native backend the CUDA kernels on the host."""
-    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "native": step_on_host})
-    backends.resolve.cache_clear()
-    yield
-    backends.resolve.cache_clear()
+    implement("native", step_on_host)
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from lrtricks_fused.step.storage import STATE_DTYPES, compute_dtype
 from lrtricks_fused.step.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
 
 from . import rules
-from .doubles import bits, in_halves
-from .prepare import prepare_kernel
-from .slices import find_means, sum_lanes
+from .doubles import in_halves, scalars_in_halves
+from .prepare import DECOUPLED_WEIGHT_DECAY, MAXIMIZE, prepare_kernel
+from .slices import find_means, sum_partials
 from .slope import add_columns, sum_chunks, sum_columns
 from .step import Variant, step_kernel
 from .upload import upload
@@ -27,7 +27,7 @@ from .upload import upload
 WARPS = 4
 PREPARE_BLOCK = 128
 SUM_BLOCK = 128
-MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its lanes
+MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its partials
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
 SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
@@ -121,8 +121,8 @@ def step_constexprs(
     return dict(DIRECTION=functions.direction, VARIANT=variant)
 
 
-def sum_lanes_constexprs(dtype: torch.dtype) -> dict[str, object]:
-    """What an instance of sum_lanes is compiled for."""
+def sum_partials_constexprs(dtype: torch.dtype) -> dict[str, object]:
+    """What an instance of sum_partials is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)
 
 
@@ -142,20 +142,13 @@ def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
     return float(value) if isinstance(value, Tensor) and value.is_cpu and device.type != "cpu" else value
 
 
-def _number(value: float | Tensor) -> tuple[int, int, bool]:
-    """Bits, address and whether what lies there is a double."""
-    if isinstance(value, Tensor):
-        return 0, value.data_ptr(), value.dtype == torch.float64
-    return bits(float(value)), 0, False
-
-
 def _run(call: StepCall, table: AddressTable) -> None:
     device = call.params[0].device
     scale = 1.0 if call.grad_scale is None else call.grad_scale
     found_inf = 0.0 if call.found_inf is None else call.found_inf
-    numbers = [_readable(v, device) for v in (call.lr, call.keep_prob, call.grad_weight, scale, found_inf)]
-    given = list(map(_number, numbers))  # addresses, of tensors that must live until the launches
-    doubles = sum(1 << k for k, (_, _, is_double) in enumerate(given) if is_double)
+    given = (call.lr, call.keep_prob, call.grad_weight, scale, found_inf, call.weight_decay)
+    scalars = [_readable(value, device) for value in given]  # tensors, too, that must live until the launches
+    flags = call.decoupled_weight_decay * DECOUPLED_WEIGHT_DECAY.value | call.maximize * MAXIMIZE.value
     hypers = in_halves([float(call.hyper[name]) for name in RULES[call.rule].hypers])
     tensors, prepared = len(table.rows), table.prepared.view(torch.int64)
     states = [column for column in call.states.values() if column]
@@ -166,8 +159,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
     warp_size = 64 if torch.version.hip else 32
     means = _launch_means(table, dtype) if centralize else 0
     prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
-        table.rows, prepared, tensors, *(word for value, address, _ in given for word in (value, address)),
-        doubles, bits(call.weight_decay), int(call.decoupled_weight_decay), int(call.maximize), means,
+        table.rows, prepared, tensors, scalars_in_halves(scalars), flags, means,
         0 if scratch is None else scratch.data_ptr(), hypers, **prepare_constexprs(call.rule, dtype),
         **options(_compiler()),
     )  # fmt: skip
@@ -185,14 +177,14 @@ def _run(call: StepCall, table: AddressTable) -> None:
 def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:
     """Launches the kernels of slices.py; the address of the means, for what is launched next."""
     scratch, tensors = table.slice_scratch.view(torch.promote_types(dtype, torch.float32)), len(table.rows)
-    lanes, means = sum_lanes_constexprs(dtype), find_means_constexprs()
-    sum_lanes[(triton.cdiv(table.lanes, lanes["BLOCK"]),)](
-        table.rows, scratch, tensors, table.lanes, **lanes, **options(_compiler())
+    partials, means = sum_partials_constexprs(dtype), find_means_constexprs()
+    sum_partials[(triton.cdiv(table.partials, partials["BLOCK"]),)](
+        table.rows, scratch, tensors, table.partials, **partials, **options(_compiler())
     )
     find_means[(triton.cdiv(table.slices, means["BLOCK"]),)](
-        table.rows, scratch, tensors, table.slices, table.lanes, **means, **options(_compiler(), warps=1)
+        table.rows, scratch, tensors, table.slices, table.partials, **means, **options(_compiler(), warps=1)
     )
-    return scratch.data_ptr() + table.lanes * scratch.element_size()
+    return scratch.data_ptr() + table.partials * scratch.element_size()
 
 
 def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:

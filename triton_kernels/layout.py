@@ -14,7 +14,7 @@ PARAM_INDEX = tl.constexpr(table.PARAM_INDEX)
 FIRST_CHUNK = tl.constexpr(table.FIRST_CHUNK)
 SLICE_LENGTH = tl.constexpr(table.SLICE_LENGTH)
 FIRST_SLICE = tl.constexpr(table.FIRST_SLICE)
-FIRST_LANE = tl.constexpr(table.FIRST_LANE)
+FIRST_PARTIAL = tl.constexpr(table.FIRST_PARTIAL)
 SCALAR_STATE = tl.constexpr(table.SCALAR_STATE)
 COLUMNS = tl.constexpr(table.COLUMNS)
 CHUNK = tl.constexpr(table.CHUNK)
@@ -27,7 +27,7 @@ WORDS = tl.constexpr(table.PREPARED_BYTES // 8)
 SLICE_MEANS = tl.constexpr(table.PREPARED_BYTES // 8 - 4)
 SLOPE_UNITS = tl.constexpr(table.PREPARED_BYTES // 8 - 3)
 INV_SCALE = tl.constexpr(table.PREPARED_BYTES // 8 - 2)
-DRAWS = tl.constexpr(1)  # flag: random bits decide
+MASKED = tl.constexpr(1)  # flag: random bits decide
 SKIP = tl.constexpr(2)  # flag: nothing is stepped
 
 

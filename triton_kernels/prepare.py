@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from .doubles import double, from_halves, number
+from .doubles import from_halves, read_scalar
 from .layout import (
     COLUMNS,
-    DRAWS,
     INV_SCALE,
+    MASKED,
     SCALAR_STATE,
     SKIP,
     SLICE_MEANS,
@@ -27,12 +27,11 @@ def is_step_count(count):
     return in_range & (tl.where(in_range, count, 0.0).to(tl.int64).to(tl.float64) == count)
 
 
-# Names of the numbers that change from step to step, but for the hyper-parameters of the rule.
-NUMBERS = (
-    "tensors", "lr", "lr_address", "keep_prob", "keep_prob_address", "grad_weight", "grad_weight_address", "grad_scale",
-    "grad_scale_address", "found_inf", "found_inf_address", "doubles", "weight_decay", "decoupled", "maximize",
-    "slice_means", "slope_units",
-)  # fmt: skip
+# Names of the numbers that change from step to step; tuples take care of theirs.
+NUMBERS = ("tensors", "flags", "slice_means", "slope_units")
+# Scalars of a step, in their order in its tuple, and flags.
+LR, KEEP_PROB, GRAD_WEIGHT, GRAD_SCALE, FOUND_INF, WEIGHT_DECAY = (tl.constexpr(k) for k in range(6))
+DECOUPLED_WEIGHT_DECAY, MAXIMIZE = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -40,20 +39,8 @@ def prepare_kernel(
     rows,
     prepared,
     tensors: tl.int64,
-    lr: tl.int64,
-    lr_address: tl.int64,
-    keep_prob: tl.int64,
-    keep_prob_address: tl.int64,
-    grad_weight: tl.int64,
-    grad_weight_address: tl.int64,
-    grad_scale: tl.int64,
-    grad_scale_address: tl.int64,
-    found_inf: tl.int64,
-    found_inf_address: tl.int64,
-    doubles: tl.int64,
-    weight_decay: tl.int64,
-    decoupled: tl.int64,
-    maximize: tl.int64,
+    scalars,
+    flags: tl.int64,
     slice_means: tl.int64,
     slope_units: tl.int64,
     hypers,
@@ -64,27 +51,28 @@ def prepare_kernel(
 ):
     """Advances the step counts of BLOCK tensors and rounds their constants; the first program, those of the call.
 
-    ``hypers``: the rule's hyper-parameters, by doubles.in_halves.
+    ``scalars``: those named above, by doubles.scalars_in_halves; ``hypers``: the rule's numbers, by in_halves.
     """
-    skip = number(found_inf, found_inf_address, doubles & 16) != 0
+    skip = read_scalar(scalars, FOUND_INF) != 0
     if tl.program_id(0) == 0:
-        inv_scale = 1.0 / number(grad_scale, grad_scale_address, doubles & 8)
-        factor = number(grad_weight, grad_weight_address, doubles & 4) * inv_scale
-        factor = tl.where(maximize != 0, -factor, factor)
-        decay = double(weight_decay)
-        threshold = keep_threshold(number(keep_prob, keep_prob_address, doubles & 2))
-        draws = (threshold != 0) & (threshold != KEEP_ALL)
+        inv_scale = 1.0 / read_scalar(scalars, GRAD_SCALE)
+        factor = read_scalar(scalars, GRAD_WEIGHT) * inv_scale
+        factor = tl.where(flags & MAXIMIZE != 0, -factor, factor)
+        decay = read_scalar(scalars, WEIGHT_DECAY)
+        threshold = keep_threshold(read_scalar(scalars, KEEP_PROB))
+        masked = (threshold != 0) & (threshold != KEEP_ALL)
+        decoupled = flags & DECOUPLED_WEIGHT_DECAY != 0
         shared = reals(prepared, REAL)
-        tl.store(shared, number(lr, lr_address, doubles & 1).to(REAL))
-        tl.store(shared + 1, tl.where(decoupled != 0, 0.0, decay).to(REAL))
-        tl.store(shared + 2, tl.where(decoupled != 0, decay, 0.0).to(REAL))
+        tl.store(shared, read_scalar(scalars, LR).to(REAL))
+        tl.store(shared + 1, tl.where(decoupled, 0.0, decay).to(REAL))
+        tl.store(shared + 2, tl.where(decoupled, decay, 0.0).to(REAL))
         tl.store(shared + 3, factor.to(REAL))
         tl.store(prepared + SLICE_MEANS, slice_means)
         tl.store(prepared + SLOPE_UNITS, slope_units)
         tl.store(reals(prepared + INV_SCALE, tl.float64), inv_scale)
-        # Without draws every draw is 0, and 0 < 1 keeps all.
-        tl.store(last_word(prepared), tl.where(draws, threshold, tl.where(threshold == 0, 0, 1)))
-        tl.store(last_word(prepared) + 1, tl.where(draws, DRAWS, 0) | tl.where(skip, SKIP, 0))
+        # Without a mask every draw is 0, and 0 < 1 keeps all.
+        tl.store(last_word(prepared), tl.where(masked, threshold, tl.where(threshold == 0, 0, 1)))
+        tl.store(last_word(prepared) + 1, tl.where(masked, MASKED, 0) | tl.where(skip, SKIP, 0))
     if not skip:
         tensor = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         mask = tensor < tensors

@@ -5,25 +5,26 @@ import triton.language as tl
 
 from lrtricks_fused.step import call
 
-from .layout import CHUNK, COLUMNS, FIRST_LANE, FIRST_SLICE, GRAD, SLICE_LENGTH
+from .layout import CHUNK, COLUMNS, FIRST_PARTIAL, FIRST_SLICE, GRAD, SLICE_LENGTH
 from .storage import from_real, pointer_to, to_real
 
-LANE_ELEMENTS = tl.constexpr(call.LANE_ELEMENTS)
-SLICE_LANES = tl.constexpr(call.SLICE_LANES)
-MAX_SLICE_LANES = tl.constexpr(call.MAX_SLICE_LANES)
+PARTIAL_ELEMENTS = tl.constexpr(call.PARTIAL_ELEMENTS)
+SLICE_PARTIALS = tl.constexpr(call.SLICE_PARTIALS)
+MAX_SLICE_PARTIALS = tl.constexpr(call.MAX_SLICE_PARTIALS)
 UNROLL = tl.constexpr(8)  # loads on their way at a time; the sums stay in order
 
 
 @triton.jit
-def slice_lanes(length):
-    """Lanes of a slice: one if it is short, else a multiple of SLICE_LANES."""
-    full: tl.constexpr = LANE_ELEMENTS * SLICE_LANES
-    return tl.where(length < LANE_ELEMENTS, 1, tl.minimum((length + (full - 1)) // full * SLICE_LANES, MAX_SLICE_LANES))
+def slice_partials(length):
+    """Partial sums of a slice: one if it is short, else a multiple of SLICE_PARTIALS."""
+    full: tl.constexpr = PARTIAL_ELEMENTS * SLICE_PARTIALS
+    many = tl.minimum((length + (full - 1)) // full * SLICE_PARTIALS, MAX_SLICE_PARTIALS)
+    return tl.where(length < PARTIAL_ELEMENTS, 1, many)
 
 
 @triton.jit
 def row_of(rows, tensors, item, FIRST: tl.constexpr):
-    """The row of the table that a slice or lane of the list belongs to: the last that begins with it or before."""
+    """The row of the table that a slice or partial of the list belongs to: the last that begins with it or before."""
     low = tl.zeros_like(item)
     left = tensors
     while left > 1:  # rows from low on
@@ -41,17 +42,17 @@ def items_of_program(items, BLOCK: tl.constexpr):
     return tl.minimum(item, items - 1), item < items
 
 
-@triton.jit(do_not_specialize=["tensors", "lanes"])
-def sum_lanes(
-    rows, scratch, tensors: tl.int64, lanes: tl.int64,
+@triton.jit(do_not_specialize=["tensors", "partials"])
+def sum_partials(
+    rows, scratch, tensors: tl.int64, partials: tl.int64,
     STORAGE: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients to lanes, in the compute type; BLOCK lanes a program."""
-    item, inside = items_of_program(lanes, BLOCK)
-    row = row_of(rows, tensors, item, FIRST_LANE)
+    """Gradients to partials, in the compute type; BLOCK partials a program."""
+    item, inside = items_of_program(partials, BLOCK)
+    row = row_of(rows, tensors, item, FIRST_PARTIAL)
     length = tl.load(row + SLICE_LENGTH)
-    of_row = item - tl.load(row + FIRST_LANE)
-    pitch = slice_lanes(length)
+    of_row = item - tl.load(row + FIRST_PARTIAL)
+    pitch = slice_partials(length)
     grads = pointer_to(tl.load(row + GRAD), STORAGE, False) + of_row // pitch * length
     total = tl.zeros([BLOCK], REAL)
     place = of_row % pitch
@@ -62,19 +63,19 @@ def sum_lanes(
     tl.store(scratch + item, total, inside)
 
 
-@triton.jit(do_not_specialize=["tensors", "slices", "lanes"])
-def find_means(rows, scratch, tensors: tl.int64, slices: tl.int64, lanes: tl.int64, BLOCK: tl.constexpr):
-    """Lanes to means, which lie behind all lanes, in double and rounded once; BLOCK slices a program."""
+@triton.jit(do_not_specialize=["tensors", "slices", "partials"])
+def find_means(rows, scratch, tensors: tl.int64, slices: tl.int64, partials: tl.int64, BLOCK: tl.constexpr):
+    """Lanes to means, which lie behind all partials, in double and rounded once; BLOCK slices a program."""
     item, inside = items_of_program(slices, BLOCK)
     row = row_of(rows, tensors, item, FIRST_SLICE)
     length = tl.load(row + SLICE_LENGTH)
-    count = slice_lanes(length)
-    sums = scratch + tl.load(row + FIRST_LANE) + (item - tl.load(row + FIRST_SLICE)) * count
+    count = slice_partials(length)
+    sums = scratch + tl.load(row + FIRST_PARTIAL) + (item - tl.load(row + FIRST_SLICE)) * count
     total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, tl.max(count, 0), UNROLL):
         for k in tl.static_range(UNROLL):
             total = total + tl.load(sums + (first + k), first + k < count, 0.0).to(tl.float64)
-    tl.store(scratch + lanes + item, (total / length.to(tl.float64)).to(scratch.dtype.element_ty), inside)
+    tl.store(scratch + partials + item, (total / length.to(tl.float64)).to(scratch.dtype.element_ty), inside)
 
 
 # [note: Slices of a chunk]

@@ -15,9 +15,9 @@ import triton.language as tl
 from .layout import (
     CHUNK,
     COLUMNS,
-    DRAWS,
     FIRST_CHUNK,
     GRAD,
+    MASKED,
     NUMEL,
     PARAM,
     PARAM_INDEX,
@@ -101,7 +101,7 @@ def step_rows(
 
 @triton.jit
 def step_chunk(
-    row, begin, left, stepped, slices, constants, scalars, threshold, draws, seed, step, units,
+    row, begin, left, stepped, slices, constants, scalars, threshold, masked, seed, step, units,
     DIRECTION: tl.constexpr, VARIANT: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """The elements from ``begin`` of one tensor. FULL: a whole chunk, aligned, in accesses of 16 bytes without a mask.
@@ -129,7 +129,7 @@ def step_chunk(
         call = block * BLOCK + tl.arange(0, BLOCK)
         w0 = tl.zeros([BLOCK], tl.uint32)
         w1, w2, w3 = w0, w0, w0
-        if draws:
+        if masked:
             c0 = first.to(tl.uint32) + call.to(tl.uint32)
             high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
             w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
@@ -178,7 +178,7 @@ def step_kernel(rows, chunk_tensors, prepared, seed: tl.int64, DIRECTION: tl.con
         addresses = addresses | tl.load(row + (STATE + k))
     if VARIANT.RING:  # from slot to slot
         addresses = addresses | tl.load(row + NUMEL) * (VARIANT.STATE_DTYPE.primitive_bitwidth // 8)
-    draws = flags & DRAWS != 0
+    masked = flags & MASKED != 0
     slices = ()
     if VARIANT.CENTRALIZE:
         slices = slices_of_chunk(row, begin, tl.load(prepared + SLICE_MEANS), REAL)
@@ -186,8 +186,8 @@ def step_kernel(rows, chunk_tensors, prepared, seed: tl.int64, DIRECTION: tl.con
     if VARIANT.UNIT != 0:
         units = tl.load(prepared + SLOPE_UNITS).to(tl.pointer_type(REAL)) + chunk * (CHUNK // ROWS // VARIANT.UNIT)
     if (stepped == CHUNK) & (addresses % 16 == 0):
-        step_chunk(row, begin, left, stepped, slices, constants, scalars, threshold, draws, seed, step, units,
+        step_chunk(row, begin, left, stepped, slices, constants, scalars, threshold, masked, seed, step, units,
                    DIRECTION, VARIANT, True)  # fmt: skip
     else:
-        step_chunk(row, begin, left, stepped, slices, constants, scalars, threshold, draws, seed, step, units,
+        step_chunk(row, begin, left, stepped, slices, constants, scalars, threshold, masked, seed, step, units,
                    DIRECTION, VARIANT, False)  # fmt: skip

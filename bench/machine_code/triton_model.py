@@ -232,22 +232,22 @@ def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
 
     name = RULES[rule][0]
     given = launch.prepare_constexprs(name, getattr(torch, DTYPES[dtype][0]))
-    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"),
+    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"), "scalars": ("i64",) * 18,
              "hypers": ("i64",) * 2 * len(RECORDS[name].hypers)}  # fmt: skip
     return _compile(prepare.prepare_kernel, given, types, arch)[0]
 
 
 def read_means(arch: int, kernel: str, dtype: str) -> Reading:
-    """The same of sum_lanes or find_means."""
+    """The same of sum_partials or find_means."""
     import torch
 
     from lrtricks_fused.triton_kernels import launch, slices
 
     real = "*fp64" if dtype == "f64" else "*fp32"
-    numbers = {"sum_lanes": ("tensors", "lanes"), "find_means": ("tensors", "slices", "lanes")}[kernel]
+    numbers = {"sum_partials": ("tensors", "partials"), "find_means": ("tensors", "slices", "partials")}[kernel]
     types = {"rows": "*i64", "scratch": real, **dict.fromkeys(numbers, "i64")}
-    if kernel == "sum_lanes":
-        given, warps = launch.sum_lanes_constexprs(getattr(torch, DTYPES[dtype][0])), launch.WARPS
+    if kernel == "sum_partials":
+        given, warps = launch.sum_partials_constexprs(getattr(torch, DTYPES[dtype][0])), launch.WARPS
     else:
         given, warps = launch.find_means_constexprs(), 1
     return _compile(getattr(slices, kernel), given, types, arch, warps=warps)[0]

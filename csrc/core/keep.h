@@ -27,6 +27,9 @@ LRT_HD uint32_t keep_threshold(double keep_prob) {
   return static_cast<uint32_t>(rounded < 1 ? 1 : rounded > 65535 ? 65535 : rounded);
 }
 
+// Whether a threshold leaves anything to draw.
+LRT_HD bool is_masked(uint32_t threshold) { return threshold != 0 && threshold != kKeepAll; }
+
 LRT_HD uint32_t counter_high(uint64_t n, Stream stream) {
   return static_cast<uint32_t>(n >> 32) | (static_cast<uint32_t>(stream) << 24);
 }

@@ -1,27 +1,29 @@
 // Gradient centralization (Yong et al., Gradient Centralization, ECCV 2020): of a parameter of more than one dimension,
 // every slice of the gradient (all elements of one index of dimension 0) loses its mean before the step.
 //
-// The mean is summed in one order on every backend: of n lanes, lane k sums elements k, k + n, k + 2n, ... of the slice
-// in the compute type; the lanes are added up in double, and their sum is divided there and rounded once.
+// The mean is summed in one order on every backend: of n partial sums, sum k takes elements k, k + n, k + 2n, ... of
+// the slice in the compute type; the partials are added up in double, and their sum is divided there and rounded once.
 #pragma once
 
 #include "core/dtype.h"
 
 namespace lrt {
 
-constexpr int64_t kLaneElements = 64, kSliceLanes = 16, kMaxSliceLanes = 4096;
+constexpr int64_t kPartialElements = 64, kSlicePartials = 16, kMaxSlicePartials = 4096;
 
-// Lanes of a slice: one if it is short, else a multiple of kSliceLanes with kLaneElements each, as far as that goes.
-LRT_HD int64_t slice_lanes(int64_t length) {
-  if (length < kLaneElements) return 1;
-  const int64_t lanes = (length + kLaneElements * kSliceLanes - 1) / (kLaneElements * kSliceLanes) * kSliceLanes;
-  return lanes < kMaxSliceLanes ? lanes : kMaxSliceLanes;
+// Partial sums of a slice: one if it is short, else a multiple of kSlicePartials with kPartialElements each, as far as
+// that goes.
+LRT_HD int64_t slice_partials(int64_t length) {
+  if (length < kPartialElements) return 1;
+  const int64_t partials =
+      (length + kPartialElements * kSlicePartials - 1) / (kPartialElements * kSlicePartials) * kSlicePartials;
+  return partials < kMaxSlicePartials ? partials : kMaxSlicePartials;
 }
 
 template <class Real>
-LRT_HD Real slice_mean(const Real* lanes, int64_t length) {
+LRT_HD Real slice_mean(const Real* partials, int64_t length) {
   double sum = 0.0;
-  for (int64_t k = 0; k < slice_lanes(length); ++k) sum = sum + static_cast<double>(lanes[k]);
+  for (int64_t k = 0; k < slice_partials(length); ++k) sum = sum + static_cast<double>(partials[k]);
   return static_cast<Real>(sum / static_cast<double>(length));
 }
 

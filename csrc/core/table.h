@@ -9,9 +9,9 @@ namespace lrt {
 
 // One parameter. Its operands lie contiguously; the states that the variant has come first, the rest are 0.
 struct TableRow {
-  int64_t param, grad, states[kMaxStates], step, count, param_index, param_dtype, state_dtype, first_chunk,
-      slice_length, first_slice, first_lane,  // of its slices (core/slice_mean.h); a length of 0: none
-      scalar;                                 // of its rule (core/record.h), or 0
+  int64_t param, grad, states[kMaxStates], step, numel, param_index, param_dtype, state_dtype, first_chunk,
+      slice_length, first_slice, first_partial,  // of its slices (core/slice_mean.h); a length of 0: none
+      scalar;                                    // of its rule (core/record.h), or 0
 };
 
 }  // namespace lrt

@@ -14,12 +14,6 @@ struct StepScalars {
   bool decoupled_weight_decay;
 };
 
-LRT_HD StepScalars step_scalars(double lr, double weight_decay, bool decoupled_weight_decay, double grad_weight,
-                                double grad_scale, bool maximize) {
-  const double factor = grad_weight * (1.0 / grad_scale);
-  return {lr, weight_decay, maximize ? -factor : factor, decoupled_weight_decay};
-}
-
 // How weight decay enters: a compile-time choice where a loop is hot, kSelect where one instance serves all.
 enum class Decay { kNone, kCoupled, kDecoupled, kSelect };
 

@@ -12,19 +12,17 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
   return const_cast<char*>(static_cast<const char*>(base)) + elements * element_size;
 }
 
-Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes, bool prefetch) {
+Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes) {
   const int64_t first = first_tile * kTile;
   Range part = {advance(tensor.whole.param, first, tensor.param_size),
                 advance(tensor.whole.grad, first, tensor.param_size),
                 {},
                 first_tile,
                 count,
-                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr,
-                tensor.whole.count};
+                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr};
   for (int k = 0; k < kMaxStates; ++k) {
     if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
   }
-  part.prefetch = prefetch;
   return part;
 }
 
@@ -34,10 +32,10 @@ void prefetch_first_lines(const TensorWork& tensor) {
   const auto ask = [](const void* base, int64_t bytes) {
     for (int64_t b = 0; b < std::min(bytes, kBytes); b += 64) __builtin_prefetch(static_cast<const char*>(base) + b);
   };
-  ask(tensor.whole.param, tensor.whole.count * tensor.param_size);
-  ask(tensor.whole.grad, tensor.whole.count * tensor.param_size);
+  ask(tensor.whole.param, tensor.step.numel * tensor.param_size);
+  ask(tensor.whole.grad, tensor.step.numel * tensor.param_size);
   for (const void* state : tensor.whole.states) {
-    if (state) ask(state, tensor.whole.count * tensor.state_size);
+    if (state) ask(state, tensor.step.numel * tensor.state_size);
   }
 }
 
@@ -96,19 +94,18 @@ class Means {
 
 // Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are
 // gathered into buffers, and written back after the step.
-void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, int64_t end, Means* means,
-               double* tile_slopes, bool prefetch) {
+void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int64_t end, Means* means) {
   Buffers& own = buffers;
   static const Layouts kContiguous;
   const Layouts& layouts = tensor.layouts ? *tensor.layouts : kContiguous;
   const Range& whole = tensor.whole;
-  const int64_t first = tile * kTile, count = std::min(end * kTile, whole.count) - first;
+  const int64_t first = tile * kTile, count = std::min(end * kTile, tensor.step.numel) - first;
   BlockOffsets offsets(first, count);
   const auto fetch = [&](const std::optional<StridedView>& view, const void* base, int64_t size, void* buffer) {
     gather(base, offsets.of(*view), count, size, buffer);
     return buffer;
   };
-  Range part = part_of(tensor, tile, count, tile_slopes, prefetch);
+  Range part = part_of(tensor, tile, count, work.tile_slopes);
   if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, own.param);
   if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, own.grad);
   for (int k = 0; k < kMaxStates; ++k) {
@@ -119,7 +116,7 @@ void run_block(const TensorWork& tensor, const TensorStep& step, int64_t tile, i
     part.stored_grad = part.grad;
     part.grad = own.centralized;
   }
-  tensor.kernel(step, part);
+  tensor.kernel(work.step, tensor.step, part);
   for (int k = 0; k < kMaxStates; ++k) {
     if (!layouts.states[k]) continue;
     scatter(whole.states[k], offsets.of(*layouts.states[k]), count, tensor.state_size, own.states[k]);
@@ -137,25 +134,17 @@ void ListWork::run(int64_t begin, int64_t end) const {
   for (; begin < end; ++tensor) {
     const int64_t tensor_end = std::min(end, tensor + 1 == tensors.end() ? tiles : (tensor + 1)->first_tile);
     if (tensor_end <= begin) continue;  // an empty tensor
-    const uint32_t count = static_cast<uint32_t>(static_cast<uint64_t>(tensor->step));
-    const TensorStep step = {.hyper = hyper,
-                             .scalars = scalars,
-                             .key = {seed, count, tensor->param_index},
-                             .threshold = threshold,
-                             .step = tensor->step,
-                             .scalar = tensor->scalar};
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->layouts || tensor->slice_length) {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
       for (int64_t tile = first; tile < last; tile += kBlock / kTile) {
-        run_block(*tensor, step, tile, std::min(last, tile + kBlock / kTile), means ? &*means : nullptr, tile_slopes,
-                  prefetch);
+        run_block(*this, *tensor, tile, std::min(last, tile + kBlock / kTile), means ? &*means : nullptr);
       }
     } else {
-      const int64_t count = std::min(last * kTile, tensor->whole.count) - first * kTile;
-      tensor->kernel(step, part_of(*tensor, first, count, tile_slopes, prefetch));
+      const int64_t count = std::min(last * kTile, tensor->step.numel) - first * kTile;
+      tensor->kernel(step, tensor->step, part_of(*tensor, first, count, tile_slopes));
     }
     begin = tensor_end;
   }
@@ -165,7 +154,7 @@ double ListWork::slope() const {
   double columns[kSlopeColumns] = {};
   int64_t chunk = 0;
   for (const TensorWork& tensor : tensors) {
-    const int64_t count = (tensor.whole.count + kTile - 1) / kTile;
+    const int64_t count = (tensor.step.numel + kTile - 1) / kTile;
     for (int64_t tile = 0; tile < count; tile += kChunkTiles, ++chunk) {
       double& column = columns[chunk % kSlopeColumns];
       column = column + slope_sum(tile_slopes + tensor.first_tile + tile, std::min(kChunkTiles, count - tile));

@@ -18,10 +18,9 @@ struct Layouts {
 
 struct TensorWork {
   StepKernel kernel;
-  Range whole;             // the tensor as one range
-  const Layouts* layouts;  // null when every operand is contiguous
-  double step, scalar;     // the count, and the rule's own number (core/record.h), of this step
-  uint32_t param_index;
+  TensorStep step;
+  Range whole;                     // the tensor as one range
+  const Layouts* layouts;          // null when every operand is contiguous
   uint8_t param_size, state_size;  // bytes an element
   Dtype dtype;                     // of the parameter
   int64_t slice_length;            // of the gradient, whose slices lose their means; 0: it stays as it is
@@ -29,19 +28,15 @@ struct TensorWork {
 };
 
 struct ListWork {
-  const void* hyper;
-  StepScalars scalars;
-  uint64_t seed;
-  uint32_t threshold;
+  ListStep step;
   std::vector<TensorWork> tensors;
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
-  bool prefetch = true;                             // see prefetches() in isa.h
   int64_t tiles = 0;
   double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 
   void add(TensorWork tensor) {
     tensor.first_tile = tiles;
-    tiles += (tensor.whole.count + kTile - 1) / kTile;
+    tiles += (tensor.step.numel + kTile - 1) / kTile;
     tensors.push_back(tensor);
   }
   // Tiles [begin, end) of the list; ranges that do not meet may run at the same time.

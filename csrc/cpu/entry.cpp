@@ -9,7 +9,6 @@
 
 #include "core/pairs.h"
 #include "cpu/engine.h"
-#include "cpu/tensors.h"
 
 namespace lrt::cpu {
 namespace {
@@ -17,10 +16,6 @@ namespace {
 using IntArray = torch::headeronly::IntHeaderOnlyArrayRef;
 
 constexpr int64_t kGrainTiles = 64;  // 32,768 elements, torch's own grain for elementwise work
-
-double read_number(const Number& number, const char* name) {
-  return number.tensor ? read_scalar(*number.tensor, name) : number.value;
-}
 
 std::optional<StridedView> view_of(const Tensor& tensor) {
   if (tensor.is_contiguous()) return std::nullopt;
@@ -37,48 +32,50 @@ const TableRow* cpu_rows(const Tensor& table) {
   return table_rows(table);
 }
 
-// One call's work and the layouts it points to.
-class CallWork {
+ListStep list_step(const StepArguments& arguments, const void* hyper) {
+  const double keep_prob = arguments.keep_prob.read();
+  require(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
+  return {.hyper = hyper,
+          .scalars = arguments.scalars(),
+          .seed = arguments.seed,
+          .threshold = keep_threshold(keep_prob),
+          .prefetch = prefetches()};
+}
+
+// The work of one step and the layouts it points to.
+class CheckedWork {
  public:
-  CallWork(const ListCall& call, const RuleCall& rule)
-      : grad_scale(call.grad_scale ? read_scalar(*call.grad_scale, "grad_scale") : 1.0), call_(call), rule_(rule) {
-    const double grad_weight = read_number(call.grad_weight, "grad_weight");
-    work.hyper = rule.hyper;
-    work.scalars = step_scalars(read_number(call.lr, "lr"), call.weight_decay, call.decoupled_weight_decay, grad_weight,
-                                grad_scale, call.maximize);
-    work.seed = call.seed;
-    work.prefetch = prefetches();
+  CheckedWork(const Operands& operands, const ListStep& step, const RuleEntry& rule)
+      : operands_(operands), rule_(rule) {
+    work.step = step;
     work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
-    const double keep_prob = read_number(call.keep_prob, "keep_prob");
-    require(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
-    work.threshold = keep_threshold(keep_prob);
-    if (call.table) {
+    if (operands.table) {
       add_rows();
       return;
     }
-    check_length(call.grads.size(), "grads");
-    check_length(call.steps.size(), "steps");
-    check_length(call.param_indices.size(), "param_indices");
-    if (rule.advance) check_length(call.scalars.size(), "scalars");
-    for (const auto& list : call.states) {
+    check_length(operands.grads.size(), "grads");
+    check_length(operands.steps.size(), "steps");
+    check_length(operands.param_indices.size(), "param_indices");
+    if (rule.advance) check_length(operands.scalars.size(), "scalars");
+    for (const auto& list : operands.states) {
       if (!list.empty()) check_length(list.size(), "states");
     }
-    work.tensors.reserve(call.params.size());
-    for (size_t i = 0; i < call.params.size(); ++i) add(i);
+    work.tensors.reserve(operands.params.size());
+    for (size_t i = 0; i < operands.params.size(); ++i) add(i);
   }
 
   // Counts the step of every tensor, and advances the rule's scalars.
   void write_steps() const {
-    for (size_t i = 0; i < steps_.size(); ++i) *steps_[i] = work.tensors[i].step;
-    for (size_t i = 0; i < scalars_.size(); ++i) *scalars_[i] = work.tensors[i].scalar;
+    for (size_t i = 0; i < steps_.size(); ++i) *steps_[i] = work.tensors[i].step.count;
+    for (size_t i = 0; i < scalars_.size(); ++i) *scalars_[i] = work.tensors[i].step.scalar;
   }
 
-  const double grad_scale;
   ListWork work;
 
  private:
   void check_length(size_t size, const char* name) const {
-    require(size == call_.params.size(), "Invalid ", name, ": ", size, " tensors for ", call_.params.size(), " params");
+    require(size == operands_.params.size(), "Invalid ", name, ": ", size, " tensors for ", operands_.params.size(),
+            " params");
   }
 
   void check_operand(const Tensor& tensor, IntArray sizes, const char* name, size_t i) const {
@@ -98,35 +95,34 @@ class CallWork {
   // A ring lies contiguously, whatever the layout of the parameter.
   void check_ring(const Tensor& tensor, IntArray sizes, size_t i) const {
     const IntArray own = tensor.sizes();
-    require(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 && own[0] == call_.window &&
+    require(on_cpu(tensor) && tensor.is_contiguous() && own.size() == sizes.size() + 1 && own[0] == operands_.window &&
                 std::equal(sizes.begin(), sizes.end(), own.begin() + 1),
-            "Invalid states[", i, "]: must be contiguous on the CPU, ", call_.window, " times params[", i, "]");
+            "Invalid states[", i, "]: must be contiguous on the CPU, ", operands_.window, " times params[", i, "]");
     require_memory(tensor, "states", i);
   }
 
   void add(size_t i) {
-    const Tensor &param = call_.params[i], &grad = call_.grads[i], &step = call_.steps[i];
+    const Tensor &param = operands_.params[i], &grad = operands_.grads[i], &step = operands_.steps[i];
     const std::optional<Dtype> dtype = dtype_of(param);
     const IntArray sizes = param.sizes();
     check_operand(param, sizes, "params", i);
     check_operand(grad, sizes, "grads", i);
     require(dtype_of(grad) == dtype, "Invalid grads[", i, "]: its dtype differs from params[", i, "]");
     check_double(step, "steps", i);
-    if (rule_.advance) check_double(call_.scalars[i], "scalars", i);
+    if (rule_.advance) check_double(operands_.scalars[i], "scalars", i);
     TensorWork tensor = {};
-    double* const scalar = rule_.advance ? static_cast<double*>(call_.scalars[i].mutable_data_ptr()) : nullptr;
+    double* const scalar = rule_.advance ? static_cast<double*>(operands_.scalars[i].mutable_data_ptr()) : nullptr;
     set_step(tensor, static_cast<double*>(step.mutable_data_ptr()), scalar, i);
-    tensor.param_index = static_cast<uint32_t>(call_.param_indices[i]);
-    tensor.whole = {param.mutable_data_ptr(), grad.const_data_ptr(), {}, 0, param.numel(), nullptr};
-    if (call_.centralize && sizes.size() > 1 && param.numel() != 0) tensor.slice_length = param.numel() / sizes[0];
+    set_range(tensor, param.mutable_data_ptr(), grad.const_data_ptr(), param.numel(), operands_.param_indices[i]);
+    if (operands_.centralize && sizes.size() > 1 && param.numel() != 0) tensor.slice_length = param.numel() / sizes[0];
     Layouts layouts = {view_of(param), view_of(grad), {}};
     bool strided = layouts.param || layouts.grad;
     bool overlap = layouts.param && layouts.param->may_overlap();
     std::optional<Dtype> state_dtype = dtype;
     int used = 0;  // states that a variant lacks are empty lists; the rest close up
-    for (const auto& list : call_.states) {
+    for (const auto& list : operands_.states) {
       if (list.empty()) continue;
-      if (call_.window != 0) {
+      if (operands_.window != 0) {
         check_ring(list[i], sizes, i);
       } else {
         check_operand(list[i], sizes, "states", i);
@@ -146,18 +142,17 @@ class CallWork {
   }
 
   void add_rows() {
-    const TableRow* rows = cpu_rows(*call_.table);
-    const size_t size = static_cast<size_t>(call_.table->size(0));
-    require(call_.state_mask >> kMaxStates == 0, "Invalid state_mask=", call_.state_mask);
+    const TableRow* rows = cpu_rows(*operands_.table);
+    const size_t size = static_cast<size_t>(operands_.table->size(0));
+    require(operands_.state_mask >> kMaxStates == 0, "Invalid state_mask=", operands_.state_mask);
     work.tensors.reserve(size);
     for (size_t i = 0; i < size; ++i) {
       const TableRow& row = rows[i];
       TensorWork tensor = {};
       check_row(row, i);
       set_step(tensor, reinterpret_cast<double*>(row.step), reinterpret_cast<double*>(row.scalar), i);
-      tensor.param_index = static_cast<uint32_t>(row.param_index);
-      tensor.whole = {
-          reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), {}, 0, row.count, nullptr};
+      set_range(tensor, reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), row.numel,
+                row.param_index);
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       tensor.slice_length = row.slice_length;
       set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
@@ -167,19 +162,25 @@ class CallWork {
 
   void check_row(const TableRow& row, size_t i) const {
     bool there =
-        row.step != 0 && (!rule_.advance || row.scalar != 0) && (row.count == 0 || (row.param != 0 && row.grad != 0));
-    for (int k = 0; k < std::popcount(static_cast<uint64_t>(call_.state_mask)) && row.count != 0; ++k) {
+        row.step != 0 && (!rule_.advance || row.scalar != 0) && (row.numel == 0 || (row.param != 0 && row.grad != 0));
+    for (int k = 0; k < std::popcount(static_cast<uint64_t>(operands_.state_mask)) && row.numel != 0; ++k) {
       there = there && row.states[k] != 0;
     }
-    require(there && row.count >= 0, "Invalid table: row ", i, " lacks an address");
+    require(there && row.numel >= 0, "Invalid table: row ", i, " lacks an address");
   }
 
   void set_step(TensorWork& tensor, double* step, double* scalar, size_t i) {
-    tensor.step = next_step(*step, i);
+    tensor.step.count = next_step(*step, i);
     steps_.push_back(step);
     if (!rule_.advance) return;
-    tensor.scalar = rule_.advance(rule_.hyper, tensor.step, *scalar);
+    tensor.step.scalar = rule_.advance(rule_.hyper, tensor.step.count, *scalar);
     scalars_.push_back(scalar);
+  }
+
+  static void set_range(TensorWork& tensor, void* param, const void* grad, int64_t numel, int64_t param_index) {
+    tensor.step.param_index = static_cast<uint32_t>(param_index);
+    tensor.step.numel = numel;
+    tensor.whole = {.param = param, .grad = grad, .states = {}, .first_tile = 0, .count = numel};
   }
 
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i) const {
@@ -190,8 +191,8 @@ class CallWork {
     tensor.state_size = static_cast<uint8_t>(size_of(*state_dtype));
   }
 
-  const ListCall& call_;
-  const RuleCall& rule_;
+  const Operands& operands_;
+  const RuleEntry& rule_;
   std::vector<double*> steps_, scalars_;
   std::deque<Layouts> layouts_;  // stable addresses
 };
@@ -203,18 +204,19 @@ void check_slope(const Tensor& slope) {
 
 }  // namespace
 
-void run(const ListCall& call, const RuleCall& rule) {
-  CallWork checked(call, rule);
-  if (call.slope) check_slope(*call.slope);
-  if (call.found_inf && read_scalar(*call.found_inf, "found_inf") != 0) return;
+void run(const Operands& operands, const StepArguments& arguments, const RuleEntry& rule) {
+  CheckedWork checked(operands, list_step(arguments, rule.hyper), rule);
+  if (operands.slope) check_slope(*operands.slope);
+  if (arguments.skips()) return;
   ListWork& work = checked.work;
-  const std::unique_ptr<double[]> tile_slopes(call.slope ? new double[work.tiles] : nullptr);  // each will be written
+  const std::unique_ptr<double[]> tile_slopes(operands.slope ? new double[work.tiles]
+                                                             : nullptr);  // each will be written
   work.tile_slopes = tile_slopes.get();
   checked.write_steps();
   torch::stable::parallel_for(0, work.tiles, kGrainTiles, [&](int64_t begin, int64_t end) { work.run(begin, end); });
-  if (!call.slope) return;
-  double* slope = static_cast<double*>(call.slope->mutable_data_ptr());
-  *slope = *slope + work.slope() * (1.0 / checked.grad_scale);
+  if (!operands.slope) return;
+  double* slope = static_cast<double*>(operands.slope->mutable_data_ptr());
+  *slope = *slope + work.slope() * arguments.inverse_grad_scale();
 }
 
 void check_table(Tensor table) {

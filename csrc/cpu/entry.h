@@ -1,10 +1,11 @@
-// CPU entry of every rule: checks one decoded call, then runs it. Errors come before anything is written.
+// CPU entry of every rule: checks one step, then runs it. Errors come before anything is written.
 #pragma once
 
 #include <functional>
 
-#include "call.h"
+#include "core/arguments.h"
 #include "cpu/kernels.h"
+#include "operands.h"
 
 namespace lrt::cpu {
 
@@ -15,20 +16,21 @@ using KernelOf = std::function<StepKernel(Dtype param, Dtype state)>;
 
 // What the entry needs of a rule. `hyper` points to its Hyper; `advance` says what a parameter's scalar becomes, and is
 // null where the rule has none.
-struct RuleCall {
+struct RuleEntry {
   const void* hyper;
   KernelOf kernel_of;
   Advance advance;
 };
 
-void run(const ListCall& call, const RuleCall& rule);
+void run(const Operands& operands, const StepArguments& arguments, const RuleEntry& rule);
 
 template <class Record>
-void step(const ListCall& call, const typename Record::Hyper& hyper, const Flags<Record>& flags) {
+void step(const Operands& operands, const StepArguments& arguments, const typename Record::Hyper& hyper,
+          const Flags<Record>& flags) {
   const KernelOf kernel_of = with_active_isa([&](auto isa) -> KernelOf {
     return [&flags](Dtype param, Dtype state) { return find<decltype(isa), Record>(flags, param, state); };
   });
-  run(call, {&hyper, kernel_of, advance_of<typename Record::Hyper>()});
+  run(operands, arguments, {&hyper, kernel_of, advance_of<typename Record::Hyper>()});
 }
 
 }  // namespace lrt::cpu

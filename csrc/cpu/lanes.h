@@ -76,11 +76,11 @@ constexpr int kPieceRows = kPiece / 8;  // rows between pieces, so that a tile d
 
 // Decisions of calls [lane, lane + kPiece) of one tile; 0 < threshold < kKeepAll.
 template <class Isa>
-LRT_HD void draw_piece(const KeepStream& key, uint32_t threshold, int64_t tile, int lane, TileKeeps& keeps) {
+LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t tile, int lane, TileKeeps& keeps) {
   const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
 #if defined(__AVX512F__) || defined(__AVX2__)
-  const uint32_t key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
-  const Wide high(counter_high(first, Stream::kElement)), step(key.step), param(key.param);
+  const uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
+  const Wide high(counter_high(first, Stream::kElement)), step(stream.step), param(stream.param);
   const uint32_t n = static_cast<uint32_t>(first) + lane;
   const auto even = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1);
   const auto odd = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1);
@@ -89,23 +89,20 @@ LRT_HD void draw_piece(const KeepStream& key, uint32_t threshold, int64_t tile, 
   }
 #else
   for (int call = lane; call < lane + kPiece; ++call) {
-    const auto block = draw(key, first + call, Stream::kElement);
+    const auto block = draw(stream, first + call, Stream::kElement);
     for (int r = 0; r < 8; ++r) keeps.row[r][call] = row_bits(block.word[r / 2], r) < threshold ? -1 : 0;
   }
 #endif
 }
 
-// Whether a threshold leaves anything to draw.
-LRT_HD bool draws(uint32_t threshold) { return threshold != 0 && threshold != kKeepAll; }
-
 // All decisions of one tile, drawn or not.
 template <class Isa>
-LRT_HD void decide_tile(const KeepStream& key, uint32_t threshold, int64_t tile, TileKeeps& keeps) {
-  if (!draws(threshold)) {
+LRT_HD void decide_tile(const KeepStream& stream, uint32_t threshold, int64_t tile, TileKeeps& keeps) {
+  if (!is_masked(threshold)) {
     std::memset(&keeps, threshold == 0 ? 0 : -1, sizeof(keeps));
     return;
   }
-  for (int lane = 0; lane < kLanes; lane += kPiece) draw_piece<Isa>(key, threshold, tile, lane, keeps);
+  for (int lane = 0; lane < kLanes; lane += kPiece) draw_piece<Isa>(stream, threshold, tile, lane, keeps);
 }
 
 }  // namespace lrt::cpu

@@ -2,7 +2,6 @@
 #include "cpu/lossgrad.h"
 
 #include "core/lossgrad.h"
-#include "cpu/tensors.h"
 
 namespace lrt::cpu {
 namespace {

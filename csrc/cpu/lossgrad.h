@@ -1,7 +1,7 @@
 // The CPU entry of LOSSGRAD's decision: one op for what would be dozens of torch's.
 #pragma once
 
-#include "call.h"
+#include "tensors.h"
 
 namespace lrt::cpu {
 

@@ -2,7 +2,7 @@
 // -DLRT_RULE_HEADER="rules/adam.h" -DLRT_ISA=Avx512.
 #include LRT_RULE_HEADER
 #include "cpu/kernels.h"
-#include "cpu/step_kernel.h"
+#include "cpu/rule_kernels.h"
 
 namespace lrt::cpu {
 

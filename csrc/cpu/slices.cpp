@@ -9,22 +9,23 @@
 namespace lrt::cpu {
 namespace {
 
-// Adds consecutive elements of a slice to its lanes, the first of them to `lane`; returns the lane after the last.
+// Adds consecutive elements of a slice to its partials, the first of them to `partial`; returns the partial after the
+// last.
 template <class Param>
-int64_t add_to_lanes(const Param* grads, int64_t count, int64_t lane, int64_t lanes, Real<Param>* sums) {
+int64_t add_to_partials(const Param* grads, int64_t count, int64_t partial, int64_t partials, Real<Param>* sums) {
   for (int64_t done = 0; done < count;) {
-    const int64_t run = std::min(lanes - lane, count - done);
+    const int64_t run = std::min(partials - partial, count - done);
 #pragma GCC ivdep
-    for (int64_t i = 0; i < run; ++i) sums[lane + i] = sums[lane + i] + to_real(grads[done + i]);
+    for (int64_t i = 0; i < run; ++i) sums[partial + i] = sums[partial + i] + to_real(grads[done + i]);
     done += run;
-    lane = lane + run == lanes ? 0 : lane + run;
+    partial = partial + run == partials ? 0 : partial + run;
   }
-  return lane;
+  return partial;
 }
 
-// The mean of a slice of kCount lanes, which stay in registers.
+// The mean of a slice of kCount partials, which stay in registers.
 template <int kCount, class Param>
-Real<Param> mean_of_lanes(const Param* grads, int64_t length) {
+Real<Param> mean_of_partials(const Param* grads, int64_t length) {
   Real<Param> sums[kCount] = {};
   int64_t done = 0;
   for (; done + kCount <= length; done += kCount) {
@@ -35,36 +36,36 @@ Real<Param> mean_of_lanes(const Param* grads, int64_t length) {
 }
 
 template <class Param>
-Real<Param> contiguous_mean(const Param* grads, int64_t length, int64_t lanes, Real<Param>* sums) {
-  if (lanes == 1) return mean_of_lanes<1>(grads, length);
-  if (lanes == kSliceLanes) return mean_of_lanes<static_cast<int>(kSliceLanes)>(grads, length);
-  std::fill_n(sums, lanes, Real<Param>(0));
-  add_to_lanes(grads, length, 0, lanes, sums);
+Real<Param> contiguous_mean(const Param* grads, int64_t length, int64_t partials, Real<Param>* sums) {
+  if (partials == 1) return mean_of_partials<1>(grads, length);
+  if (partials == kSlicePartials) return mean_of_partials<static_cast<int>(kSlicePartials)>(grads, length);
+  std::fill_n(sums, partials, Real<Param>(0));
+  add_to_partials(grads, length, 0, partials, sums);
   return slice_mean(sums, length);
 }
 
 template <class Param>
-Real<Param> strided_mean(const SlicedGrad& sliced, int64_t first, int64_t lanes, Real<Param>* sums) {
-  int64_t offsets[kTile], lane = 0;
+Real<Param> strided_mean(const SlicedGrad& sliced, int64_t first, int64_t partials, Real<Param>* sums) {
+  int64_t offsets[kTile], partial = 0;
   Param gathered[kTile];
-  std::fill_n(sums, lanes, Real<Param>(0));
+  std::fill_n(sums, partials, Real<Param>(0));
   for (int64_t done = 0; done < sliced.length; done += kTile) {
     const int64_t count = std::min(kTile, sliced.length - done);
     sliced.view->offsets(first + done, count, offsets);
     gather(sliced.grad, offsets, count, sizeof(Param), gathered);
-    lane = add_to_lanes(gathered, count, lane, lanes, sums);
+    partial = add_to_partials(gathered, count, partial, partials, sums);
   }
   return slice_mean(sums, sliced.length);
 }
 
 void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* means) {
   with_dtype(sliced.dtype, [&]<class Param>() {
-    static thread_local Real<Param> sums[kMaxSliceLanes];  // not on the stack, which may be small
+    static thread_local Real<Param> sums[kMaxSlicePartials];  // not on the stack, which may be small
     const Param* const grads = static_cast<const Param*>(sliced.grad);
-    const int64_t length = sliced.length, lanes = slice_lanes(length);
+    const int64_t length = sliced.length, partials = slice_partials(length);
     for (int64_t slice = first; slice < last; ++slice) {
-      means[slice - first] = sliced.view ? strided_mean<Param>(sliced, slice * length, lanes, sums)
-                                         : contiguous_mean(grads + slice * length, length, lanes, sums);
+      means[slice - first] = sliced.view ? strided_mean<Param>(sliced, slice * length, partials, sums)
+                                         : contiguous_mean(grads + slice * length, length, partials, sums);
     }
   });
 }

@@ -1,22 +1,15 @@
 // The CPU step kernel: load -> update -> keep -> store over a tile-aligned range of one tensor.
-// A template over (instruction set, rule, storage types); rule.cpp instantiates it once per instruction set and rule.
+// A template over (instruction set, rule, storage types), instantiated by rule_kernels.h.
 #pragma once
 
 #include <algorithm>
 #include <utility>
 
-#include "core/pairs.h"
-#include "core/record.h"
-#include "core/slope.h"
 #include "cpu/lanes.h"
+#include "cpu/tile_slope.h"
 #include "cpu/work.h"
 
 namespace lrt::cpu {
-
-template <class Rule, class Hyper>
-LRT_HD Rule rule_of(const TensorStep& tensor) {
-  return rule_at<Rule>(*static_cast<const Hyper*>(tensor.hyper), tensor.step, tensor.scalar);
-}
 
 // Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored.
 enum class Slopes { kNone, kOfGrad, kOfStored };
@@ -43,16 +36,6 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
   }
 }
 
-// A tile's slope from those of its lanes. Out of line: in a loop's body it is not vectorised.
-template <class Isa, class Param>
-__attribute__((noinline)) double tile_slope(const Real<Param> (&lanes)[kLanes]) {
-  Real<Param> units[kTileUnits<Param>];
-  for (int u = 0; u < kTileUnits<Param>; ++u) {
-    units[u] = slope_unit<kSlopeLanes<Param>>(lanes + u * kSlopeLanes<Param>);
-  }
-  return slope_sum(units, kTileUnits<Param>);
-}
-
 constexpr int64_t kAhead = kTile;  // elements, of prefetches
 template <class T>
 LRT_HD void prefetch_row(const T* row) {
@@ -61,15 +44,15 @@ LRT_HD void prefetch_row(const T* row) {
 }
 
 // The row that begins at element `begin` of a range, and the lines that the row a tile later will ask for.
-template <Decay kDecay, Slopes kSlopes, bool kPrefetch, class Rule, class Param, class State>
-LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range, int64_t begin,
-                     int count, const int32_t* keeps, Real<Param>* slopes) {
+template <Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
+LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range, bool prefetch,
+                     int64_t begin, int count, const int32_t* keeps, Real<Param>* slopes) {
   Param* const params = static_cast<Param*>(range.param) + begin;
   const Param* const grads = static_cast<const Param*>(range.grad) + begin;
   const Param* const stored_grads = range.stored_grad ? static_cast<const Param*>(range.stored_grad) + begin : grads;
   State* states[kMaxStates] = {};
   for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<State*>(range.states[k]) + begin;
-  if (kPrefetch && range.prefetch) {
+  if (prefetch) {
     prefetch_row(params + kAhead);
     prefetch_row(grads + kAhead);
     for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kAhead);
@@ -78,10 +61,10 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
                               std::make_integer_sequence<int, Rule::kStates>{});
 }
 
-// The whole tiles of a range. `keeps[0]` holds the decisions of the first; without draws both hold those of all.
-template <class Isa, bool kDraws, Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
-LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const TensorStep& tensor,
-                           const Range& range, TileKeeps (&keeps)[2]) {
+// The whole tiles of a range. `keeps[0]` holds the decisions of the first; without a mask both hold those of all.
+template <class Isa, bool kMasked, Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
+LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const ListStep& list,
+                           const KeepStream& stream, const Range& range, TileKeeps (&keeps)[2]) {
   const int64_t tiles = range.count / kTile;
   alignas(64) Real<Param> slopes[2][kLanes];
   const auto store_slope = [&](int64_t tile) __attribute__((always_inline)) {
@@ -93,10 +76,10 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
     if constexpr (kSlopes != Slopes::kNone) std::memset(slopes[tile % 2], 0, sizeof(slopes[0]));
     for (int r = 0; r < 8; r += kPieceRows) {
       // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
-      if constexpr (kDraws) draw_piece<Isa>(tensor.key, tensor.threshold, range.first_tile + tile + 1, 8 * r, next);
+      if constexpr (kMasked) draw_piece<Isa>(stream, list.threshold, range.first_tile + tile + 1, 8 * r, next);
       for (int p = r; p < r + kPieceRows; ++p) {
-        step_row<kDecay, kSlopes, true, Rule, Param, State>(rule, scalars, range, tile * kTile + p * kLanes, kLanes,
-                                                            now.row[p], slopes[tile % 2]);
+        step_row<kDecay, kSlopes, Rule, Param, State>(rule, scalars, range, list.prefetch, tile * kTile + p * kLanes,
+                                                      kLanes, now.row[p], slopes[tile % 2]);
       }
       if (r == 0 && tile != 0) store_slope(tile - 1);  // a chain of additions, whose terms are not waited for
     }
@@ -113,28 +96,29 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
   Real<Param> slopes[kLanes] = {};
   const int64_t first = tile * kTile, end = std::min(range.count, first + kTile);
   for (int64_t begin = first; begin < end; begin += kLanes) {
-    step_row<Decay::kSelect, Slopes::kOfStored, false, Rule, Param, State>(
-        rule, scalars, range, begin, static_cast<int>(std::min(kLanes, end - begin)),
-        keeps.row[(begin - first) / kLanes], slopes);
+    step_row<Decay::kSelect, Slopes::kOfStored, Rule, Param, State>(rule, scalars, range, false, begin,
+                                                                    static_cast<int>(std::min(kLanes, end - begin)),
+                                                                    keeps.row[(begin - first) / kLanes], slopes);
   }
   if (range.slopes) range.slopes[tile] = tile_slope<Isa, Param>(slopes);
 }
 
 // A range, with or without the slopes of its tiles.
 template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
-__attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& range) {
-  const Rule rule = rule_of<Rule, Hyper>(tensor);
-  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+__attribute__((noinline)) void run_range(const ListStep& list, const TensorStep& tensor, const Range& range) {
+  const Rule rule = rule_of<Rule, Hyper>(list, tensor);
+  const UpdateScalars<Real<Param>> scalars(list.scalars);
+  const KeepStream stream = keep_stream(list, tensor);
   TileKeeps keeps[2];
-  const auto full_tiles = [&]<bool kDraws, Decay kDecay>() __attribute__((always_inline)) {
-    run_full_tiles<Isa, kDraws, kDecay, kSlopes, Rule, Param, State>(rule, scalars, tensor, range, keeps);
+  const auto full_tiles = [&]<bool kMasked, Decay kDecay>() __attribute__((always_inline)) {
+    run_full_tiles<Isa, kMasked, kDecay, kSlopes, Rule, Param, State>(rule, scalars, list, stream, range, keeps);
   };
-  decide_tile<Isa>(tensor.key, tensor.threshold, range.first_tile, keeps[0]);
-  if (!draws(tensor.threshold)) {
+  decide_tile<Isa>(stream, list.threshold, range.first_tile, keeps[0]);
+  if (!is_masked(list.threshold)) {
     keeps[1] = keeps[0];
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
-    const Decay decay = std::is_same_v<Param, float> ? decay_of(tensor.scalars) : Decay::kSelect;
+    const Decay decay = std::is_same_v<Param, float> ? decay_of(list.scalars) : Decay::kSelect;
     switch (decay) {
       case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
       case Decay::kCoupled: full_tiles.template operator()<true, Decay::kCoupled>(); break;
@@ -147,80 +131,22 @@ __attribute__((noinline)) void run_range(const TensorStep& tensor, const Range& 
 }
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
-void run_any_tiles(const TensorStep& tensor, const Range& range) {
-  const Rule rule = rule_of<Rule, Hyper>(tensor);
-  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+void run_any_tiles(const ListStep& list, const TensorStep& tensor, const Range& range) {
+  const Rule rule = rule_of<Rule, Hyper>(list, tensor);
+  const UpdateScalars<Real<Param>> scalars(list.scalars);
+  const KeepStream stream = keep_stream(list, tensor);
   TileKeeps keeps;
   for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
-    decide_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + tile, keeps);
+    decide_tile<Isa>(stream, list.threshold, range.first_tile + tile, keeps);
     run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps);
   }
 }
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
-void step_kernel(const TensorStep& tensor, const Range& range) {
-  if (!range.slopes) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(tensor, range);
-  if (!range.stored_grad) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(tensor, range);
-  run_any_tiles<Isa, Rule, Hyper, Param, State>(tensor, range);
-}
-
-// The step of a rule with a ring, a tile at a time: slots outside, elements inside, so that the loops vectorise.
-template <class Isa, class Rule, class Hyper, class Param, class State>
-void ring_kernel(const TensorStep& tensor, const Range& range) {
-  const Rule rule = rule_of<Rule, Hyper>(tensor);
-  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
-  TileKeeps tile_keeps;
-  const int32_t* const keeps = tile_keeps.row[0];
-  for (int64_t begin = 0; begin < range.count; begin += kTile) {
-    Param* const params = static_cast<Param*>(range.param) + begin;
-    const Param* const grads = static_cast<const Param*>(range.grad) + begin;
-    const Param* const stored_grads = range.stored_grad ? static_cast<const Param*>(range.stored_grad) + begin : grads;
-    State* const ring = static_cast<State*>(range.states[0]) + begin;
-    const int count = static_cast<int>(std::min(kTile, range.count - begin));
-    State* const newest = ring + rule.slot * range.whole_count;
-#pragma GCC ivdep
-    for (int i = 0; i < count; ++i) {
-      newest[i] = from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params[i]), to_real(grads[i])));
-    }
-    alignas(64) Real<Param> mean[kTile];
-    for (int i = 0; i < count; ++i) mean[i] = to_real(ring[i]);
-    for (int64_t number = 1; number < rule.filled; ++number) {
-      const State* const slot = ring + number * range.whole_count;
-      const Real<Param> weight = Rule::weight(number);
-      for (int i = 0; i < count; ++i) mean[i] = Rule::include(mean[i], to_real(slot[i]), weight);
-    }
-    decide_tile<Isa>(tensor.key, tensor.threshold, range.first_tile + begin / kTile, tile_keeps);
-    Real<Param>* const terms = mean;  // of the slope, in their place
-#pragma GCC ivdep
-    for (int i = 0; i < count; ++i) {
-      const Param old_param = params[i];
-      const Param new_param = from_real<Param>(moved_param<Decay::kSelect>(scalars, to_real(old_param), mean[i]));
-      const Param stored = keeps[i] < 0 ? new_param : old_param;
-      params[i] = stored;
-      terms[i] = slope_term(to_real(stored_grads[i]), to_real(old_param), to_real(stored));
-    }
-    if (!range.slopes) continue;
-    Real<Param> lanes[kLanes] = {};
-    for (int i = 0; i < count; ++i) lanes[i % kLanes] = lanes[i % kLanes] + terms[i];
-    range.slopes[begin / kTile] = tile_slope<Isa, Param>(lanes);
-  }
-}
-
-template <class Isa, class Rule, class Hyper, class Param, class State>
-constexpr StepKernel instance() {
-  if constexpr (kHasRing<Rule>) {
-    return ring_kernel<Isa, Rule, Hyper, Param, State>;
-  } else {
-    return step_kernel<Isa, Rule, Hyper, Param, State>;
-  }
-}
-
-// The kernel of a rule's variant for a pair of storage types; null where the pair is not offered.
-template <class Isa, class Variant>
-StepKernel kernel_for(Dtype param, Dtype state) {
-  return with_pair<StepKernel>(param, state, nullptr, []<class Param, class State>() {
-    return instance<Isa, typename Variant::template Rule<Real<Param>>, typename Variant::Hyper, Param, State>();
-  });
+void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& range) {
+  if (!range.slopes) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
+  if (!range.stored_grad) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
+  run_any_tiles<Isa, Rule, Hyper, Param, State>(list, tensor, range);
 }
 
 }  // namespace lrt::cpu

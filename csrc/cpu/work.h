@@ -2,9 +2,26 @@
 #pragma once
 
 #include "core/dtype.h"
+#include "core/record.h"
 #include "core/update.h"
 
 namespace lrt::cpu {
+
+// What all tensors of one step share.
+struct ListStep {
+  const void* hyper;  // the rule's own Hyper struct
+  StepScalars scalars;
+  uint64_t seed;
+  uint32_t threshold;    // of the keep decisions
+  bool prefetch = true;  // see prefetches() in isa.h
+};
+
+// What all ranges of one tensor share.
+struct TensorStep {
+  double count, scalar;  // of steps, this one included; and the rule's own number (core/record.h)
+  uint32_t param_index;
+  int64_t numel;  // from one slot of a ring to the next
+};
 
 // One tile-aligned run of one tensor. Pointers are to its first element; sizes in elements.
 struct Range {
@@ -13,21 +30,19 @@ struct Range {
   void* states[kMaxStates];
   int64_t first_tile;  // index of the run's first tile in the whole parameter
   int64_t count;
-  double* slopes;                     // of its tiles, or null
-  int64_t whole_count = 0;            // of the whole parameter: from one slot of a ring to the next
+  double* slopes = nullptr;           // of its tiles, or null
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
-  bool prefetch = false;              // see prefetches() in isa.h
 };
 
-// What all ranges of one tensor share in one step.
-struct TensorStep {
-  const void* hyper;  // the rule's own Hyper struct
-  StepScalars scalars;
-  KeepStream key;
-  uint32_t threshold;
-  double step, scalar;  // the count, and the rule's own number (core/record.h), of this step
-};
+using StepKernel = void (*)(const ListStep&, const TensorStep&, const Range&);
 
-using StepKernel = void (*)(const TensorStep&, const Range&);
+inline KeepStream keep_stream(const ListStep& list, const TensorStep& tensor) {
+  return {list.seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor.count)), tensor.param_index};
+}
+
+template <class Rule, class Hyper>
+LRT_HD Rule rule_of(const ListStep& list, const TensorStep& tensor) {
+  return rule_at<Rule>(*static_cast<const Hyper*>(list.hyper), tensor.count, tensor.scalar);
+}
 
 }  // namespace lrt::cpu

@@ -1,5 +1,5 @@
-// Gradient centralization (core/slice_mean.h): the means of all slices of a list, lanes first. No barriers: each stage
-// is a launch of its own, and a thread owns what it sums.
+// Gradient centralization (core/slice_mean.h): the means of all slices of a list, partials first. No barriers: each
+// stage is a launch of its own, and a thread owns what it sums.
 #pragma once
 
 #include "core/slice_mean.h"
@@ -9,16 +9,17 @@
 namespace lrt::cuda {
 
 template <class Param>
-LRT_DEVICE Real<Param>* lane_sums(const Step& call) {
+LRT_DEVICE Real<Param>* partial_sums(const Step& call) {
   return static_cast<Real<Param>*>(call.slice_scratch);
 }
 
 template <class Param>
 LRT_DEVICE Real<Param>* slice_means(const Step& call) {
-  return lane_sums<Param>(call) + call.lanes;
+  return partial_sums<Param>(call) + call.partials;
 }
 
-// The row of the table that the list's slice or lane number `item` belongs to: the last that begins with it or before.
+// The row of the table that the list's slice or partial number `item` belongs to: the last that begins with it or
+// before.
 template <int64_t TableRow::* kFirst>
 LRT_DEVICE const TableRow& row_of(const Step& call, int64_t item) {
   int64_t low = 0;
@@ -30,15 +31,15 @@ LRT_DEVICE const TableRow& row_of(const Step& call, int64_t item) {
 }
 
 template <class Param>
-__global__ void sum_lanes(Step call) {
+__global__ void sum_partials(Step call) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (item >= call.lanes) return;
-  const TableRow& row = row_of<&TableRow::first_lane>(call, item);
-  const int64_t length = row.slice_length, lanes = slice_lanes(length), of_row = item - row.first_lane;
-  const Param* grads = reinterpret_cast<const Param*>(row.grad) + of_row / lanes * length;
+  if (item >= call.partials) return;
+  const TableRow& row = row_of<&TableRow::first_partial>(call, item);
+  const int64_t length = row.slice_length, partials = slice_partials(length), of_row = item - row.first_partial;
+  const Param* grads = reinterpret_cast<const Param*>(row.grad) + of_row / partials * length;
   Real<Param> sum = 0;
-  for (int64_t i = of_row % lanes; i < length; i += lanes) sum = sum + to_real(grads[i]);
-  lane_sums<Param>(call)[item] = sum;
+  for (int64_t i = of_row % partials; i < length; i += partials) sum = sum + to_real(grads[i]);
+  partial_sums<Param>(call)[item] = sum;
 }
 
 template <class Param>
@@ -46,8 +47,8 @@ __global__ void find_means(Step call) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (item >= call.slices) return;
   const TableRow& row = row_of<&TableRow::first_slice>(call, item);
-  const int64_t first_lane = row.first_lane + (item - row.first_slice) * slice_lanes(row.slice_length);
-  slice_means<Param>(call)[item] = slice_mean(lane_sums<Param>(call) + first_lane, row.slice_length);
+  const int64_t first_partial = row.first_partial + (item - row.first_slice) * slice_partials(row.slice_length);
+  slice_means<Param>(call)[item] = slice_mean(partial_sums<Param>(call) + first_partial, row.slice_length);
 }
 
 // The means that the elements of one chunk lose. Its first slice is entered at any place; from there on an element's
@@ -76,7 +77,8 @@ struct SliceMeans {
 template <class Param>
 const char* launch_means(const Step& call) {
   constexpr int threads = 128;
-  const char* error = LAUNCH((sum_lanes<Param>), (call.lanes + threads - 1) / threads, threads, call.stream, call);
+  const char* error =
+      LAUNCH((sum_partials<Param>), (call.partials + threads - 1) / threads, threads, call.stream, call);
   return error ? error : LAUNCH((find_means<Param>), (call.slices + threads - 1) / threads, threads, call.stream, call);
 }
 

@@ -7,11 +7,6 @@
 
 namespace lrt::cuda {
 
-LRT_DEVICE double read(const DeviceNumber& number) {
-  if (!number.address) return number.value;
-  return number.is_double ? *static_cast<const double*>(number.address) : *static_cast<const float*>(number.address);
-}
-
 template <class Param>
 LRT_DEVICE Real<Param>* slope_units(const Step& call) {
   return static_cast<Real<Param>*>(call.slope_scratch);
@@ -28,7 +23,7 @@ __global__ void sum_chunks(Step call) {
   if (chunk >= call.chunks) return;
   const TableRow& row = call.rows[call.chunk_tensors[chunk]];
   const int64_t begin = (chunk - row.first_chunk) * kChunk;
-  const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
+  const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
   const Real<Param>* units = slope_units<Param>(call) + chunk * kChunkTiles * kTileUnits<Param>;
   double sum = 0.0;
   for (int64_t tile = 0; tile * kTile < end - begin; ++tile) {
@@ -47,9 +42,9 @@ __global__ void sum_columns(Step call) {
 
 template <class Param>
 __global__ void add_slope(Step call) {
-  if (read(call.found_inf) != 0) return;
+  if (call.arguments.skips()) return;
   const double sum = slope_sum(slope_chunks<Param>(call) + call.chunks, kSlopeColumns);
-  *call.slope = *call.slope + sum * (1.0 / read(call.grad_scale));
+  *call.slope = *call.slope + sum * call.arguments.inverse_grad_scale();
 }
 
 template <class Param>

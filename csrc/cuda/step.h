@@ -1,6 +1,7 @@
 // One step of a list of tensors on one device: what the launchers of rule.cu receive. No torch in here.
 #pragma once
 
+#include "core/arguments.h"
 #include "core/pairs.h"
 #include "core/record.h"
 #include "core/slope.h"
@@ -8,28 +9,18 @@
 
 namespace lrt::cuda {
 
-// A hyper-parameter that is a number, or one float32 or float64 on the device, read when the kernel runs.
-struct DeviceNumber {
-  double value;
-  const void* address;  // null: the number
-  bool is_double;
-};
-
 // Everything a step reads. `rows`, `chunk_tensors` and `prepared` are device memory.
 struct Step {
   const TableRow* rows;
   const int32_t* chunk_tensors;  // the tensor of each chunk; a tensor's chunks are consecutive
   void* prepared;                // scratch of prepared_bytes(tensors)
   int64_t tensors, chunks;
-  DeviceNumber lr, keep_prob, grad_weight, grad_scale, found_inf;
-  double weight_decay;
-  bool decoupled_weight_decay, maximize;
-  uint64_t seed;
+  StepArguments arguments;
   Dtype param, state;
-  int64_t slices, lanes;  // of all tensors whose gradient is centralized
-  void* slice_scratch;    // the sums of the lanes and the means of the slices, in the compute type
-  void* slope_scratch;    // slope_bytes(chunks, param), or null where no slope is asked for
-  double* slope;          // gains the step's slope
+  int64_t slices, partials;  // of all tensors whose gradient is centralized
+  void* slice_scratch;       // the sums of the partials and the means of the slices, in the compute type
+  void* slope_scratch;       // slope_bytes(chunks, param), or null where no slope is asked for
+  double* slope;             // gains the step's slope
   void* stream;
 };
 
@@ -45,9 +36,9 @@ constexpr int64_t slope_bytes(int64_t chunks, Dtype param) {
   return units + (chunks + kSlopeColumns) * static_cast<int64_t>(sizeof(double));
 }
 
-constexpr int64_t slice_bytes(int64_t slices, int64_t lanes, Dtype param) {
+constexpr int64_t slice_bytes(int64_t slices, int64_t partials, Dtype param) {
   const auto size = with_dtype(param, [&]<class Param>() { return static_cast<int64_t>(sizeof(Real<Param>)); });
-  return (slices + lanes) * size;
+  return (slices + partials) * size;
 }
 
 constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 + tensors); }

@@ -6,106 +6,14 @@
 // there, so that a captured graph freezes nothing, and nothing but these two kernels knows whether found_inf is set.
 #pragma once
 
-#include "cuda/slices.cuh"
+#include "cuda/prepare.cuh"
+#include "cuda/ring.cuh"
 #include "cuda/slope.cuh"
 
 namespace lrt::cuda {
 
-constexpr int kThreads = 128;
-constexpr int kAccess = 16;  // bytes of one access, and of a unit of lanes (core/slope.h)
-
-// What all tensors of a call share, and what each has of its own, in the compute type.
-template <class Real>
-struct Shared {
-  UpdateScalars<Real> scalars;
-  uint32_t limit;  // an element is kept iff its 16 bits, in the upper half of a word, are below
-  bool draws, skip;
-};
-template <class Rule>
-struct Own {
-  Rule rule;
-  uint32_t step;
-  bool counted;  // the count of steps was one; else the tensor is left alone
-};
-struct alignas(16) Prepared {
-  char bytes[kPreparedBytes];
-};
-
-template <class Rule, class Hyper, class Real>
-__global__ void prepare_kernel(Step call, Hyper hyper) {
-  static_assert(sizeof(Shared<Real>) <= kPreparedBytes && sizeof(Own<Rule>) <= kPreparedBytes);
-  Prepared* prepared = static_cast<Prepared*>(call.prepared);
-  const bool skip = read(call.found_inf) != 0;
-  const int64_t tensor = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (tensor == 0) {
-    const uint32_t threshold = keep_threshold(read(call.keep_prob));
-    const StepScalars scalars = step_scalars(read(call.lr), call.weight_decay, call.decoupled_weight_decay,
-                                             read(call.grad_weight), read(call.grad_scale), call.maximize);
-    const bool draws = threshold != 0 && threshold != kKeepAll;
-    // Without draws every word is 0, and 0 < 1 keeps all.
-    const Shared<Real> shared = {UpdateScalars<Real>(scalars),
-                                 draws            ? threshold << 16
-                                 : threshold == 0 ? 0u
-                                                  : 1u,
-                                 draws, skip};
-    *reinterpret_cast<Shared<Real>*>(prepared) = shared;
-  }
-  if (tensor >= call.tensors || skip) return;
-  double* step = reinterpret_cast<double*>(call.rows[tensor].step);
-  const bool counted = is_step_count(*step);
-  const double next = counted ? *step + 1 : 1;
-  if (counted) *step = next;
-  double scalar = 0;
-  if constexpr (kHasScalar<Hyper>) {
-    double* const own = reinterpret_cast<double*>(call.rows[tensor].scalar);
-    scalar = hyper.advance(next, *own);
-    if (counted) *own = scalar;
-  }
-  *reinterpret_cast<Own<Rule>*>(prepared + 1 + tensor) = {rule_at<Rule>(hyper, next, scalar),
-                                                          static_cast<uint32_t>(static_cast<uint64_t>(next)), counted};
-}
-
-// kCount elements in as few accesses as their size allows.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < kAccess ? sizeof(T) * kCount : kAccess) Vector {
-  T value[kCount];
-};
-
-template <class T, int kCount>
-LRT_DEVICE Vector<T, kCount>& vector_at(int64_t base, int64_t element) {
-  T* const address = reinterpret_cast<T*>(base) + element;
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(address));  // an integer does not say so, and sm_100 would use generic accesses
-#endif
-  return *reinterpret_cast<Vector<T, kCount>*>(address);
-}
-
-// What the threads of a block share.
-template <class Rule, class Real>
-struct Chunk {
-  const Rule& rule;
-  const Shared<Real>& shared;
-  const TableRow& row;
-  KeepStream key;
-  int64_t end;  // of its elements
-  SliceMeans<Real> means;
-};
-
-// The gradients of kCount elements that the rule sees. kCentralize: there may be means, which is looked up.
-template <class Param, int kCount, bool kCentralize, class Rule>
-LRT_DEVICE Vector<Param, kCount> seen_grads(const Chunk<Rule, Real<Param>>& chunk, int64_t begin,
-                                            Vector<Param, kCount> grads) {
-  if constexpr (kCentralize) {
-    if (chunk.means.first) {
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) grads.value[e] = centralized(grads.value[e], chunk.means.of(begin + e));
-    }
-  }
-  return grads;
-}
-
-// kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the limit. Each
-// lane's sum of slopes advances.
+// kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the threshold.
+// Each lane's sum of slopes advances.
 template <class Param, class State, int kCount, bool kCentralize, class Rule>
   requires(!kHasRing<Rule>)
 LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
@@ -127,7 +35,7 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
         update<Decay::kSelect>(chunk.rule, chunk.shared.scalars, param, to_real(grads.value[e]), state);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) states[k].value[e] = from_real<State>(state[k]);
-    if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
+    if (bits[e] < chunk.shared.word_threshold) params.value[e] = from_real<Param>(updated);
     slopes[e] = slopes[e] + slope_term(to_real(stored_grads.value[e]), param, to_real(params.value[e]));
   }
   stored = params;
@@ -135,53 +43,13 @@ LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t beg
   for (int k = 0; k < Rule::kStates; ++k) vector_at<State, kCount>(chunk.row.states[k], begin) = states[k];
 }
 
-// The same for a rule with a ring.
-template <class Param, class State, int kCount, bool kCentralize, class Rule>
-  requires kHasRing<Rule>
-LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
-                              Real<Param> (&slopes)[kCount]) {
-  const auto& scalars = chunk.shared.scalars;
-  Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
-  Vector<Param, kCount> params = stored;
-  const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
-  const Vector<Param, kCount> grads = seen_grads<Param, kCount, kCentralize>(chunk, begin, stored_grads);
-  Vector<State, kCount> newest;
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    newest.value[e] =
-        from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params.value[e]), to_real(grads.value[e])));
-  }
-  const auto slot = [&](int64_t number) -> Vector<State, kCount>& {
-    return vector_at<State, kCount>(chunk.row.states[0], number * chunk.row.count + begin);
-  };
-  slot(chunk.rule.slot) = newest;  // and read again below, from the cache, as the thread's own
-  Real<Param> mean[kCount];
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) mean[e] = to_real(slot(0).value[e]);
-#pragma unroll 4
-  for (int64_t number = 1; number < chunk.rule.filled; ++number) {
-    const Vector<State, kCount> gradients = slot(number);
-    const Real<Param> weight = Rule::weight(number);
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) mean[e] = Rule::include(mean[e], to_real(gradients.value[e]), weight);
-  }
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    const Real<Param> param = to_real(params.value[e]);
-    const Real<Param> updated = moved_param<Decay::kSelect>(scalars, param, mean[e]);
-    if (bits[e] < chunk.shared.limit) params.value[e] = from_real<Param>(updated);
-    slopes[e] = slopes[e] + slope_term(to_real(stored_grads.value[e]), param, to_real(params.value[e]));
-  }
-  stored = params;
-}
-
 // kCount neighbouring lanes of a tile, whose calls serve all eight rows; returns their sum of slopes. A single lane may
 // end with the chunk, several are whole.
 template <class Param, class State, int kCount, bool kCentralize, class Rule>
 LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane) {
   PhiloxBlock<uint32_t> draws[kCount] = {};
-  if (chunk.shared.draws) {
-    for (int e = 0; e < kCount; ++e) draws[e] = draw(chunk.key, tile * kLanes + lane + e, Stream::kElement);
+  if (chunk.shared.masked) {
+    for (int e = 0; e < kCount; ++e) draws[e] = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
   }
   Real<Param> slopes[kCount] = {};
 #pragma unroll 1
@@ -219,14 +87,15 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kern
   const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);
   const TableRow row = call.rows[tensor];
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
-  const int64_t end = begin + kChunk < row.count ? begin + kChunk : row.count;
+  const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
   const int64_t stepped_end = own.counted ? end : begin;  // nothing is, without a count
-  const Chunk<Rule, Real<Param>> chunk = {own.rule,    shared,
-                                          row,         {call.seed, own.step, static_cast<uint32_t>(row.param_index)},
-                                          stepped_end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
+  const Chunk<Rule, Real<Param>> chunk = {
+      own.rule,    shared,
+      row,         {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)},
+      stepped_end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
   int64_t addresses = row.param | row.grad;
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
-  if constexpr (kHasRing<Rule>) addresses |= row.count * static_cast<int64_t>(sizeof(State));  // from slot to slot
+  if constexpr (kHasRing<Rule>) addresses |= row.numel * static_cast<int64_t>(sizeof(State));  // from slot to slot
   const int64_t last_tile =
       addresses % kAccess == 0 ? stepped_end / kTile : begin / kTile;  // of those in wide accesses
   const int unit = threadIdx.x % kUnits;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..step.backends import prepare, resolve
+from ..step.backends import resolve
 from ..step.call import StepCall
 from ..step.keep import keep_mask
 from ..step.operands import check_param as check_operand
@@ -97,14 +97,14 @@ class MaskedOptimizer(SavedOptimizer):
         work = [part for group, indices in self._indexed() for part in self._gather(group, indices)]
         new: dict[Tensor, dict[str, Tensor]] = {}
         calls = [call for part in work for call in self._calls(part, new)]
-        runs = [resolve(self.backend, call.params[0].device) for call in calls]
-        for run, call in zip(runs, calls, strict=True):
+        backends = [resolve(self.backend, call.params[0].device) for call in calls]
+        for backend, call in zip(backends, calls, strict=True):
             call.alone = len(calls) == 1
-            prepare(run, call)
+            backend.prepare(call)
         for param, states in new.items():
             self.state[param].update(states)
-        for run, call in zip(runs, calls, strict=True):
-            run(call)
+        for backend, call in zip(backends, calls, strict=True):
+            backend.step(call)
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
 

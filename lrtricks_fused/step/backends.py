@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy
 import torch
@@ -149,23 +150,31 @@ def _triton_prepare(call: StepCall) -> None:
     prepare(call)
 
 
-_STEP: dict[str, Callable[[StepCall], None]] = {
-    "native": native.native_step, "triton": _triton_step, "reference": reference.step
-}  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An implementation of the fused step.
 
-
-_PREPARE: dict[Callable[[StepCall], None], Callable[[StepCall], None]] = {
-    native.native_step: native.prepare, _triton_step: _triton_prepare
-}  # fmt: skip
-
-
-def prepare(step: Callable[[StepCall], None], call: StepCall) -> None:
-    """Whatever ``step`` would refuse of ``call`` is refused now; it can do its part of the work before the step, too.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: an operand does not fit; nothing has been changed.
+    Attributes:
+        name: as the optimizers' argument ``backend`` has it.
+        step: takes one step; whatever it refuses, it refuses before it writes.
+        prepare: refuses now whatever ``step`` would refuse, and can do a part of its work before the step: raises
+            ValueError, TypeError or RuntimeError where an operand does not fit, and changes nothing.
     """
-    _PREPARE.get(step, check_operands)(call)
+
+    name: str
+    step: Callable[[StepCall], None]
+    prepare: Callable[[StepCall], None] = check_operands
+
+
+_registered: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> Backend:
+    """Enters the implementation of a backend of :data:`BACKENDS`; the one before it, if there was one, is returned."""
+    before = _registered.get(backend.name, backend)
+    _registered[backend.name] = backend
+    resolve.cache_clear()
+    return before
 
 
 def check_backend(backend: str) -> None:
@@ -174,11 +183,10 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"Invalid backend={backend!r}: must be one of {', '.join(BACKENDS)}")
 
 
-@functools.cache
-def resolve(backend: str, device: torch.device) -> Callable[[StepCall], None]:
-    """The step function of ``backend`` for tensors on ``device``.
+def choose(backend: str, device: torch.device) -> tuple[Backend, dict[str, str]]:
+    """The implementation that ``backend`` means for tensors on ``device``, and why better ones are not taken.
 
-    ``auto`` takes native, else Triton, else reference, and logs once when it is the slow reference.
+    ``auto`` means native, else Triton, else reference.
 
     Raises:
         ValueError: the backend is unknown, or cannot run on this device (with the reason).
@@ -188,11 +196,26 @@ def resolve(backend: str, device: torch.device) -> Callable[[StepCall], None]:
         reason = why_not(backend, device)
         if reason is not None:
             raise ValueError(f"Invalid backend={backend!r} for {device} tensors: {reason}")
-        return _STEP[backend]
-    reasons = {name: why_not(name, device) for name in ("native", "triton")}
-    for name, reason in reasons.items():
+        return _registered[backend], {}
+    reasons: dict[str, str] = {}
+    for name in BACKENDS[1:]:
+        reason = why_not(name, device)
         if reason is None:
-            return _STEP[name]
-    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    logger.warning("lrtricks_fused steps %s tensors with the slow reference backend (%s)", device, why)
-    return _STEP["reference"]
+            return _registered[name], reasons
+        reasons[name] = reason
+    raise AssertionError("the reference runs everywhere")
+
+
+@functools.cache
+def resolve(backend: str, device: torch.device) -> Backend:
+    """As :func:`choose`; logs once when ``auto`` takes the slow reference."""
+    chosen, reasons = choose(backend, device)
+    if chosen.name == "reference" and reasons:
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        logger.warning("lrtricks_fused steps %s tensors with the slow reference backend (%s)", device, why)
+    return chosen
+
+
+register(Backend("native", native.native_step, native.prepare))
+register(Backend("triton", _triton_step, _triton_prepare))
+register(Backend("reference", reference.step))

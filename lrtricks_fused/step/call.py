@@ -8,16 +8,16 @@ from torch import Tensor
 
 from .rule import RULES
 
-LANE_ELEMENTS = 64  # csrc/core/slice_mean.h
-SLICE_LANES = 16
-MAX_SLICE_LANES = 4096
+PARTIAL_ELEMENTS = 64  # csrc/core/slice_mean.h
+SLICE_PARTIALS = 16
+MAX_SLICE_PARTIALS = 4096
 
 
-def slice_lanes(length: int) -> int:
+def slice_partials(length: int) -> int:
     """Lanes that the sum of a slice is split into, as in ``csrc/core/slice_mean.h``."""
-    if length < LANE_ELEMENTS:
+    if length < PARTIAL_ELEMENTS:
         return 1
-    return min(-(-length // (LANE_ELEMENTS * SLICE_LANES)) * SLICE_LANES, MAX_SLICE_LANES)
+    return min(-(-length // (PARTIAL_ELEMENTS * SLICE_PARTIALS)) * SLICE_PARTIALS, MAX_SLICE_PARTIALS)
 
 
 @dataclass(slots=True)

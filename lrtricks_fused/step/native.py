@@ -134,7 +134,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
     else:
         step = _table_op(call.rule)
         scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
-        slices = (table.slices, table.lanes, table.slice_scratch)
+        slices = (table.slices, table.partials, table.slice_scratch)
         operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared, *slices, scratch, call.slope)
     step(
         *operands,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .call import slice_lanes
+from .call import slice_partials
 from .keep import LANES, TILE
 from .table import CHUNK, SLOPE_COLUMNS
 
@@ -22,9 +22,9 @@ def centralized(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """``grad``, in the compute type, less its means over all dimensions but the first, as ``dtype`` would store it."""
     slices = grad.flatten(1)
     length = slices.shape[1]
-    lanes = slice_lanes(length)
-    padded = torch.nn.functional.pad(slices, (0, -length % lanes))
-    sums = in_order(padded.view(len(slices), -1, lanes), 1).double()
+    partials = slice_partials(length)
+    padded = torch.nn.functional.pad(slices, (0, -length % partials))
+    sums = in_order(padded.view(len(slices), -1, partials), 1).double()
     means = (in_order(sums, 1) / length).to(grad.dtype)
     return (slices - means.unsqueeze(1)).to(dtype).to(grad.dtype).view(grad.shape)
 

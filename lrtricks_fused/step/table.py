@@ -4,8 +4,8 @@ To hand a tensor to an op costs about a microsecond, which for a model of many s
 itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
 has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
 first of its chunks, of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
-their lanes, and the address of its scalar state (0: none). On a GPU the table, the chunks and the scratch of the step
-live on the device.
+their partial sums, and the address of its scalar state (0: none). On a GPU the table, the chunks and the scratch of
+the step live on the device.
 """
 
 from collections.abc import Callable, Hashable
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import StepCall, slice_lanes
+from .call import StepCall, slice_partials
 from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
 from .storage import DTYPE_CODES
 
 PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
-SLICE_LENGTH, FIRST_SLICE, FIRST_LANE, SCALAR_STATE = 11, 12, 13, 14
+SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 COLUMNS = SCALAR_STATE + MAX_SCALAR_STATES
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
@@ -101,7 +101,7 @@ class AddressTable:
         self._layouts = _layouts(call.params)
         self._grad_addresses = _addresses(call.grads)
         self._indices, self._centralize = call.param_indices, call.centralize
-        self.slices = self.lanes = 0  # of all tensors
+        self.slices = self.partials = 0  # of all tensors
         self.rows: Any = None
         self.chunk_tensors: Any = None  # this and what follows: on a device, if the table lies there
         self.prepared: Any = None
@@ -148,11 +148,11 @@ class AddressTable:
     def _fill_slices(self, call: StepCall, rows: Tensor) -> None:
         lengths = _integers(list(map(call.slice_length, call.params)))
         slices = rows[:, NUMEL] // lengths.clamp(min=1) * (lengths != 0)
-        lanes = slices * _integers(list(map(slice_lanes, lengths.tolist())))
+        partials = slices * _integers(list(map(slice_partials, lengths.tolist())))
         rows[:, SLICE_LENGTH] = lengths
         rows[:, FIRST_SLICE] = slices.cumsum(0) - slices
-        rows[:, FIRST_LANE] = lanes.cumsum(0) - lanes
-        self.slices, self.lanes = int(slices.sum()), int(lanes.sum())
+        rows[:, FIRST_PARTIAL] = partials.cumsum(0) - partials
+        self.slices, self.partials = int(slices.sum()), int(partials.sum())
 
     def place(self, device: torch.device, chunks: Tensor, upload: Upload) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
@@ -167,7 +167,7 @@ class AddressTable:
         self.chunk_tensors = words.view(torch.int32)[: len(tensors)]
         self.prepared = torch.empty(PREPARED_BYTES * (1 + len(self.rows)), dtype=torch.uint8, device=device)
         if self.slices:
-            size = (self.slices + self.lanes) * max(self._param_size, 4)  # the lanes' sums, then the means
+            size = (self.slices + self.partials) * max(self._param_size, 4)  # the partial sums, then the means
             self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
 
     def use_on(self, stream: torch.cuda.Stream) -> None:

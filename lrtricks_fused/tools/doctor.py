@@ -119,12 +119,8 @@ def why_not(backend: str, device: torch.device) -> str | None:
 def taken(optimizer: str, device: torch.device) -> str:
     """The backend that an optimizer takes on the device if it is not told one."""
     default = inspect.signature(getattr(optim, optimizer)).parameters["backend"].default
-    was_disabled, backends.logger.disabled = backends.logger.disabled, True  # the report says it better
-    try:
-        step = backends.resolve.__wrapped__(default, device)  # uncached: a later optimizer must still warn
-    finally:
-        backends.logger.disabled = was_disabled
-    return next(name for name, known in backends._STEP.items() if known is step)
+    chosen, _ = backends.choose(default, device)
+    return chosen.name
 
 
 def advice(device: torch.device, used: str) -> list[str]:

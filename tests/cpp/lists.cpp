@@ -24,15 +24,16 @@ uint8_t* start(Bytes& bytes, int64_t offset, Dtype dtype) { return bytes.data() 
 
 cpu::Range range_of(const Variant& variant, TestTensor& tensor) {
   const auto [param, state] = tensor.dtypes;
-  cpu::Range range = {start(tensor.param, tensor.offset, param),
-                      start(tensor.grad, tensor.offset, param),
-                      {},
-                      0,
-                      tensor.count,
-                      nullptr,
-                      tensor.count};
+  cpu::Range range = {
+      start(tensor.param, tensor.offset, param), start(tensor.grad, tensor.offset, param), {}, 0, tensor.count};
   for (int k = 0; k < variant.states; ++k) range.states[k] = start(tensor.states[k], tensor.offset, state);
   return range;
+}
+
+cpu::ListStep list_step(const Call& call) { return {call.variant.hyper, call.scalars, call.seed, call.threshold}; }
+
+cpu::TensorStep tensor_step(const TestTensor& tensor) {
+  return {tensor.step, tensor.scalar, tensor.param_index, tensor.count};
 }
 
 struct Part {
@@ -100,10 +101,10 @@ namespace {
 
 template <class Param>
 void centralize_as(Param* grads, int64_t count, int64_t length) {
-  const size_t lanes = length < 64 ? 1 : std::min<int64_t>(16 * ((length + 1023) / 1024), 4096);
+  const size_t partials = length < 64 ? 1 : std::min<int64_t>(16 * ((length + 1023) / 1024), 4096);
   for (Param* slice = grads; slice < grads + count; slice += length) {
-    std::vector<Real<Param>> sums(lanes, 0);
-    for (int64_t i = 0; i < length; ++i) sums[i % lanes] += to_real(slice[i]);
+    std::vector<Real<Param>> sums(partials, 0);
+    for (int64_t i = 0; i < length; ++i) sums[i % partials] += to_real(slice[i]);
     const double sum = std::accumulate(sums.begin(), sums.end(), 0.0);
     const auto mean = static_cast<Real<Param>>(sum / static_cast<double>(length));
     for (int64_t i = 0; i < length; ++i) slice[i] = from_real<Param>(to_real(slice[i]) - mean);
@@ -151,17 +152,15 @@ TestList sample_list(const Variant& variant) {
 }
 
 cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
-  cpu::ListWork work = {call.variant.hyper, call.scalars, call.seed, call.threshold, {}, slice_functions_of(isa)};
+  cpu::ListWork work = {.step = list_step(call), .tensors = {}, .slice_functions = slice_functions_of(isa)};
   for (TestTensor& tensor : list) {
     const auto [param, state] = tensor.dtypes;
     const cpu::StepKernel kernel = call.variant.native(isa, param, state);
     require(kernel != nullptr, "no kernel for ", dtype_name(param), "/", dtype_name(state));
     work.add({.kernel = kernel,
+              .step = tensor_step(tensor),
               .whole = range_of(call.variant, tensor),
               .layouts = tensor.layouts.get(),
-              .step = tensor.step,
-              .scalar = tensor.scalar,
-              .param_index = tensor.param_index,
               .param_size = static_cast<uint8_t>(size_of(param)),
               .state_size = static_cast<uint8_t>(size_of(state)),
               .dtype = param,
@@ -180,9 +179,8 @@ void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal) {
 
 void run_scalar(const Call& call, TestList& list) {
   for (TestTensor& tensor : list) {
-    const KeepStream key = {call.seed, static_cast<uint32_t>(static_cast<uint64_t>(tensor.step)), tensor.param_index};
-    const cpu::TensorStep step = {call.variant.hyper, call.scalars, key, call.threshold, tensor.step, tensor.scalar};
-    call.variant.scalar(tensor.dtypes.param, tensor.dtypes.state)(step, range_of(call.variant, tensor));
+    const cpu::StepKernel kernel = call.variant.scalar(tensor.dtypes.param, tensor.dtypes.state);
+    kernel(list_step(call), tensor_step(tensor), range_of(call.variant, tensor));
   }
 }
 

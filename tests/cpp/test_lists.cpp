@@ -48,14 +48,13 @@ void far_elements(const Variant& variant, Isa isa) {
   for (const int64_t first_tile : {(int64_t{1} << 26) - 2, (int64_t{1} << 50) - 4}) {
     for (const DtypePair dtypes : kPairs) {
       const TestTensor start = random_tensor(variant, dtypes, 3 * kTile - 5, 0, random);
-      const KeepStream key = {random.next(), 7, 11};
-      const cpu::TensorStep step = {variant.hyper, kDecayModes[1].scalars, key, 20000, 7, 0.625};
+      const cpu::ListStep list = {variant.hyper, kDecayModes[1].scalars, random.next(), 20000};
+      const cpu::TensorStep step = {7, 0.625, 11, start.count};
       TestList got = {start}, expected = {start};
       const auto run = [&](cpu::StepKernel kernel, TestTensor& tensor) {
-        cpu::Range range = {tensor.param.data(), tensor.grad.data(), {}, first_tile, tensor.count, nullptr,
-                            tensor.count};
+        cpu::Range range = {tensor.param.data(), tensor.grad.data(), {}, first_tile, tensor.count};
         for (int k = 0; k < variant.states; ++k) range.states[k] = tensor.states[k].data();
-        kernel(step, range);
+        kernel(list, step, range);
       };
       run(variant.native(isa, dtypes.param, dtypes.state), got[0]);
       run(variant.scalar(dtypes.param, dtypes.state), expected[0]);

@@ -15,9 +15,9 @@ using cpu::Isa;
 using cpu::StepKernel;
 
 template <class Rule, class Hyper, class Param, class State>
-void scalar_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
-  const Rule rule = rule_at<Rule>(*static_cast<const Hyper*>(tensor.hyper), tensor.step, tensor.scalar);
-  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+void scalar_step(const cpu::ListStep& list, const cpu::TensorStep& tensor, const cpu::Range& range) {
+  const Rule rule = cpu::rule_of<Rule, Hyper>(list, tensor);
+  const UpdateScalars<Real<Param>> scalars(list.scalars);
   Param* params = static_cast<Param*>(range.param);
   const Param* grads = static_cast<const Param*>(range.grad);
   for (int64_t i = 0; i < range.count; ++i) {
@@ -25,20 +25,20 @@ void scalar_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
     for (int k = 0; k < Rule::kStates; ++k) state[k] = to_real(static_cast<const State*>(range.states[k])[i]);
     const Real<Param> updated = update<Decay::kSelect>(rule, scalars, to_real(params[i]), to_real(grads[i]), state);
     for (int k = 0; k < Rule::kStates; ++k) static_cast<State*>(range.states[k])[i] = from_real<State>(state[k]);
-    const bool keep = keep_bits(tensor.key, range.first_tile * kTile + i) < tensor.threshold;
+    const bool keep = keep_bits(keep_stream(list, tensor), range.first_tile * kTile + i) < list.threshold;
     if (keep) params[i] = from_real<Param>(updated);
   }
 }
 
 template <class Rule, class Hyper, class Param, class State>
   requires kHasRing<Rule>
-void scalar_ring_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
-  const Rule rule = rule_at<Rule>(*static_cast<const Hyper*>(tensor.hyper), tensor.step, tensor.scalar);
-  const UpdateScalars<Real<Param>> scalars(tensor.scalars);
+void scalar_ring_step(const cpu::ListStep& list, const cpu::TensorStep& tensor, const cpu::Range& range) {
+  const Rule rule = cpu::rule_of<Rule, Hyper>(list, tensor);
+  const UpdateScalars<Real<Param>> scalars(list.scalars);
   Param* params = static_cast<Param*>(range.param);
   for (int64_t i = 0; i < range.count; ++i) {
     const auto slot = [&](int64_t number) -> State& {
-      return static_cast<State*>(range.states[0])[number * range.count + i];
+      return static_cast<State*>(range.states[0])[number * tensor.numel + i];
     };
     const Real<Param> param = to_real(params[i]);
     slot(rule.slot) = from_real<State>(
@@ -47,7 +47,7 @@ void scalar_ring_step(const cpu::TensorStep& tensor, const cpu::Range& range) {
     for (int64_t number = 1; number < rule.filled; ++number) {
       mean = mean + (to_real(slot(number)) - mean) * (Real<Param>(1) / static_cast<Real<Param>>(number + 1));
     }
-    const bool keep = keep_bits(tensor.key, range.first_tile * kTile + i) < tensor.threshold;
+    const bool keep = keep_bits(keep_stream(list, tensor), range.first_tile * kTile + i) < list.threshold;
     if (keep) params[i] = from_real<Param>(moved_param<Decay::kSelect>(scalars, param, mean));
   }
 }

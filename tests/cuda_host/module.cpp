@@ -2,11 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "core/keep.h"
+#include "core/slice_mean.h"
 #include "cuda/step.h"
 #include "cuda/upload.h"
 #include "rules/all.h"
@@ -17,7 +20,7 @@ using namespace lrt;
 
 const void* address(uint64_t value) { return reinterpret_cast<const void*>(value); }
 
-cuda::DeviceNumber number(const pybind11::tuple& of) {  // (value, address, is_double)
+Scalar number(const pybind11::tuple& of) {  // (value, address, is_double)
   return {of[0].cast<double>(), address(of[1].cast<uint64_t>()), of[2].cast<bool>()};
 }
 
@@ -50,7 +53,7 @@ const char* launch(const cuda::Step& call, const std::vector<double>& numbers, c
 
 void step(const std::string& rule, const std::vector<double>& hyper, const std::vector<bool>& arguments,
           int64_t state_mask, const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices,
-          int64_t lanes, const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled,
+          int64_t partials, const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled,
           bool maximize, uint64_t seed, int param, int state) {
   const auto writable = [&](size_t k) { return const_cast<void*>(address(memory[k])); };
   const cuda::Step call = {.rows = static_cast<const TableRow*>(address(memory[0])),
@@ -58,19 +61,19 @@ void step(const std::string& rule, const std::vector<double>& hyper, const std::
                            .prepared = writable(2),
                            .tensors = tensors,
                            .chunks = chunks,
-                           .lr = number(numbers[0]),
-                           .keep_prob = number(numbers[1]),
-                           .grad_weight = number(numbers[2]),
-                           .grad_scale = number(numbers[3]),
-                           .found_inf = number(numbers[4]),
-                           .weight_decay = weight_decay,
-                           .decoupled_weight_decay = decoupled,
-                           .maximize = maximize,
-                           .seed = seed,
+                           .arguments = {.lr = number(numbers[0]),
+                                         .keep_prob = number(numbers[1]),
+                                         .grad_weight = number(numbers[2]),
+                                         .grad_scale = number(numbers[3]),
+                                         .found_inf = number(numbers[4]),
+                                         .weight_decay = weight_decay,
+                                         .decoupled_weight_decay = decoupled,
+                                         .maximize = maximize,
+                                         .seed = seed},
                            .param = static_cast<Dtype>(param),
                            .state = static_cast<Dtype>(state),
                            .slices = slices,
-                           .lanes = lanes,
+                           .partials = partials,
                            .slice_scratch = writable(3),
                            .slope_scratch = writable(4),
                            .slope = static_cast<double*>(writable(5)),
@@ -94,7 +97,33 @@ void upload(uint64_t target, uint64_t words, int64_t count) {
 PYBIND11_MODULE(cuda_on_host, m) {
   m.def("step", &step);
   m.def("upload", &upload);
-  m.attr("chunk") = lrt::kChunk;
-  m.attr("prepared_bytes") = lrt::cuda::kPreparedBytes;
-  m.attr("columns") = sizeof(lrt::TableRow) / 8;
+  pybind11::dict constants;  // by the names that Python has for them
+  constants["MAX_STATES"] = kMaxStates;
+  constants["CHUNK"] = kChunk;
+  constants["ACCESS"] = kSlopeLanes<float> * sizeof(float);
+  constants["SLOPE_COLUMNS"] = kSlopeColumns;
+  constants["PREPARED_BYTES"] = cuda::kPreparedBytes;
+  constants["LANES"] = kLanes;
+  constants["TILE"] = kTile;
+  constants["ROUNDS"] = kPhiloxRounds;
+  constants["SCALARS"] = static_cast<int>(Stream::kScalar);
+  constants["PARTIAL_ELEMENTS"] = kPartialElements;
+  constants["SLICE_PARTIALS"] = kSlicePartials;
+  constants["MAX_SLICE_PARTIALS"] = kMaxSlicePartials;
+  constants["COLUMNS"] = sizeof(TableRow) / 8;
+  const auto column = [&](const char* name, size_t offset) { constants[name] = offset / 8; };
+  column("PARAM", offsetof(TableRow, param));
+  column("GRAD", offsetof(TableRow, grad));
+  column("STATE", offsetof(TableRow, states));
+  column("STEP", offsetof(TableRow, step));
+  column("NUMEL", offsetof(TableRow, numel));
+  column("PARAM_INDEX", offsetof(TableRow, param_index));
+  column("PARAM_DTYPE", offsetof(TableRow, param_dtype));
+  column("STATE_DTYPE", offsetof(TableRow, state_dtype));
+  column("FIRST_CHUNK", offsetof(TableRow, first_chunk));
+  column("SLICE_LENGTH", offsetof(TableRow, slice_length));
+  column("FIRST_SLICE", offsetof(TableRow, first_slice));
+  column("FIRST_PARTIAL", offsetof(TableRow, first_partial));
+  column("SCALAR_STATE", offsetof(TableRow, scalar));
+  m.attr("constants") = constants;
 }

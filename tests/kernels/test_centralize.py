@@ -1,6 +1,7 @@
 """Gradient centralization: right against torch, and the same bits by every backend, thread count and layout."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tensors import LAYOUTS, TensorCase, channels_last, make_params, set_grads, 
 import lrtricks_fused as lrt
 
 CPU = torch.device("cpu")
-# Slices around the borders of lanes and tiles, and no slices at all; of chunks, and of the largest number of lanes.
+# Slices around the borders of partial sums and tiles, and no slices at all; of chunks, and of the most partial sums.
 SIZES = [
     (), (7,), (0, 5), (5, 0), (5, 0, 3), (4, 1), (1, 1), (3, 7), (6, 63), (5, 64), (5, 65), (3, 129), (40, 3, 3, 3),
     (3, 513), (2, 3, 40, 5), (2, 4500),
@@ -32,12 +33,13 @@ def run(case, dtype, backend, shapes=SHAPES, steps=2, slope=True, **arguments):
     params = make_params(shapes, dtype.dtype)
     arguments = {"keep_prob": 0.5, "state_dtype": dtype.state_dtype, "centralize": True, **arguments}
     optimizer = case.make(params, backend=backend, **arguments)
-    optimizer._slopes = {CPU: torch.zeros((), dtype=torch.float64)} if slope else None
+    total: dict[torch.device, torch.Tensor] = {}
     slopes = []
     for step in range(steps):
         set_grads(params, shapes, step)
-        optimizer.step()
-        slopes += [optimizer._slopes[CPU].clone()] if slope else []
+        with optimizer.add_slopes_to(total) if slope else nullcontext():
+            optimizer.step()
+        slopes += [tensor.clone() for tensor in total.values()]
     return [*slopes, *everything(optimizer)]
 
 
@@ -131,12 +133,13 @@ def test_parameters_of_one_dimension_and_gradients_stay_as_they_are(backend):
 def test_the_slope_is_that_of_the_gradient_itself():
     param = torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     optimizer = lrt.Adam([param], lr=0.1, centralize=True, keep_prob=0.5, weight_decay=0.1)
-    optimizer._slopes = {}
+    slopes: dict[torch.device, torch.Tensor] = {}
     before = param.detach().clone()
     random_grads([param], 0)
-    optimizer.step()
+    with optimizer.add_slopes_to(slopes):
+        optimizer.step()
     expected = (param.grad * (before - param.detach())).sum()
-    torch.testing.assert_close(optimizer._slopes[CPU], expected, rtol=1e-12, atol=0)  # a sum of 1,200 terms
+    torch.testing.assert_close(slopes[CPU], expected, rtol=1e-12, atol=0)  # a sum of 1,200 terms
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

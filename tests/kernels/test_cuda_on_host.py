@@ -11,7 +11,7 @@ from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, 
 from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixture that holds here, too)
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step import table
+from lrtricks_fused.step import call, keep, table
 
 # Odd sizes around a tile, a row and a chunk; several chunks; no elements at all, first.
 SIZES = [(0,), (), (1,), (63,), (65,), (3, 5, 7), (511,), (512,), (1027,), (8192,), (20_001,)]
@@ -20,8 +20,8 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 
 
 def test_constants_are_those_of_the_kernels():
-    assert (module().chunk, module().prepared_bytes, module().columns) == (
-        table.CHUNK, table.PREPARED_BYTES, table.COLUMNS)  # fmt: skip
+    named = {**vars(keep), **vars(call), **vars(table)}
+    assert {name: named[name] for name in module().constants} == module().constants
 
 
 @pytest.mark.parametrize("keep_prob", KEEP_PROBS)

@@ -3,6 +3,8 @@
 The masks come from opt.keep_mask, whose bits test_keep_bits.py checks.
 """
 
+from functools import partial
+
 import numpy
 import oracle
 import pytest
@@ -92,14 +94,13 @@ def test_sgdm_is_the_authors_bit_for_bit(hyper, keep_prob, backend):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_reference_in_float64_is_close_to_fp32(case, monkeypatch):
+def test_reference_in_float64_is_close_to_fp32(case, implement):
     # The reference is float64-able also for fp32 parameters: the same step, rounded only when it is stored.
     results = []
     for compute_dtype in (None, torch.float64):
         params = clones(leaves((1100,)))
         optimizer = case.make(params, keep_prob=0.5, backend="reference")
-        monkeypatch.setattr("lrtricks_fused.optim.base.resolve",
-                            lambda *_, dtype=compute_dtype: lambda call: reference.step(call, dtype))  # fmt: skip
+        implement("reference", partial(reference.step, compute_dtype=compute_dtype))
         for step in range(5):
             random_grads(params, step)
             optimizer.step()

@@ -24,12 +24,13 @@ def run(case, dtype, backend, shapes=SHAPES, keep_prob=0.5, steps=2, **arguments
     """Slopes of some steps, and all parameters and states after them."""
     params = make_params(shapes, dtype.dtype)
     optimizer = case.make(params, keep_prob=keep_prob, state_dtype=dtype.state_dtype, backend=backend, **arguments)
-    optimizer._slopes = {CPU: torch.zeros((), dtype=torch.float64)}
+    total: dict[torch.device, torch.Tensor] = {}
     slopes = []
     for step in range(steps):
         set_grads(params, shapes, step)
-        optimizer.step()
-        slopes.append(optimizer._slopes[CPU].clone())
+        with optimizer.add_slopes_to(total):
+            optimizer.step()
+        slopes.append(total[CPU].clone())
     return [*slopes, *everything(optimizer)]
 
 
@@ -83,7 +84,7 @@ def test_is_the_displacement_along_the_unscaled_gradient(case):
     params = [torch.randn(n, dtype=torch.float64, generator=generator).requires_grad_() for n in (700, 33)]
     groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.2, "keep_prob": 0.3, "grad_weight": 0.5}]
     optimizer = case.make(groups, keep_prob=0.7)
-    optimizer._slopes = {}
+    slopes: dict[torch.device, torch.Tensor] = {}
     optimizer.grad_scale = torch.tensor(8.0)
     expected = 0.0
     for _ in range(3):
@@ -91,9 +92,10 @@ def test_is_the_displacement_along_the_unscaled_gradient(case):
         grads = [torch.randn(param.shape, dtype=torch.float64, generator=generator) for param in params]
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad * 8.0
-        optimizer.step()
+        with optimizer.add_slopes_to(slopes):
+            optimizer.step()
         expected += sum((g * (b - p.detach())).sum() for g, b, p in zip(grads, before, params, strict=True))
-    torch.testing.assert_close(optimizer._slopes[CPU], expected, rtol=1e-12, atol=0)  # sums of 2,200 terms
+    torch.testing.assert_close(slopes[CPU], expected, rtol=1e-12, atol=0)  # sums of 2,200 terms
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -101,13 +103,12 @@ def test_a_skipped_step_has_none(backend):
     param = torch.ones(700, requires_grad=True)
     param.grad = torch.ones(700)
     optimizer = lrt.SGD([param], lr=1.0, backend=backend)
-    optimizer._slopes = {CPU: torch.tensor(3.0, dtype=torch.float64)}
-    optimizer.found_inf = torch.tensor(1.0)
-    optimizer.step()
-    assert optimizer._slopes[CPU] == 3
-    optimizer.found_inf = torch.tensor(0.0)
-    optimizer.step()
-    assert optimizer._slopes[CPU] == 703
+    slopes = {CPU: torch.tensor(3.0, dtype=torch.float64)}
+    for found_inf, expected in ((1.0, 3), (0.0, 703)):
+        optimizer.found_inf = torch.tensor(found_inf)
+        with optimizer.add_slopes_to(slopes):
+            optimizer.step()
+        assert slopes[CPU] == expected
 
 
 @pytest.mark.parametrize("slope", [torch.zeros(2, dtype=torch.float64), torch.zeros(()), torch.zeros(0)])
@@ -115,7 +116,6 @@ def test_a_wrong_slope_is_an_error(slope):
     param = torch.ones(7, requires_grad=True)
     param.grad = torch.ones(7)
     optimizer = lrt.SGD([param], lr=1.0, backend="native")
-    optimizer._slopes = {CPU: slope}
-    with pytest.raises(RuntimeError, match="Invalid slope"):
+    with pytest.raises(RuntimeError, match="Invalid slope"), optimizer.add_slopes_to({CPU: slope}):
         optimizer.step()
     assert torch.equal(param, torch.ones(7)) and optimizer.state[param]["step"] == 0

@@ -16,10 +16,10 @@ from philox_numpy import keep_bits
 from tensors import GUARD, LAYOUTS, TensorCase, guards_of, make_params, set_grads, unaligned
 from test_keep_bits import KNOWN_BITS, SEEDS, THRESHOLDS, words
 from test_native_equals_reference import _special as special_values
-from triton_worker import FLAGS, POISON, THRESHOLD, interpreted, late_step, scratch, triton_mask
+from triton_worker import FLAGS, POISON, THRESHOLD, interpreted, late_step, scratch, triton_mask, triton_step
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step import backends, table
+from lrtricks_fused.step import table
 
 BACKENDS = ("triton", "reference")
 ADAM = next(case for case in RICH if case.ours is lrt.Adam)
@@ -261,7 +261,7 @@ def test_thresholds():
         for keep_prob, threshold in [*THRESHOLDS, (-1.0, 0), (2.0, 65536), (float("nan"), 0)]:
             call = call_of(optimizer)
             given = torch.tensor(keep_prob, dtype=torch.float64) if as_tensor else keep_prob
-            backends._triton_step(replace(call, keep_prob=given))
+            triton_step(replace(call, keep_prob=given))
             draws = threshold not in (0, 65536)
             limit = threshold if draws else threshold // 65536  # of draws that are all 0
             assert scratch(optimizer)[[THRESHOLD, FLAGS]].tolist() == [limit, draws], keep_prob
@@ -301,4 +301,4 @@ def test_elements_beyond_2_to_the_31(aligned, first):
 @by_rich
 @interpreted
 def test_a_tensor_without_a_count_of_steps_is_left_alone(case, count):
-    check_left_alone(case, count, backends._triton_step)
+    check_left_alone(case, count, triton_step)

@@ -14,7 +14,7 @@ from triton_worker import interpreted, late_step
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import table
-from lrtricks_fused.step.call import LANE_ELEMENTS, MAX_SLICE_LANES
+from lrtricks_fused.step.call import MAX_SLICE_PARTIALS, PARTIAL_ELEMENTS
 
 BACKENDS = ("triton", "reference")
 CHUNK = table.CHUNK
@@ -42,7 +42,7 @@ def test_every_dtype_equals_reference(dtype):
 
 @interpreted
 def test_a_slice_of_more_elements_than_its_lanes_are_made_for():
-    (param,) = leaves((1, LANE_ELEMENTS * MAX_SLICE_LANES + 156))
+    (param,) = leaves((1, PARTIAL_ELEMENTS * MAX_SLICE_PARTIALS + 156))
     results = []
     for backend in BACKENDS:
         values = param.detach().clone().requires_grad_()

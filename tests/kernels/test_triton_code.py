@@ -36,7 +36,7 @@ CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton
                 if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in triton_model.RULES for d in triton_model.DTYPES
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
-MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_lanes", "find_means") for d in triton_model.MEANS
+MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_partials", "find_means") for d in triton_model.MEANS
          if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in ("f32", "f64")
             if r != "AMSGrad" and (FULL or (a in (90, AMD) and d == "f32"))]  # fmt: skip

@@ -50,9 +50,10 @@ def test_a_skipped_step_has_none():
     param = torch.ones(70, requires_grad=True)
     param.grad = torch.full((70,), 2.0)
     optimizer = lrt.SGD([param], lr=1.0, backend="triton")
-    optimizer._slopes = {torch.device("cpu"): torch.tensor(3.0, dtype=torch.float64)}
+    slopes = {torch.device("cpu"): torch.tensor(3.0, dtype=torch.float64)}
     optimizer.grad_scale = torch.tensor(2.0)
     for found_inf, expected in ((1.0, 3.0), (0.0, 3.0 + 70.0)):  # the gradient is 1, the displacement, too
         optimizer.found_inf = torch.tensor(found_inf)
-        optimizer.step()
-        assert optimizer._slopes[torch.device("cpu")] == expected
+        with optimizer.add_slopes_to(slopes):
+            optimizer.step()
+        assert slopes[torch.device("cpu")] == expected

@@ -67,7 +67,7 @@ def test_the_number_of_tensors_compiles_nothing():
 def test_the_number_of_slices_compiles_nothing():
     with pytest.MonkeyPatch.context() as monkeypatch:
         stub = stub_gpu(monkeypatch, "cuda", 90, 32)
-        kernels = ["sum_lanes", "find_means", "prepare_kernel", "step_kernel"]
+        kernels = ["sum_partials", "find_means", "prepare_kernel", "step_kernel"]
         for shapes, programs in [([(1, 1)], [1, 1, 1, 1]), ([(33, 256)], [5, 2, 1, 2]), ([(5,), (16, 1)], [1, 1, 1, 2]),
                                  ([(17, 2)] * 16, [3, 9, 1, 16]), ([(1, 2**20)], [32, 1, 1, 128])]:  # fmt: skip
             stub.launches.clear()

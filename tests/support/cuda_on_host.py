@@ -78,7 +78,7 @@ def step(call: StepCall) -> None:
     module().step(
         call.rule, numbers, flags, state_mask,
         [*(tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)), slices, *slope],
-        len(table.rows), len(table.chunk_tensors), table.slices, table.lanes,
+        len(table.rows), len(table.chunk_tensors), table.slices, table.partials,
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
          number(call.found_inf)],
         call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,

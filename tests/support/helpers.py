@@ -133,6 +133,7 @@ def check_left_alone(case: Any, count: float, run: Any) -> None:
     assert same_bits(call.steps[1], torch.tensor(count, dtype=torch.float64))
     alone = case.make(leaves((9000,)), keep_prob=0.5, backend="reference")
     alone.param_groups[0]["params"][0].grad = params[0].grad
-    alone._slopes = {torch.device("cpu"): torch.zeros((), dtype=torch.float64)}
-    alone.step()
-    assert_same_bits([params[0], call.slope], [alone.param_groups[0]["params"][0], *alone._slopes.values()])
+    slopes: dict[torch.device, torch.Tensor] = {}
+    with alone.add_slopes_to(slopes):
+        alone.step()
+    assert_same_bits([params[0], call.slope], [alone.param_groups[0]["params"][0], *slopes.values()])

@@ -21,6 +21,7 @@ from helpers import everything
 from inventory import SEED
 from tensors import make_params, set_grads
 
+from lrtricks_fused.step import backends
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.table import PREPARED_BYTES
 
@@ -118,6 +119,11 @@ def scratch(optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return table.prepared.view(torch.int32)
 
 
+def triton_step(call):
+    """One step by the Triton kernels, from inside an interpreted test."""
+    backends.resolve("triton", torch.device("cpu")).step(call)
+
+
 def late_step(case, dtype, keep_prob, backend, shapes, earlier=6, **arguments):
     """Everything after one step by ``backend``, the seventh of all tensors but the last, whose first it is."""
     params = make_params(shapes, dtype.dtype)
@@ -181,12 +187,17 @@ def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, war
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from lrtricks_fused.step import backends
     from lrtricks_fused.triton_kernels import prepare, slices, step, upload
 
     stub = StubDriver(GPUTarget(backend, arch, warp_size))
     driver.set_active(stub)
-    for kernel in (slices.sum_lanes, slices.find_means, prepare.prepare_kernel, step.step_kernel, upload.write_words):
+    for kernel in (
+        slices.sum_partials,
+        slices.find_means,
+        prepare.prepare_kernel,
+        step.step_kernel,
+        upload.write_words,
+    ):
         kernel.device_caches.clear()
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.version, "hip", "6.4" if backend == "hip" else None)

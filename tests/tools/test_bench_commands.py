@@ -73,7 +73,7 @@ class Event:
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, implement):
     """Two GPUs whose memory is the host's; both backends step on them."""
     current = [0]
 
@@ -98,10 +98,8 @@ def machine(monkeypatch):
     monkeypatch.setattr(gpu, "cache_flusher", lambda device: flusher(cpu))
     monkeypatch.setattr(gpu, "WORKLOADS", SMALL)
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
-    monkeypatch.setattr(backends, "_STEP", {**backends._STEP, "triton": native.native_step})
-    backends.resolve.cache_clear()
-    yield current
-    backends.resolve.cache_clear()
+    implement("triton", native.native_step, native.prepare)
+    return current
 
 
 def rows_of(text):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lrtricks_fused import optim
-from lrtricks_fused.optim import base
 from lrtricks_fused.step import backends, native
 from lrtricks_fused.tools import cli, doctor, verify
 from lrtricks_fused.tools.verify.inventory import RICH
@@ -173,9 +172,8 @@ def crash(call):
         (crash, "RuntimeError: CUDA error: the dog ate it"),
     ],
 )
-def test_sabotage_is_reported(sabotage, told, monkeypatch, capsys):
-    honest = base.resolve
-    monkeypatch.setattr(base, "resolve", lambda name, device: sabotage if name == "native" else honest(name, device))
+def test_sabotage_is_reported(sabotage, told, implement, monkeypatch, capsys):
+    implement("native", sabotage)
     monkeypatch.setattr(cli, "all_checks", few_checks)
     assert cli.main(["verify", "--device", "cpu"]) == 1
     text = capsys.readouterr().out

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lrtricks_fused.optim import base
 from lrtricks_fused.step import native
 from lrtricks_fused.tools import verify
 
@@ -48,9 +47,6 @@ class StandIns:
         self.stale = False  # as if a step did not belong to the current stream
         self.on_side = False
 
-    def resolve(self, name, device):
-        return self.native_step if name == "native" else self.honest(name, device)
-
     def native_step(self, call):
         if self.graph is not None:
             self.graph.work.append(lambda: native.native_step(replace(call, prepared=False)))  # its table is its own
@@ -72,9 +68,8 @@ class StandIns:
         yield
         self.on_side = False
 
-    def install(self, monkeypatch):
-        self.honest = base.resolve
-        monkeypatch.setattr(base, "resolve", self.resolve)
+    def install(self, monkeypatch, implement):
+        implement("native", self.native_step)
         stand_ins = self
 
         class Stream:
@@ -109,15 +104,15 @@ class StandIns:
 
 
 @on_cuda_only
-def test_cuda_checks_on_stand_ins(check, monkeypatch):
-    modes = StandIns().install(monkeypatch)
+def test_cuda_checks_on_stand_ins(check, monkeypatch, implement):
+    modes = StandIns().install(monkeypatch, implement)
     assert check.run(CPU) is None
     assert modes == ([0, "error", 0] if check.section == "no synchronisation" else [0])
 
 
-def test_cuda_checks_can_fail(monkeypatch):
+def test_cuda_checks_can_fail(monkeypatch, implement):
     stand_ins = StandIns()
-    stand_ins.install(monkeypatch)
+    stand_ins.install(monkeypatch, implement)
     first = {check.section: check for check in reversed(verify.FURTHER)}
     stand_ins.waited = True
     assert first["no synchronisation"].run(CPU) == "the step waited for the device"

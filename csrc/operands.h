@@ -1,33 +1,20 @@
-// What a step is told: one call of a step op, decoded.
+// The operands of one step: what the ops' arguments say, decoded.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <vector>
 
 #include "core/table.h"
-#include "require.h"
+#include "tensors.h"
 
 namespace lrt {
 
-using torch::stable::Tensor;
-
-// A hyper-parameter given as a number or as a 0-dim tensor; the tensor wins.
-struct Number {
-  double value;
-  std::optional<Tensor> tensor;
-};
-
-// The operands are either tensors or the rows of a table. Of the members for tables, a CPU step needs but the first
-// two.
-struct ListCall {
+// Either tensors or the rows of a table. Of the members for tables, a CPU step needs but the first two.
+struct Operands {
   std::optional<Tensor> table;
   int64_t state_mask = 0;  // bit k: the variant has its k-th state
   std::optional<Tensor> chunk_tensors, prepared, slope_scratch, slice_scratch;
-  int64_t slices = 0, lanes = 0;             // of all rows
+  int64_t slices = 0, partials = 0;          // of all rows
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;
@@ -35,11 +22,6 @@ struct ListCall {
   std::vector<Tensor> steps;
   std::vector<int64_t> param_indices;
   bool centralize = false;
-  Number lr, keep_prob, grad_weight;
-  double weight_decay;
-  bool decoupled_weight_decay, maximize;
-  uint64_t seed;
-  std::optional<Tensor> grad_scale, found_inf;
   std::optional<Tensor> slope;  // one float64 that gains the step's slope (core/slope.h)
   int64_t window = 0;           // slots of the states' ring; 0: the states are no ring
 
@@ -49,16 +31,11 @@ struct ListCall {
   bool has_state(size_t k) const { return table ? state_mask >> k & 1 : !states[k].empty(); }
 };
 
-inline bool is_int64(const Tensor& tensor) {
-  static const int32_t int64_code = aoti_torch_dtype_int64();
-  int32_t code = -1;
-  return aoti_torch_get_dtype(tensor.get(), &code) == AOTI_TORCH_SUCCESS && code == int64_code;
-}
-
 // The rows of a table; raises where the tensor cannot be one. What the rows point to is the caller's word: the ops that
 // take a table are for lrtricks_fused/step/table.py alone.
 inline const TableRow* table_rows(const Tensor& table) {
-  require(table.dim() == 2 && table.is_contiguous() && table.size(1) * 8 == sizeof(TableRow) && is_int64(table),
+  require(table.dim() == 2 && table.is_contiguous() && table.size(1) * 8 == sizeof(TableRow) &&
+              dtype_code(table) == kLongCode,
           "Invalid table: must be contiguous int64 of ", sizeof(TableRow) / 8, " columns");
   return static_cast<const TableRow*>(table.const_data_ptr());
 }
