@@ -7,7 +7,6 @@ from typing_extensions import Unpack
 
 from .adam import BetaOptimizer
 from .arguments import SharedArguments, with_shared_arguments
-from .groups import Group
 
 
 @with_shared_arguments
@@ -54,6 +53,3 @@ class AdaBelief(BetaOptimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
         super().__init__(params, defaults, **shared)
-
-    def _state_names(self, group: Group) -> dict[str, bool]:
-        return {"exp_avg": True, "exp_avg_var": True}

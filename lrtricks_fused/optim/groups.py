@@ -37,8 +37,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return self.rule
 
     def _state_names(self, group: Group) -> dict[str, bool]:
-        """The rule's states in the order of its op, and whether this group has them."""
-        raise NotImplementedError
+        """The rule's states in the order of its op, and whether this group has them; rules of variants override it."""
+        return dict.fromkeys(RULES[self._rule(group)].always, True)
 
     def _scalar_states(self, group: Group) -> dict[str, float]:
         """Those of the states that are one float64 number per parameter, and what each starts from."""

@@ -7,7 +7,6 @@ from typing_extensions import Unpack
 
 from .adam import BetaOptimizer
 from .arguments import SharedArguments, with_shared_arguments
-from .groups import Group
 
 
 @with_shared_arguments
@@ -49,6 +48,3 @@ class Lion(BetaOptimizer):
             differentiable=differentiable, fused=fused, decoupled_weight_decay=True,
         )  # fmt: skip
         super().__init__(params, defaults, **shared)
-
-    def _state_names(self, group: Group) -> dict[str, bool]:
-        return {"exp_avg": True}

@@ -58,9 +58,6 @@ class NAdam(BetaOptimizer):
         )  # fmt: skip
         super().__init__(params, defaults, **shared)
 
-    def _state_names(self, group: Group) -> dict[str, bool]:
-        return {"exp_avg": True, "exp_avg_sq": True, "mu_product": True}
-
     def _check_rule(self, group: Group) -> None:
         super()._check_rule(group)
         check_range("momentum_decay", group["momentum_decay"], 0.0, math.inf)

@@ -7,7 +7,6 @@ from typing_extensions import Unpack
 
 from .adam import BetaOptimizer
 from .arguments import SharedArguments, with_shared_arguments
-from .groups import Group
 
 
 @with_shared_arguments
@@ -52,6 +51,3 @@ class RAdam(BetaOptimizer):
             fused=fused,
         )  # fmt: skip
         super().__init__(params, defaults, **shared)
-
-    def _state_names(self, group: Group) -> dict[str, bool]:
-        return {"exp_avg": True, "exp_avg_sq": True}

@@ -209,8 +209,8 @@ class GradientWeight(GroupSchedule):
     Clipping before ``step()`` clips the unweighted gradient. Copies of an optimizer lose their hooks, as with torch; a
     pickled or deep-copied GradientWeight brings its copy of the optimizer along, with the hook.
 
-    Source: Loss decay (spec seed 000), with the weights in :mod:`lrtricks_fused.schedules`; random gradient by
-    :class:`lrtricks_fused.schedules.random_gradient`.
+    Source: Wei, Forget the Learning Rate, Decay Loss, 2019 (arXiv 1905.00094), with the weights in
+    :mod:`lrtricks_fused.schedules`; random gradient by :class:`lrtricks_fused.schedules.random_gradient`.
 
     Args:
         optimizer: one of this package's, or any torch.optim.Optimizer.

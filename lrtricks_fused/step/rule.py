@@ -45,6 +45,11 @@ class Rule:
         """The states that have the shape of the parameter, or are rings."""
         return self.required_states + self.optional_states
 
+    @property
+    def always(self) -> tuple[str, ...]:
+        """The states that every variant has, those of one number per parameter last."""
+        return self.required_states + tuple(name for name, _ in self.scalar_states)
+
     def variant(self, present: Collection[str]) -> tuple[bool, ...]:
         """Which of the optional states, and then which of the flags, are among those that a step has."""
         return tuple(name in present for name in self.optional_states + self.flags)
