@@ -20,6 +20,17 @@ KEEP_PROB = 0.5
 
 
 @dataclass(frozen=True)
+class OptimizerStep:
+    """A step of an optimizer, which whoever times it can ask for."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __call__(self) -> object:
+        """One whole step."""
+        return self.optimizer.step()
+
+
+@dataclass(frozen=True)
 class Rule:
     """The class name that torch.optim and lrtricks_fused share, and how many states a parameter has."""
 
@@ -52,7 +63,8 @@ def torch_optim(rule: str, implementation: str) -> Candidate:
     spec = RULES[rule]
 
     def build(params: list[Tensor]) -> Step:
-        return getattr(torch.optim, spec.class_name)(params, lr=1e-3, **{implementation: True}, **spec.options).step
+        optimizer = getattr(torch.optim, spec.class_name)
+        return OptimizerStep(optimizer(params, lr=1e-3, **{implementation: True}, **spec.options))
 
     return Candidate(f"torch {implementation}", build)
 
@@ -67,12 +79,12 @@ def ours(rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None) ->
     """The class of lrtricks_fused, masked, on the native backend."""
     of_dtype = f", {str(state_dtype).removeprefix('torch.')} states" if state_dtype else ""
     name = f"ours{' ' + isa if isa else ''}{of_dtype}"
-    return Candidate(name, lambda params: _optimizer(rule, params, state_dtype=state_dtype).step, isa)
+    return Candidate(name, lambda params: OptimizerStep(_optimizer(rule, params, state_dtype=state_dtype)), isa)
 
 
 def centralized(rule: str) -> Candidate:
     """Ours with gradient centralization inside the step."""
-    return Candidate("ours, centralize=True", lambda params: _optimizer(rule, params, centralize=True).step)
+    return Candidate("ours, centralize=True", lambda params: OptimizerStep(_optimizer(rule, params, centralize=True)))
 
 
 def centralized_by_hand(rule: str) -> Candidate:

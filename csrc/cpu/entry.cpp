@@ -35,11 +35,8 @@ const TableRow* cpu_rows(const Tensor& table) {
 ListStep list_step(const StepArguments& arguments, const void* hyper) {
   const double keep_prob = arguments.keep_prob.read();
   require(keep_prob >= 0 && keep_prob <= 1, "Invalid keep_prob=", keep_prob, ": must be in [0, 1]");
-  return {.hyper = hyper,
-          .scalars = arguments.scalars(),
-          .seed = arguments.seed,
-          .threshold = keep_threshold(keep_prob),
-          .prefetch = prefetches()};
+  return {
+      .hyper = hyper, .scalars = arguments.scalars(), .seed = arguments.seed, .threshold = keep_threshold(keep_prob)};
 }
 
 // The work of one step and the layouts it points to.
@@ -188,6 +185,7 @@ class CheckedWork {
     require(tensor.kernel, "Invalid params[", i, "]: no kernel for its dtype with the dtype of its states");
     tensor.dtype = *dtype;
     tensor.param_size = static_cast<uint8_t>(size_of(*dtype));
+    tensor.step.prefetch = prefetch_policy(tensor.param_size);
     tensor.state_size = static_cast<uint8_t>(size_of(*state_dtype));
   }
 

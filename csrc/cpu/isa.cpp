@@ -6,7 +6,6 @@
 #include <string>
 
 namespace lrt::cpu {
-namespace {
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
@@ -21,21 +20,18 @@ bool supported(Isa isa) {
   return isa == Isa::kBaseline;
 }
 
-constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
-
-}  // namespace
+static constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
 
 const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline"; }
 
-bool prefetches() {
-  static const bool answer = [] {
+Prefetch prefetch_policy(int param_size) {
 #if defined(__x86_64__)
-    return !__builtin_cpu_is("amdfam19h");
+  static const bool waits_for_hints = __builtin_cpu_is("amdfam19h");
 #else
-    return true;
+  static constexpr bool waits_for_hints = false;
 #endif
-  }();
-  return answer;
+  if (waits_for_hints && param_size > 2) return {};
+  return {Hint::kFirst, 512 * param_size};  // a tile ahead
 }
 
 Isa active_isa() {

@@ -2,6 +2,8 @@
 // LRTRICKS_CPU_ISA names (avx512, avx2, baseline), which tests use to compare them.
 #pragma once
 
+#include "cpu/prefetch.h"
+
 namespace lrt::cpu {
 
 struct Baseline {};
@@ -10,11 +12,14 @@ struct Avx512 {};
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
+// Whether this processor has it.
+bool supported(Isa isa);
 Isa active_isa();
 
-// Whether a kernel asks for lines of memory before it reads them. Hints into the first cache make an AMD Zen 4 wait for
-// them (1.6 times the time of a step without), which its own prefetchers do not; on an Intel they save 8 % of a step.
-bool prefetches();
+// What is fast on this processor for parameters of that many bytes an element (docs/speed.md has the figures). Where a
+// step waits for memory, hints into the first cache make an AMD Zen 4 wait for them, too (1.2 to 1.6 times the time of
+// a step without); where it computes, as with 16 bits, they save 10 %. On an Intel they save 8 %.
+Prefetch prefetch_policy(int param_size);
 const char* isa_name(Isa isa);
 
 }  // namespace lrt::cpu

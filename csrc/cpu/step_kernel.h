@@ -36,26 +36,34 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
   }
 }
 
-constexpr int64_t kAhead = kTile;  // elements, of prefetches
-template <class T>
-LRT_HD void prefetch_row(const T* row) {
-  const char* p = reinterpret_cast<const char*>(row);
-  for (unsigned b = 0; b < kLanes * sizeof(T); b += 64) __builtin_prefetch(p + b);
+template <Hint kHint, class T>
+LRT_HD void ask_row(const T* row, int64_t ahead) {
+  const char* const p = reinterpret_cast<const char*>(row) + ahead;
+  for (unsigned b = 0; b < kLanes * sizeof(T); b += 64) ask<kHint>(p + b);
 }
 
-// The row that begins at element `begin` of a range, and the lines that the row a tile later will ask for.
+// Asks for the lines that a later row will need.
+template <Hint kHint, Hint kHintToRead, class Rule, class Param, class State>
+LRT_HD void ask_rows(int64_t ahead, const Param* params, const Param* grads, State* const (&states)[kMaxStates]) {
+  ask_row<kHint>(params, ahead);
+  ask_row<kHintToRead>(grads, ahead);
+  for (int k = 0; k < Rule::kStates; ++k) ask_row<kHint>(states[k], ahead);
+}
+
+// The row that begins at element `begin` of a range.
 template <Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
-LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range, bool prefetch,
-                     int64_t begin, int count, const int32_t* keeps, Real<Param>* slopes) {
+LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range,
+                     const Prefetch& prefetch, int64_t begin, int count, const int32_t* keeps, Real<Param>* slopes) {
   Param* const params = static_cast<Param*>(range.param) + begin;
   const Param* const grads = static_cast<const Param*>(range.grad) + begin;
   const Param* const stored_grads = range.stored_grad ? static_cast<const Param*>(range.stored_grad) + begin : grads;
   State* states[kMaxStates] = {};
   for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<State*>(range.states[k]) + begin;
-  if (prefetch) {
-    prefetch_row(params + kAhead);
-    prefetch_row(grads + kAhead);
-    for (int k = 0; k < Rule::kStates; ++k) prefetch_row(states[k] + kAhead);
+  switch (prefetch.hint) {
+    case Hint::kNone: break;
+    case Hint::kFirst: ask_rows<Hint::kFirst, Hint::kFirst, Rule>(prefetch.bytes, params, grads, states); break;
+    case Hint::kSecond: ask_rows<Hint::kSecond, Hint::kSecond, Rule>(prefetch.bytes, params, grads, states); break;
+    case Hint::kWrite: ask_rows<Hint::kWrite, Hint::kFirst, Rule>(prefetch.bytes, params, grads, states); break;
   }
   update_row<kDecay, kSlopes>(rule, scalars, params, grads, stored_grads, states, count, keeps, slopes,
                               std::make_integer_sequence<int, Rule::kStates>{});
@@ -64,8 +72,10 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
 // The whole tiles of a range. `keeps[0]` holds the decisions of the first; without a mask both hold those of all.
 template <class Isa, bool kMasked, Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
 LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const ListStep& list,
-                           const KeepStream& stream, const Range& range, TileKeeps (&keeps)[2]) {
+                           const TensorStep& tensor, const Range& range, TileKeeps (&keeps)[2]) {
   const int64_t tiles = range.count / kTile;
+  const KeepStream stream = keep_stream(list, tensor);
+  const Prefetch prefetch = tensor.prefetch;
   alignas(64) Real<Param> slopes[2][kLanes];
   const auto store_slope = [&](int64_t tile) __attribute__((always_inline)) {
     if constexpr (kSlopes != Slopes::kNone) range.slopes[tile] = tile_slope<Isa, Param>(slopes[tile % 2]);
@@ -78,8 +88,8 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
       // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
       if constexpr (kMasked) draw_piece<Isa>(stream, list.threshold, range.first_tile + tile + 1, 8 * r, next);
       for (int p = r; p < r + kPieceRows; ++p) {
-        step_row<kDecay, kSlopes, Rule, Param, State>(rule, scalars, range, list.prefetch, tile * kTile + p * kLanes,
-                                                      kLanes, now.row[p], slopes[tile % 2]);
+        step_row<kDecay, kSlopes, Rule, Param, State>(rule, scalars, range, prefetch, tile * kTile + p * kLanes, kLanes,
+                                                      now.row[p], slopes[tile % 2]);
       }
       if (r == 0 && tile != 0) store_slope(tile - 1);  // a chain of additions, whose terms are not waited for
     }
@@ -96,7 +106,7 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
   Real<Param> slopes[kLanes] = {};
   const int64_t first = tile * kTile, end = std::min(range.count, first + kTile);
   for (int64_t begin = first; begin < end; begin += kLanes) {
-    step_row<Decay::kSelect, Slopes::kOfStored, Rule, Param, State>(rule, scalars, range, false, begin,
+    step_row<Decay::kSelect, Slopes::kOfStored, Rule, Param, State>(rule, scalars, range, Prefetch{}, begin,
                                                                     static_cast<int>(std::min(kLanes, end - begin)),
                                                                     keeps.row[(begin - first) / kLanes], slopes);
   }
@@ -108,12 +118,11 @@ template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class
 __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<Real<Param>> scalars(list.scalars);
-  const KeepStream stream = keep_stream(list, tensor);
   TileKeeps keeps[2];
   const auto full_tiles = [&]<bool kMasked, Decay kDecay>() __attribute__((always_inline)) {
-    run_full_tiles<Isa, kMasked, kDecay, kSlopes, Rule, Param, State>(rule, scalars, list, stream, range, keeps);
+    run_full_tiles<Isa, kMasked, kDecay, kSlopes, Rule, Param, State>(rule, scalars, list, tensor, range, keeps);
   };
-  decide_tile<Isa>(stream, list.threshold, range.first_tile, keeps[0]);
+  decide_tile<Isa>(keep_stream(list, tensor), list.threshold, range.first_tile, keeps[0]);
   if (!is_masked(list.threshold)) {
     keeps[1] = keeps[0];
     full_tiles.template operator()<false, Decay::kSelect>();

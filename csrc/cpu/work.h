@@ -4,6 +4,7 @@
 #include "core/dtype.h"
 #include "core/record.h"
 #include "core/update.h"
+#include "cpu/prefetch.h"
 
 namespace lrt::cpu {
 
@@ -12,15 +13,15 @@ struct ListStep {
   const void* hyper;  // the rule's own Hyper struct
   StepScalars scalars;
   uint64_t seed;
-  uint32_t threshold;    // of the keep decisions
-  bool prefetch = true;  // see prefetches() in isa.h
+  uint32_t threshold;  // of the keep decisions
 };
 
 // What all ranges of one tensor share.
 struct TensorStep {
   double count, scalar;  // of steps, this one included; and the rule's own number (core/record.h)
   uint32_t param_index;
-  int64_t numel;  // from one slot of a ring to the next
+  int64_t numel;           // from one slot of a ring to the next
+  Prefetch prefetch = {};  // see prefetch_policy() in isa.h
 };
 
 // One tile-aligned run of one tensor. Pointers are to its first element; sizes in elements.
