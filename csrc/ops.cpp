@@ -42,8 +42,8 @@ STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
   lrt::for_each_rule([&]<class Record>() {
-    m.impl(lrt::op_name<Record>(false).c_str(), lrt::step_op<false, Record, lrt::cpu::step<Record>>);
-    m.impl(lrt::op_name<Record>(true).c_str(), lrt::step_op<true, Record, lrt::cpu::step<Record>>);
+    m.impl(lrt::op_name<Record>(false).c_str(), lrt::list_op<Record, lrt::cpu::step<Record>>);
+    m.impl(lrt::op_name<Record>(true).c_str(), lrt::table_op<Record, lrt::cpu::step<Record>>);
   });
   m.impl("check_table", TORCH_BOX(&lrt::cpu::check_table));
   m.impl("lossgrad_", TORCH_BOX(&lrt::cpu::adapt_lrs));
@@ -58,7 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CompositeExplicitAutograd, m) {
 #if defined(LRT_CUDA_ARCHS)
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CUDA, m) {
   lrt::for_each_rule([&]<class Record>() {
-    m.impl(lrt::op_name<Record>(true).c_str(), lrt::step_op<true, Record, lrt::cuda::step<Record>>);
+    m.impl(lrt::op_name<Record>(true).c_str(), lrt::table_op<Record, lrt::cuda::step<Record>>);
   });
   m.impl("upload_", TORCH_BOX(&lrt::cuda::upload_words));
 }

@@ -13,9 +13,10 @@
 
 namespace lrt {
 
-constexpr const char* kTableOperands =
-    "Tensor table, int state_mask, int param_dtype, int state_dtype, Tensor? chunk_tensors, Tensor? prepared,"
-    " int slices=0, int partials=0, Tensor? slice_scratch=None, Tensor? slope_scratch=None, Tensor(a!)? slope=None";
+// What a step over a table takes is packed into three lists, because each argument of an op costs some 0.3 us:
+// integers, numbers and tensors, each in the order in which they are taken here. Of the tensors that may be missing,
+// the bits of the first integer say which are there. lrtricks_fused/step/native.py packs them.
+constexpr const char* kPacked = "Tensor table, Tensor(a!)? slope, int[] integers, float[] numbers, Tensor[] tensors";
 
 constexpr const char* kScalars =
     "float lr, float weight_decay, bool decoupled_weight_decay, bool maximize, float keep_prob, float grad_weight,"
@@ -43,7 +44,8 @@ std::string op_name(bool table) {
 
 template <class Record>
 std::string schema_of(bool table) {
-  std::string text = op_name<Record>(table) + "(" + (table ? kTableOperands : list_operands<Record>()) + ", *, ";
+  if (table) return op_name<Record>(table) + "(" + kPacked + ") -> ()";
+  std::string text = op_name<Record>(table) + "(" + list_operands<Record>() + ", *, ";
   for (int i = 0; i < Record::kHypers.size; ++i) text += std::string(Record::kHypers.name[i]) + ", ";
   for (int f = 0; f < Record::kFlags.size; ++f) {
     if (is_argument(Record::kFlags.name[f])) text += std::string(Record::kFlags.name[f]) + ", ";
@@ -51,19 +53,69 @@ std::string schema_of(bool table) {
   return text + kScalars + ") -> ()";
 }
 
-// Takes the arguments off a boxed stack, in schema order.
-class Arguments {
+// The arguments on a boxed stack, in schema order.
+class Stack {
  public:
-  explicit Arguments(StableIValue* stack) : next_(stack) {}
+  explicit Stack(StableIValue* stack) : next_(stack) {}
 
   template <class T>
   T take() {
     return torch::stable::detail::to<T>(*next_++);
   }
 
+ private:
+  StableIValue* next_;
+};
+
+// The arguments that are packed into lists.
+class Lists {
+ public:
+  explicit Lists(Stack& stack)
+      : integers_(stack.take<std::vector<int64_t>>()),
+        numbers_(stack.take<std::vector<double>>()),
+        tensors_(stack.take<std::vector<Tensor>>()),
+        there_(take<int64_t>()) {}
+
+  template <class T>
+  T take() {
+    if constexpr (std::is_same_v<T, double>) {
+      return next(numbers_, next_number_);
+    } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
+      const bool is_there = there_ & 1;
+      there_ >>= 1;
+      return is_there ? std::optional<Tensor>(next(tensors_, next_tensor_)) : std::nullopt;
+    } else {
+      return static_cast<T>(next(integers_, next_integer_));
+    }
+  }
+
+ private:
+  template <class T>
+  static const T& next(const std::vector<T>& list, size_t& index) {
+    require(index < list.size(), "Invalid integers, numbers or tensors: there are too few of them");
+    return list[index++];
+  }
+
+  std::vector<int64_t> integers_;
+  std::vector<double> numbers_;
+  std::vector<Tensor> tensors_;
+  size_t next_integer_ = 0, next_number_ = 0, next_tensor_ = 0;
+  int64_t there_;
+};
+
+// Takes what a step is told from where it stands.
+template <class Source>
+class Arguments {
+ public:
+  explicit Arguments(Source& source) : source_(source) {}
+
+  template <class T>
+  T take() {
+    return source_.template take<T>();
+  }
+
   Operands take_table() {
     Operands operands;
-    operands.table = take<Tensor>();
     operands.state_mask = take<int64_t>();
     operands.param_dtype = take<int64_t>();
     operands.state_dtype = take<int64_t>();
@@ -73,7 +125,6 @@ class Arguments {
     operands.partials = take<int64_t>();
     operands.slice_scratch = take<std::optional<Tensor>>();
     operands.slope_scratch = take<std::optional<Tensor>>();
-    operands.slope = take<std::optional<Tensor>>();
     return operands;
   }
 
@@ -140,7 +191,7 @@ class Arguments {
     }
   }
 
-  StableIValue* next_;
+  Source& source_;
 };
 
 // Raises where a state is missing that the kernels of every variant read.
@@ -152,21 +203,44 @@ void require_states(const Operands& operands) {
   }
 }
 
-// One op: its arguments off the stack, then the step of a backend.
-template <bool kTable, class Record,
-          void (*Step)(const Operands&, const StepArguments&, const typename Record::Hyper&, const Flags<Record>&)>
-void step_op(StableIValue* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  Operands operands = kTable ? in.take_table() : in.take_lists<Record>();
-  const auto hyper = in.take_hyper<Record>();
-  const Flags<Record> flags = in.take_flags<Record>(operands);
-  const StepArguments arguments = in.take_step_arguments(kTable ? &*operands.table : nullptr);
+template <class Record>
+using StepOf = void (*)(const Operands&, const StepArguments&, const typename Record::Hyper&, const Flags<Record>&);
+
+// The step of a backend, told the rest of its arguments.
+template <class Record, StepOf<Record> kStep, class Source>
+void step_on(Operands& operands, Arguments<Source>& in) {
+  const auto hyper = in.template take_hyper<Record>();
+  const Flags<Record> flags = in.template take_flags<Record>(operands);
+  const StepArguments arguments = in.take_step_arguments(operands.table ? &*operands.table : nullptr);
   if constexpr (requires { hyper.window; }) {
     require(hyper.window >= 1, "Invalid window=", hyper.window, ": must be at least 1");
     operands.window = hyper.window;
   }
   require_states<Record>(operands);
-  Step(operands, arguments, hyper, flags);
+  kStep(operands, arguments, hyper, flags);
+}
+
+// The op over lists of tensors.
+template <class Record, StepOf<Record> kStep>
+void list_op(StableIValue* arguments, uint64_t, uint64_t) {
+  Stack stack(arguments);
+  Arguments<Stack> in(stack);
+  Operands operands = in.template take_lists<Record>();
+  step_on<Record, kStep>(operands, in);
+}
+
+// The op over a table of addresses.
+template <class Record, StepOf<Record> kStep>
+void table_op(StableIValue* arguments, uint64_t, uint64_t) {
+  Stack stack(arguments);
+  const auto table = stack.take<Tensor>();
+  const auto slope = stack.take<std::optional<Tensor>>();
+  Lists lists(stack);
+  Arguments<Lists> in(lists);
+  Operands operands = in.take_table();
+  operands.table = table;
+  operands.slope = slope;
+  step_on<Record, kStep>(operands, in);
 }
 
 }  // namespace lrt

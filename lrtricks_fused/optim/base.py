@@ -19,7 +19,7 @@ from ..step.table import forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
 from .checkpoints import SavedOptimizer
 from .checks import as_seed
-from .groups import Group, Hyper
+from .groups import CheckedGroup, Group, Hyper
 
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
@@ -30,6 +30,7 @@ class _Part:
 
     key: Hashable
     group: Group
+    checked: CheckedGroup
     params: list[Tensor]
     grads: list[Tensor]
     indices: list[int]
@@ -37,7 +38,7 @@ class _Part:
     def some(self, key: Hashable, chosen: list[int]) -> "_Part":
         """Those at the chosen places."""
         params, grads = [self.params[i] for i in chosen], [self.grads[i] for i in chosen]
-        return _Part(key, self.group, params, grads, [self.indices[i] for i in chosen])
+        return _Part(key, self.group, self.checked, params, grads, [self.indices[i] for i in chosen])
 
 
 class MaskedOptimizer(SavedOptimizer):
@@ -57,6 +58,7 @@ class MaskedOptimizer(SavedOptimizer):
                 check(name, arguments[name])
             setattr(self, name, arguments[name])
         self._tables: dict[Hashable, Any] = {}
+        self._checked_groups = {}
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
@@ -109,8 +111,8 @@ class MaskedOptimizer(SavedOptimizer):
             forget(self._tables, {call.table_key for call in calls})
 
     def _gather(self, group: Group, indices: range) -> list[_Part]:
-        """The parameters of a checked group that have a gradient, in parts that one call can step."""
-        self._check_group(group)
+        """The parameters of a group that have a gradient, in parts that one call can step; the group is checked."""
+        checked = self._checked_group(group)
         params = group["params"]
         self._check_state(group, params)
         grads = [param.grad for param in params]
@@ -119,13 +121,13 @@ class MaskedOptimizer(SavedOptimizer):
             grads = [grad if grad is None else waited(grad) for grad in grads]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and type(None) not in kinds and all(param.is_cpu for param in params):
-            return [_Part(params[0].device, group, list(params), grads, list(indices))]
+            return [_Part(params[0].device, group, checked, list(params), grads, list(indices))]
         parts: dict[Hashable, _Part] = {}
         for param, grad, index in zip(params, grads, indices, strict=True):
             if grad is not None:
                 on_cpu = together and param.device.type == "cpu"
                 key = param.device if on_cpu else (param.device, param.dtype, param.is_contiguous())
-                own = parts.setdefault(key, _Part(key, group, [], [], []))
+                own = parts.setdefault(key, _Part(key, group, checked, [], [], []))
                 own.params.append(param)
                 own.grads.append(grad)
                 own.indices.append(index)
@@ -133,21 +135,17 @@ class MaskedOptimizer(SavedOptimizer):
 
     def _calls(self, part: _Part, new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
         """The calls of a part. Missing states are made and entered into ``new``, not yet into the optimizer."""
-        group, get = part.group, self.state.get
-        names = self._state_names(group)
-        wanted = ["step", *(name for name, used in names.items() if used)]
+        get = self.state.get
         states: list[Any] = [get(param) for param in part.params]
         try:
-            columns = {name: [state[name] for state in states] for name in wanted}
+            columns = {name: [state[name] for state in states] for name in part.checked.wanted}
         except (KeyError, TypeError):  # of a parameter that has no state at all
-            return self._first_calls(part, names, wanted, new)
-        return [self._call(part, columns, names, self._hyper(group))]
+            return self._first_calls(part, new)
+        return [self._call(part, columns, part.checked.hyper)]
 
-    def _first_calls(
-        self, part: _Part, names: dict[str, bool], wanted: list[str], new: dict[Tensor, dict[str, Tensor]]
-    ) -> list[StepCall]:
+    def _first_calls(self, part: _Part, new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
         """The same where states are missing: parameters that get some in this step, and the others."""
-        group = part.group
+        group, wanted = part.group, part.checked.wanted
         for param in part.params:
             if not torch.compiler.is_compiling():  # a tracer's tensors have no memory to look at
                 check_operand(param)
@@ -155,20 +153,20 @@ class MaskedOptimizer(SavedOptimizer):
             if made:
                 new[param] = made
         calls = []
-        first, later = self._first_hyper(group), self._hyper(group)
+        first, later = part.checked.first_hyper, part.checked.hyper
         for hyper, fresh in ((first, True), (later, False)) if first != later else ((later, None),):
             own = [i for i, param in enumerate(part.params) if fresh is None or (param in new) == fresh]
             if own:
                 some = part.some(part.key if fresh is None else (part.key, fresh), own)
                 states = [{**self.state.get(param, {}), **new.get(param, {})} for param in some.params]
                 columns = {name: [state[name] for state in states] for name in wanted}
-                calls.append(self._call(some, columns, names, hyper))
+                calls.append(self._call(some, columns, hyper))
         return calls
 
-    def _call(self, part: _Part, columns: dict[str, list[Tensor]], names: Iterable[str], hyper: Hyper) -> StepCall:
-        group, scalars = part.group, self._scalar_states(part.group)
+    def _call(self, part: _Part, columns: dict[str, list[Tensor]], hyper: Hyper) -> StepCall:
+        names, scalars = part.checked.names, part.checked.scalars
         return StepCall(
-            rule=self._rule(group),
+            **part.checked.arguments,
             params=part.params,
             grads=part.grads,
             states={name: columns.get(name, []) for name in names if name not in scalars},
@@ -176,19 +174,11 @@ class MaskedOptimizer(SavedOptimizer):
             steps=columns["step"],
             param_indices=part.indices,
             hyper=hyper,
-            lr=_number(group["lr"]),
-            weight_decay=float(group["weight_decay"]),
-            decoupled_weight_decay=bool(group.get("decoupled_weight_decay", False)),
-            maximize=bool(group["maximize"]),
-            keep_prob=_number(group["keep_prob"]),
-            grad_weight=_number(group["grad_weight"]),
-            seed=as_seed(group["seed"]),
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            centralize=bool(group["centralize"]),
             slope=self._slope(part.params[0].device),
             tables=self._tables,
-            table_key=(id(group), part.key),
+            table_key=(id(part.group), part.key),
         )
 
     @contextmanager
@@ -240,8 +230,3 @@ class MaskedOptimizer(SavedOptimizer):
                     keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])
                     return keep_mask(param.shape, keep_prob, seed, step, index, param.device)
         raise ValueError(f"Invalid param of shape {tuple(param.shape)}: it is not in this optimizer")
-
-
-def _number(value: Any) -> float | Tensor:
-    """A checked hyper-parameter as a backend takes it."""
-    return value if isinstance(value, Tensor) else float(value)

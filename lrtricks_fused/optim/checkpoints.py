@@ -22,7 +22,7 @@ class SavedOptimizer(GroupedOptimizer):
         """What pickle and copy.deepcopy keep."""
         names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
         own = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **own, "_tables": {}, "_slopes": None}
+        return {**super().__getstate__(), **own, "_tables": {}, "_checked_groups": {}, "_slopes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what pickle, copy.deepcopy or ``load_state_dict`` bring."""

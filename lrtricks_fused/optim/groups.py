@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -11,11 +12,66 @@ from ..step.backends import resolve
 from ..step.operands import check_step
 from ..step.rule import RULES
 from .arguments import GROUP_CHECKS
-from .checks import check_group, check_kind, check_param, check_range
+from .checks import as_seed, check_group, check_kind, check_param, check_range
 
 Group = dict[str, Any]
 Hyper = dict[str, float | bool | int]
 ALLOW_NEGATIVE = "allow_negative_grad_weight"  # a group's key in checkpoints of earlier versions
+
+
+# Of values that these types have, all is said by which object they are.
+_CONSTANTS = (float, int, bool, str, type(None))
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in _CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
+
+
+class CheckedGroup:
+    """What follows from the values of a checked group, kept for as long as these stay.
+
+    Attributes:
+        names: the states of the rule, and whether the group has them.
+        wanted: the count of steps, and the states that it has.
+        hyper, first_hyper: the rule's hyper-parameters, and those of the step for which states have just been made.
+        arguments: what a StepCall takes from the group.
+    """
+
+    def __init__(self, optimizer: "GroupedOptimizer", group: Group) -> None:
+        optimizer._check_group(group)
+        self._group, self._names, self._values = group, list(group), list(group.values())
+        self._of_optimizer = optimizer._what_checks_read()
+        self._is_constant = all(_is_constant(value) for name, value in group.items() if name != "params")
+        self.names = optimizer._state_names(group)
+        self.wanted = ["step", *(name for name, used in self.names.items() if used)]
+        self.hyper, self.first_hyper = optimizer._hyper(group), optimizer._first_hyper(group)
+        self.scalars = optimizer._scalar_states(group)
+        self.arguments: dict[str, Any] = dict(
+            rule=optimizer._rule(group),
+            lr=_number(group["lr"]),
+            weight_decay=float(group["weight_decay"]),
+            decoupled_weight_decay=bool(group.get("decoupled_weight_decay", False)),
+            maximize=bool(group["maximize"]),
+            keep_prob=_number(group["keep_prob"]),
+            grad_weight=_number(group["grad_weight"]),
+            seed=as_seed(group["seed"]),
+            centralize=bool(group["centralize"]),
+        )
+
+    def holds(self, optimizer: "GroupedOptimizer", group: Group) -> bool:
+        """Whether the group is the same, with the very same values."""
+        return (
+            self._is_constant
+            and self._group is group
+            and self._names == list(group)
+            and all(map(is_, group.values(), self._values))
+            and self._of_optimizer == optimizer._what_checks_read()
+        )
+
+
+def _number(value: Any) -> float | Tensor:
+    """A checked hyper-parameter as a backend takes it."""
+    return value if isinstance(value, Tensor) else float(value)
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -28,6 +84,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     backend: str
     state_dtype: torch.dtype | None
     allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
+    _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     # -- what a subclass defines ---------------------------------------------------------------------------
@@ -78,6 +135,25 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self._check_rule(group)
         if self._flattened:
             self._check_flattened(group)
+
+    def _what_checks_read(self) -> tuple[bool, bool]:
+        """Of the optimizer, what the check of a group depends on."""
+        return self.allow_negative_grad_weight, self._flattened
+
+    def _checked_group(self, group: Group) -> CheckedGroup:
+        """The group, checked, and what follows from it.
+
+        Raises:
+            ValueError, TypeError: a hyper-parameter is invalid.
+        """
+        if torch.compiler.is_compiling():
+            return CheckedGroup(self, group)
+        checked = self._checked_groups.get(id(group))
+        if checked is None or not checked.holds(self, group):
+            checked = self._checked_groups[id(group)] = CheckedGroup(self, group)
+            if len(self._checked_groups) > len(self.param_groups):  # some have gone
+                self._checked_groups = {id(group): checked}
+        return checked
 
     def _check_flattened(self, group: Group) -> None:
         """Raises TypeError for what takes the shape of a parameter, which FSDP1's flattened shards have lost."""

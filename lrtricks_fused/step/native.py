@@ -113,31 +113,72 @@ def _table_op(rule: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.lrtricks_fused, f"{rule}_table_").default  # itself: its packet would look for it each time
 
 
+def _signed(seed: int) -> int:
+    """A seed as a signed 64-bit integer."""
+    return seed - (seed >> 63 << 64)
+
+
+def packed(
+    call: StepCall,
+    codes: tuple[int, int, int],
+    memory: tuple[Tensor | None, ...] = (None,) * 4,
+    slices: int = 0,
+    partials: int = 0,
+) -> tuple[list[int], list[float], list[Tensor]]:
+    """What an op over a table takes besides it, in the order in which ``csrc/ops.h`` takes it from three lists.
+
+    Args:
+        call: the step.
+        codes: of the states that there are, of the parameters' dtype and of the states'.
+        memory: on a device: the chunks' tensors, what is prepared, and the scratch of slices and slope.
+        slices: of all gradients.
+        partials: partial sums of all slices.
+    """
+    rule, hyper, device = RULES[call.rule], call.hyper, call.params[0].device
+    given: list[Any] = [call.lr, call.keep_prob, call.grad_weight]
+    numbers = [0.0 if isinstance(value, Tensor) else value for value in given]
+    there = 0
+    tensors: list[Any] = []
+    for bit, tensor in enumerate((*memory, *given, call.grad_scale, call.found_inf)):
+        if isinstance(tensor, Tensor):
+            there |= 1 << bit
+            tensors.append(tensor if bit < len(memory) else scalar(tensor, device))
+    own: list[Any] = [hyper[name] for name in rule.hypers]
+    whole: list[int]
+    real: list[float]
+    whole, real = (own, []) if rule.ring else ([], own)
+    flags: list[Any] = [hyper[name] for name in rule.flags]
+    common = (call.decoupled_weight_decay, call.maximize, _signed(call.seed))
+    lr, keep_prob, grad_weight = numbers
+    return (
+        [there, *codes, slices, partials, *whole, *flags, *common],
+        [*real, lr, call.weight_decay, keep_prob, grad_weight],
+        tensors,
+    )
+
+
 def _run(call: StepCall, table: AddressTable | None) -> None:
+    if table is None:
+        return _run_on_lists(call)
+    scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
+    memory = (table.chunk_tensors, table.prepared, table.slice_scratch, scratch)
+    _table_op(call.rule)(table.rows, call.slope, *packed(call, table.codes, memory, table.slices, table.partials))
+
+
+def _run_on_lists(call: StepCall) -> None:
     device = call.params[0].device
     lr, lr_tensor = _split(call.lr, device)
     keep_prob, keep_prob_tensor = _split(call.keep_prob, device)
     grad_weight, grad_weight_tensor = _split(call.grad_weight, device)
-    operands: tuple[Any, ...]
-    if table is None:
-        step = getattr(torch.ops.lrtricks_fused, f"{call.rule}_")
-        operands = (
-            call.params,
-            call.grads,
-            *call.states.values(),
-            *call.scalar_states.values(),
-            call.steps,
-            call.param_indices,
-            call.centralize,
-            call.slope,
-        )
-    else:
-        step = _table_op(call.rule)
-        scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
-        slices = (table.slices, table.partials, table.slice_scratch)
-        operands = (table.rows, *table.codes, table.chunk_tensors, table.prepared, *slices, scratch, call.slope)
-    step(
-        *operands,
+    getattr(torch.ops.lrtricks_fused, f"{call.rule}_")(
+        call.params,
+        call.grads,
+        *call.states.values(),
+        *call.scalar_states.values(),
+        call.steps,
+        call.param_indices,
+        call.centralize,
+        call.slope,
         **call.hyper,
         lr=lr,
         weight_decay=call.weight_decay,
@@ -145,7 +186,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
         maximize=call.maximize,
         keep_prob=keep_prob,
         grad_weight=grad_weight,
-        seed=call.seed - (call.seed >> 63 << 64),  # as a signed 64-bit integer
+        seed=_signed(call.seed),
         lr_tensor=lr_tensor,
         keep_prob_tensor=keep_prob_tensor,
         grad_weight_tensor=grad_weight_tensor,

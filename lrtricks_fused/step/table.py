@@ -232,7 +232,7 @@ class AddressTable:
             if not self._have_memory(call.grads, grads):
                 return False
             self._grad_addresses = grads
-            self._host_rows[:, GRAD] = _integers(grads)
+            self._host_rows.numpy()[:, GRAD] = grads
             if self._upload is not None:
                 self._upload(self.rows, self._host_rows)
         return True

@@ -198,20 +198,28 @@ def table_of(args, rule):
     return rows
 
 
-def operands(rows, states):
-    code = DTYPE_CODES[torch.float32]
-    return rows, (1 << states) - 1, code, code, None, None
+def packed(name, kwargs):
+    """Integers, numbers and tensors of an op over a table of float32, written out."""
+    rule, code = rule_of(name), DTYPE_CODES[torch.float32]
+    given = {number: value for number, value in kwargs.items() if number not in rule.flags}
+    own = [given[number] for number in rule.hypers]
+    flags = [kwargs[flag] for flag in rule.flags]
+    nothing_there, no_slices = 0, [0, 0]
+    whole, real = (own, []) if rule.ring else ([], own)
+    told = [given["decoupled_weight_decay"], given["maximize"], given["seed"]]
+    integers = [nothing_there, (1 << len(rule.states)) - 1, code, code, *no_slices, *whole, *flags, *told]
+    return integers, [*real, *(given[number] for number in ("lr", "weight_decay", "keep_prob", "grad_weight"))], []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ops_on_a_table(name):
     args, kwargs = sample(name)
     twin, _ = sample(name)
-    rule, states = rule_of(name), len(rule_of(name).states)
+    rule = rule_of(name)
     op = getattr(torch.ops.lrtricks_fused, name.removesuffix("_") + "_table_").default
     none = table_of(args, rule)[:0]  # nothing may be written behind opcheck's back
-    torch.library.opcheck(op, operands(none, states), kwargs)
-    op(*operands(table_of(args, rule), states), **kwargs)
+    torch.library.opcheck(op, (none, None, *packed(name, kwargs)))
+    op(table_of(args, rule), None, *packed(name, kwargs))
     getattr(torch.ops.lrtricks_fused, name).default(*twin, **kwargs)
     for mine, theirs in zip(args[:-1], twin[:-1], strict=True):
         assert_same_bits(mine, theirs)
@@ -222,4 +230,14 @@ def test_ops_on_a_table(name):
 )
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(RuntimeError, match="Invalid table"):
-        torch.ops.lrtricks_fused.radam_table_(*operands(table, 2), **hyper_of("radam_"), **SCALARS)
+        torch.ops.lrtricks_fused.radam_table_(table, None, *packed("radam_", {**hyper_of("radam_"), **SCALARS}))
+
+
+@pytest.mark.parametrize("short", range(3))
+def test_lists_that_are_too_short_are_refused(short):
+    lists = list(packed("radam_", {**hyper_of("radam_"), **SCALARS}))
+    lists[0] = [1 << 4, *lists[0][1:]]  # one tensor, lr, is said to be there
+    lists[2] = [torch.tensor(0.1)]
+    lists[short] = lists[short][:-1]
+    with pytest.raises(RuntimeError, match="Invalid integers, numbers or tensors"):
+        torch.ops.lrtricks_fused.radam_table_(torch.zeros(0, COLUMNS, dtype=torch.int64), None, *lists)
