@@ -7,11 +7,14 @@
 
 namespace lrt {
 
-// One parameter. Its operands lie contiguously; the states that the variant has come first, the rest are 0.
+// One parameter. Its operands lie contiguously, or (on the CPU) all in channels_last: then `slab` elements belong to
+// one index of dimension 0, and `channels` to one of them and of the later dimensions. The states that the variant has
+// come first, the rest are 0.
 struct TableRow {
   int64_t param, grad, states[kMaxStates], step, numel, param_index, param_dtype, state_dtype, first_chunk,
       slice_length, first_slice, first_partial,  // of its slices (core/slice_mean.h); a length of 0: none
-      scalar;                                    // of its rule (core/record.h), or 0
+      scalar,                                    // of its rule (core/record.h), or 0
+      slab, channels;                            // 0: contiguous
 };
 
 }  // namespace lrt

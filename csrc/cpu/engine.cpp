@@ -13,16 +13,9 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
 }
 
 Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes) {
-  const int64_t first = first_tile * kTile;
-  Range part = {advance(tensor.whole.param, first, tensor.param_size),
-                advance(tensor.whole.grad, first, tensor.param_size),
-                {},
-                first_tile,
-                count,
-                tile_slopes ? tile_slopes + tensor.first_tile + first_tile : nullptr};
-  for (int k = 0; k < kMaxStates; ++k) {
-    if (tensor.whole.states[k]) part.states[k] = advance(tensor.whole.states[k], first, tensor.state_size);
-  }
+  Range part = tensor.part(first_tile * kTile, count);
+  part.first_tile = first_tile;
+  if (tile_slopes) part.slopes = tile_slopes + tensor.first_tile + first_tile;
   return part;
 }
 
@@ -126,6 +119,25 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
 
 }  // namespace
 
+StridedView::Slab slab_of(const Layouts& layouts, int states) {
+  bool alike = layouts.param && layouts.grad == layouts.param;
+  for (int k = 0; k < states; ++k) alike = alike && layouts.states[k] == layouts.param;
+  const StridedView::Slab slab = alike ? layouts.param->slab() : StridedView::Slab();
+  return slab.elements <= kMaxSlab ? slab : StridedView::Slab();
+}
+
+Range TensorWork::part(int64_t first, int64_t count) const {
+  Range part = {.param = advance(whole.param, first, param_size),
+                .grad = advance(whole.grad, first, param_size),
+                .states = {},
+                .first_tile = 0,
+                .count = count};
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (whole.states[k]) part.states[k] = advance(whole.states[k], first, state_size);
+  }
+  return part;
+}
+
 void ListWork::run(int64_t begin, int64_t end) const {
   if (begin >= end) return;
   auto tensor = std::upper_bound(tensors.begin(), tensors.end(), begin,
@@ -136,7 +148,12 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor_end <= begin) continue;  // an empty tensor
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
-    if (tensor->layouts || tensor->slice_length) {
+    if (tensor->slab.elements && !tensor->slice_length && !tile_slopes) {
+      // Those slabs whose first element is in these tiles, to their ends.
+      const int64_t slab = tensor->slab.elements, slabs = tensor->step.numel / slab;
+      const auto slabs_before = [=](int64_t tile) { return (tile * kTile + slab - 1) / slab; };
+      step_slabs(step, *tensor, slabs_before(first), std::min(slabs_before(last), slabs));
+    } else if (tensor->layouts || tensor->slice_length) {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
       for (int64_t tile = first; tile < last; tile += kBlock / kTile) {

@@ -16,6 +16,9 @@ struct Layouts {
   std::optional<StridedView> param, grad, states[kMaxStates];
 };
 
+// Of a parameter with so many states, TensorWork::slab.
+StridedView::Slab slab_of(const Layouts& layouts, int states);
+
 struct TensorWork {
   StepKernel kernel;
   TensorStep step;
@@ -23,14 +26,27 @@ struct TensorWork {
   const Layouts* layouts;          // null when every operand is contiguous
   uint8_t param_size, state_size;  // bytes an element
   Dtype dtype;                     // of the parameter
+  StridedView::Slab slab;          // where all operands lie in channels_last; else 0
   int64_t slice_length;            // of the gradient, whose slices lose their means; 0: it stays as it is
   int64_t first_tile;              // tiles of the list before this tensor
+
+  // `count` elements of it, from that element of its memory on.
+  Range part(int64_t first, int64_t count) const;
 };
+
+constexpr int64_t kMaxSlab = 1 << 15;  // elements, whose decisions go through a buffer
+
+// Steps slabs [first, last) of a tensor whose operands lie in channels_last: in the order of memory, with the decisions
+// of the indices. Compiled once per instruction set (slabs.cpp).
+using StepSlabs = void (*)(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t last);
+template <class Isa>
+void step_slabs(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t last);
 
 struct ListWork {
   ListStep step;
   std::vector<TensorWork> tensors;
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
+  StepSlabs step_slabs = nullptr;                   // where they lie in channels_last
   int64_t tiles = 0;
   double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 

@@ -46,6 +46,7 @@ class CheckedWork {
       : operands_(operands), rule_(rule) {
     work.step = step;
     work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
+    work.step_slabs = with_active_isa([](auto isa) -> StepSlabs { return step_slabs<decltype(isa)>; });
     if (operands.table) {
       add_rows();
       return;
@@ -134,7 +135,10 @@ class CheckedWork {
     }
     require(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
     set_kernel(tensor, dtype, state_dtype, i);
-    if (strided) tensor.layouts = &layouts_.emplace_back(std::move(layouts));
+    if (strided) {
+      if (operands_.window == 0) tensor.slab = slab_of(layouts, used);
+      tensor.layouts = &layouts_.emplace_back(std::move(layouts));
+    }
     work.add(tensor);
   }
 
@@ -152,6 +156,7 @@ class CheckedWork {
                 row.param_index);
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       tensor.slice_length = row.slice_length;
+      tensor.slab = {row.slab, row.channels};
       set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
       work.add(tensor);
     }
@@ -164,6 +169,10 @@ class CheckedWork {
       there = there && row.states[k] != 0;
     }
     require(there && row.numel >= 0, "Invalid table: row ", i, " lacks an address");
+    if (row.slab == 0) return;
+    require(row.slab > 0 && row.slab <= kMaxSlab && row.numel % row.slab == 0 && row.channels > 0 &&
+                row.slab % row.channels == 0 && row.slice_length == 0 && !operands_.slope,
+            "Invalid table: row ", i, " cannot be stepped in channels_last");
   }
 
   void set_step(TensorWork& tensor, double* step, double* scalar, size_t i) {

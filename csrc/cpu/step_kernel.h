@@ -151,8 +151,23 @@ void run_any_tiles(const ListStep& list, const TensorStep& tensor, const Range& 
   }
 }
 
+// A range whose decisions are given.
+template <class Rule, class Hyper, class Param, class State>
+__attribute__((noinline)) void run_given(const ListStep& list, const TensorStep& tensor, const Range& range) {
+  const Rule rule = rule_of<Rule, Hyper>(list, tensor);
+  const UpdateScalars<Real<Param>> scalars(list.scalars);
+  const auto row = [&](int64_t begin, int count) __attribute__((always_inline)) {
+    step_row<Decay::kSelect, Slopes::kNone, Rule, Param, State>(rule, scalars, range, tensor.prefetch, begin, count,
+                                                                range.keeps + begin, nullptr);
+  };
+  int64_t begin = 0;
+  for (; begin + kLanes <= range.count; begin += kLanes) row(begin, kLanes);
+  if (begin != range.count) row(begin, static_cast<int>(range.count - begin));
+}
+
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& range) {
+  if (range.keeps) return run_given<Rule, Hyper, Param, State>(list, tensor, range);
   if (!range.slopes) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
   if (!range.stored_grad) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
   run_any_tiles<Isa, Rule, Hyper, Param, State>(list, tensor, range);

@@ -49,6 +49,13 @@ bool StridedView::may_overlap() const {
   return false;
 }
 
+StridedView::Slab StridedView::slab() const {
+  if (sizes_.size() != 3) return {};
+  const int64_t channels = sizes_[1], elements = channels * sizes_[2];
+  const bool alike = strides_ == std::vector<int64_t>{elements, 1, channels};
+  return alike ? Slab{elements, channels} : Slab{};
+}
+
 void StridedView::offsets(int64_t first, int64_t count, int64_t* out) const {
   if (count == 0) return;  // an empty tensor has no index to start from
   const int inner = static_cast<int>(sizes_.size()) - 1;

@@ -18,6 +18,13 @@ class StridedView {
   // True if two indices may name one address, which no in-place update can honour.
   bool may_overlap() const;
 
+  // Where the elements lie in channels_last: how many belong to one index of dimension 0, and to one of it and of the
+  // dimensions from 2 on. Else 0.
+  struct Slab {
+    int64_t elements = 0, channels = 0;
+  };
+  Slab slab() const;
+
   // Offsets from the first element, in elements, of elements [first, first + count) in row-major order.
   void offsets(int64_t first, int64_t count, int64_t* out) const;
 

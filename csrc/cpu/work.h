@@ -33,6 +33,7 @@ struct Range {
   int64_t count;
   double* slopes = nullptr;           // of its tiles, or null
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
+  const int32_t* keeps = nullptr;     // decisions, as signs, of elements that do not lie in the order of their indices
 };
 
 using StepKernel = void (*)(const ListStep&, const TensorStep&, const Range&);

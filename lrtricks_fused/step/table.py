@@ -4,8 +4,9 @@ To hand a tensor to an op costs about a microsecond, which for a model of many s
 itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
 has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
 first of its chunks, of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
-their partial sums, and the address of its scalar state (0: none). On a GPU the table, the chunks and the scratch of
-the step live on the device.
+their partial sums, the address of its scalar state (0: none), and, of a parameter in channels_last, the elements of one
+index of dimension 0 and its channels (0: contiguous). On a GPU the table, the chunks and the scratch of the step live
+on the device.
 """
 
 from collections.abc import Callable, Hashable
@@ -24,7 +25,9 @@ from .storage import DTYPE_CODES
 PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
-COLUMNS = SCALAR_STATE + MAX_SCALAR_STATES
+SLAB = SCALAR_STATE + MAX_SCALAR_STATES
+CHANNELS, COLUMNS = SLAB + 1, SLAB + 2
+MAX_SLAB = 2**15  # elements; csrc/cpu/engine.h
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
@@ -73,11 +76,33 @@ def _integers(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=HOST)
 
 
-def _fits(call: StepCall) -> bool:
-    """Whether addresses say all of checked operands: contiguous, apart, not lazy, of one dtype, the states too."""
+def slab_of(param: Tensor) -> tuple[int, int]:
+    """Of a parameter in channels_last, the elements of one index of dimension 0 and the channels; else zeros."""
+    if param.dim() < 4 or param.is_contiguous() or not param.numel():
+        return 0, 0
+    channels = param.shape[1]
+    dense = torch.empty_strided(param.shape, param.stride(), device="meta").movedim(1, -1).is_contiguous()
+    slab = param.numel() // param.shape[0]
+    return (slab, channels) if dense and slab <= MAX_SLAB else (0, 0)
+
+
+def _lie_alike(call: StepCall) -> bool:
+    """Whether the operands of each parameter are contiguous, or all of them in channels_last."""
+    columns = [call.params, call.grads, *(column for column in call.states.values() if column)]
+    for param, *others in zip(*columns, strict=True):
+        if not (param.is_contiguous() or (slab_of(param)[0] and call.window is None and not call.centralize)):
+            return False
+        if not all(t.is_contiguous() if param.is_contiguous() else t.stride() == param.stride() for t in others):
+            return False
+    return True
+
+
+def _fits(call: StepCall, on_device: bool) -> bool:
+    """Whether addresses say all of checked operands: alike, apart, not lazy, of one dtype, the states too."""
     states = chain(*call.states.values())
     return (
-        all(tensor.is_contiguous() and not is_lazy(tensor) for tensor in operands(call))
+        not any(map(is_lazy, operands(call)))
+        and (all(tensor.is_contiguous() for tensor in operands(call)) or (not on_device and _lie_alike(call)))
         and len({param.dtype for param in call.params}) == 1
         and len({state.dtype for state in states}) <= 1
         and not shares_memory(call)
@@ -110,7 +135,8 @@ class AddressTable:
         self._streams: set[torch.cuda.Stream] = set()  # that have read this table
         self._devices = [param.device for param in call.params]
         self._bytes = [param.nbytes for param in call.params]
-        if _fits(call):
+        self.has_slabs = False
+        if _fits(call, upload is not None):
             self._guards = _guards([*self._held, *call.grads])
             self._fill(call, *map(_addresses, lists))
 
@@ -137,6 +163,10 @@ class AddressTable:
         rows[:, PARAM_INDEX] = _integers(call.param_indices)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
+        for number, param in enumerate(call.params):
+            if not param.is_contiguous():
+                rows[number, SLAB], rows[number, CHANNELS] = slab_of(param)
+                self.has_slabs = True
         self.rows = self._host_rows = rows
         if call.centralize:
             self._fill_slices(call, rows)
@@ -193,6 +223,8 @@ class AddressTable:
         """Whether the tensors, whatever their addresses, are what those of the table were, and not lazy."""
         if self._guards is not None and self._guards(*held, *grads):
             return True
+        if self.has_slabs:  # strides are needed, too
+            return False
         return (
             _layouts(held[: len(grads)]) == self._layouts == _layouts(grads)
             and [grad.device for grad in grads] == self._devices
@@ -259,7 +291,8 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
         call.tables.setdefault(_CAPTURED, []).append(table)
     else:
         call.tables[call.table_key] = table
-    return table if table.rows is not None else None
+    of_indices = table.has_slabs and call.slope is not None  # whose order only the tensors say
+    return table if table.rows is not None and not of_indices else None
 
 
 def forget(tables: dict[Hashable, Any], keep: AbstractSet[Hashable] = frozenset()) -> None:

@@ -66,12 +66,14 @@ void run_on_threads(const cpu::ListWork& work, const std::vector<Part>& parts) {
   for (std::thread& thread : threads) thread.join();
 }
 
-const cpu::SliceFunctions* slice_functions_of([[maybe_unused]] cpu::Isa isa) {
+// Calls visit with the tag of an instruction set.
+template <class Visit>
+auto with_isa([[maybe_unused]] cpu::Isa isa, const Visit& visit) {
 #if defined(__x86_64__)
-  if (isa == cpu::Isa::kAvx512) return &cpu::slice_functions<cpu::Avx512>();
-  if (isa == cpu::Isa::kAvx2) return &cpu::slice_functions<cpu::Avx2>();
+  if (isa == cpu::Isa::kAvx512) return visit(cpu::Avx512{});
+  if (isa == cpu::Isa::kAvx2) return visit(cpu::Avx2{});
 #endif
-  return &cpu::slice_functions<cpu::Baseline>();
+  return visit(cpu::Baseline{});
 }
 
 std::string hex(const Bytes& bytes, size_t at, int64_t size) {
@@ -152,7 +154,12 @@ TestList sample_list(const Variant& variant) {
 }
 
 cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
-  cpu::ListWork work = {.step = list_step(call), .tensors = {}, .slice_functions = slice_functions_of(isa)};
+  cpu::ListWork work = with_isa(isa, [&](auto tag) -> cpu::ListWork {
+    return {.step = list_step(call),
+            .tensors = {},
+            .slice_functions = &cpu::slice_functions<decltype(tag)>(),
+            .step_slabs = cpu::step_slabs<decltype(tag)>};
+  });
   for (TestTensor& tensor : list) {
     const auto [param, state] = tensor.dtypes;
     const cpu::StepKernel kernel = call.variant.native(isa, param, state);
@@ -164,6 +171,8 @@ cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
               .param_size = static_cast<uint8_t>(size_of(param)),
               .state_size = static_cast<uint8_t>(size_of(state)),
               .dtype = param,
+              .slab = tensor.layouts && call.variant.slots == 1 ? slab_of(*tensor.layouts, call.variant.states)
+                                                                : cpu::StridedView::Slab(),
               .slice_length = tensor.slice_length,
               .first_tile = 0});
   }

@@ -125,5 +125,7 @@ PYBIND11_MODULE(cuda_on_host, m) {
   column("FIRST_SLICE", offsetof(TableRow, first_slice));
   column("FIRST_PARTIAL", offsetof(TableRow, first_partial));
   column("SCALAR_STATE", offsetof(TableRow, scalar));
+  column("SLAB", offsetof(TableRow, slab));
+  column("CHANNELS", offsetof(TableRow, channels));
   m.attr("constants") = constants;
 }
