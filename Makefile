@@ -18,7 +18,7 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all bench bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
+.PHONY: demo test test-all bench bench-pytest bench-check bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -32,6 +32,14 @@ test-all: test
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench
+
+# Fails where a ratio is worse than the one that bench/ratios.json has of the same processor. Some minutes.
+bench-check: $(VENV)/.built
+	$(BIN)/python -m bench --check
+
+# The same workloads by pytest-benchmark; ARGS="--benchmark-json=steps.json -k Adam".
+bench-pytest: $(VENV)/.built
+	$(BIN)/python -m pytest -q -p no:xdist bench/test_steps.py $(ARGS)
 
 # The kernels alone, without torch. BENCH="--only Adam --rounds 5", WIDTH=256: vectors of 256 bits with AVX-512.
 bench-kernels:

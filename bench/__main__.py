@@ -1,10 +1,12 @@
 """Prints the table of speed and memory bars: ``python -m bench [--markdown] [--quick] [--rows REGEX] [--compile]``.
 
-Ratios above a bar do not change the exit code: a benchmark informs, tests decide.
+Ratios above a bar do not change the exit code: a benchmark informs, tests decide. With ``--check`` those that are worse
+than the known ones of the same processor do.
 """
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -13,13 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import candidates, memory, report
 from .experiments import MEMORY_BAR, Experiment, all_experiments, select
+from .known import KNOWN, Ratios, load, record, worse
 from .tables import terminal
 from .timing import Effort, time_candidates
-from .workloads import MANY
+from .workloads import SMALL
 
 DESCRIPTION = (
     "Prints the table of speed and memory bars: some minutes, with --quick one or two. Ratios above a bar do not "
-    "change the exit code."
+    "change the exit code; with --check those do that are worse than the known ones of this processor."
 )
 FULL, QUICK = Effort(), Effort(allocations=1, rounds=7)
 
@@ -49,19 +52,22 @@ def make_parser() -> argparse.ArgumentParser:
         "--rows", type=regex, default="", metavar="REGEX", help="only rows whose text matches, ignoring case"
     )
     parser.add_argument("--compile", action="store_true", help="add torch.compile of the paper's recipe (slow)")
+    parser.add_argument("--check", action="store_true", help=f"compare with {KNOWN.name}; exit with 1 if one is worse")
+    parser.add_argument("--record", action="store_true", help=f"enter the ratios into {KNOWN.name}")
     parser.add_argument("--threads", type=thread_count, default=2, help="threads of torch (default 2)")
     return parser
 
 
-def timed_rows(experiment: Experiment, effort: Effort, progress: Progress) -> list[report.Row]:
-    """Run one experiment and free its memory."""
+def timed_rows(experiment: Experiment, effort: Effort, progress: Progress, ratios: Ratios) -> list[report.Row]:
+    """Run one experiment and free its memory; its ratios are entered."""
     task = progress.add_task(f"{experiment.workload.name}, {experiment.rule}", total=effort.allocations * effort.rounds)
     # A copy of parameters that fit into a cache says nothing about memory.
-    with_copy = () if experiment.workload is MANY else (candidates.copy(),)
+    with_copy = () if experiment.workload in SMALL else (candidates.copy(),)
     timings = time_candidates(
         experiment.workload, [*experiment.candidates, *with_copy], effort, lambda: progress.advance(task)
     )
     progress.remove_task(task)
+    ratios.update({bar.work: timings.ratio(bar.numerator, bar.denominator) for bar in experiment.bars})
     return [report.timing_row(experiment, bar, timings) for bar in experiment.bars]
 
 
@@ -75,8 +81,19 @@ def memory_rows(progress: Progress) -> list[report.Row]:
     return report.memory_rows(MEMORY_BAR, extra)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the selected rows and print them; exit with 2 for invalid arguments."""
+def compare(console: Console, processor: str, now: Ratios) -> int:
+    """Say which of the ratios are worse than the known ones; the exit status."""
+    known = load(processor)
+    found = worse(known, now)
+    for row in found:
+        console.print(f"worse: {row}", style="bold red", highlight=False, soft_wrap=True)
+    compared = len(known.keys() & now.keys())
+    console.print(f"{compared} of {len(now)} ratios are known for {processor}; {len(found)} are worse", soft_wrap=True)
+    return int(bool(found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the selected rows and print them; the exit status, and exit with 2 for invalid arguments."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     experiments = select(all_experiments(arguments.compile), arguments.rows)
@@ -87,16 +104,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts, effort = report.machine_facts(), QUICK if arguments.quick else FULL
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     rows = []
+    ratios: Ratios = {}
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for experiment in experiments:
-            rows += timed_rows(experiment, effort, progress)
+            rows += timed_rows(experiment, effort, progress, ratios)
         if with_memory:
             rows += memory_rows(progress)
     if arguments.markdown:
         print(report.markdown(facts, rows))
     else:
         report.print_terminal(terminal(), facts, rows)
+    processor = f"{facts['CPU']}, {facts['threads']} threads"
+    if arguments.record:
+        record(processor, ratios)
+    return compare(terminal(), processor, ratios) if arguments.check else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

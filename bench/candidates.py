@@ -6,6 +6,7 @@ A candidate binds parameters (which carry gradients) to a function that takes on
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ RULES = {
     "SGD+momentum": Rule("SGD", 1, {"momentum": 0.9}),
     "RMSprop": Rule("RMSprop", 1),
     "RAdam": Rule("RAdam", 2),
+    "AdaBelief": Rule("AdaBelief", 2),
 }
 
 
@@ -69,29 +71,30 @@ def torch_optim(rule: str, implementation: str) -> Candidate:
     return Candidate(f"torch {implementation}", build)
 
 
-def _optimizer(rule: str, params: list[Tensor], **extra: object) -> MaskedOptimizer:
+def optimizer_of(rule: str, params: list[Tensor], **arguments: Any) -> MaskedOptimizer:
+    """The class of lrtricks_fused, masked, on the native backend unless the arguments say otherwise."""
     spec = RULES[rule]
-    optimizer = getattr(lrtricks_fused, spec.class_name)
-    return optimizer(params, lr=1e-3, keep_prob=KEEP_PROB, backend="native", **spec.options, **extra)
+    own = {"lr": 1e-3, "keep_prob": KEEP_PROB, "backend": "native", **spec.options, **arguments}
+    return getattr(lrtricks_fused, spec.class_name)(params, **own)
 
 
 def ours(rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None) -> Candidate:
     """The class of lrtricks_fused, masked, on the native backend."""
     of_dtype = f", {str(state_dtype).removeprefix('torch.')} states" if state_dtype else ""
     name = f"ours{' ' + isa if isa else ''}{of_dtype}"
-    return Candidate(name, lambda params: OptimizerStep(_optimizer(rule, params, state_dtype=state_dtype)), isa)
+    return Candidate(name, lambda params: OptimizerStep(optimizer_of(rule, params, state_dtype=state_dtype)), isa)
 
 
 def centralized(rule: str) -> Candidate:
     """Ours with gradient centralization inside the step."""
-    return Candidate("ours, centralize=True", lambda params: OptimizerStep(_optimizer(rule, params, centralize=True)))
+    return Candidate("ours, centralize=True", lambda params: OptimizerStep(optimizer_of(rule, params, centralize=True)))
 
 
 def centralized_by_hand(rule: str) -> Candidate:
     """Ours after gradient centralization in tensor operations, tensor after tensor, as its authors' code."""
 
     def build(params: list[Tensor]) -> Step:
-        optimizer = _optimizer(rule, params)
+        optimizer = optimizer_of(rule, params)
         several = [param for param in params if param.dim() > 1]
 
         def step() -> None:
@@ -109,7 +112,7 @@ def lossgrad(rule: str) -> Candidate:
     """Ours inside LossGrad: a step with its slope and the new step size, without the evaluations of the loss."""
 
     def build(params: list[Tensor]) -> Step:
-        tuned = lrtricks_fused.LossGrad(_optimizer(rule, params))
+        tuned = lrtricks_fused.LossGrad(optimizer_of(rule, params))
         tuned._place_lr()
         losses = torch.ones(()), torch.zeros(())
 

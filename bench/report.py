@@ -61,10 +61,13 @@ def busy_fraction(seconds: float = 1.0) -> float:
 def machine_facts() -> dict[str, str]:
     """What a reader must know to place the figures."""
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = [re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
+    name, family, model = (match[1] if match else "" for match in found)
+    cpu = f"{name}, family {family}, model {model}" if name and family else platform.machine()
     busy = busy_fraction()
     return {
-        "CPU": f"{model[1] if model else platform.machine()}, {os.cpu_count()} logical cores",
+        "CPU": f"{cpu}, {os.cpu_count()} logical cores",
         "threads": str(torch.get_num_threads()),
         "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
         "native library": torch.ops.lrtricks_fused.cpu_isa(),

@@ -143,6 +143,7 @@ def time_candidates(
         for round_ in range(effort.rounds):
             first = (allocation + round_) % len(steps)
             for candidate, step in steps[first:] + steps[:first]:
+                workload.before_step(params)
                 timings.seconds[candidate.name].append(time_step(step, candidate.isa, flush))
             on_round()
             if round_ + 1 >= LEAST_ROUNDS and perf_counter() > end:

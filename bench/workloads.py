@@ -31,11 +31,16 @@ def resnet50_shapes() -> Shapes:
 
 @dataclass(frozen=True)
 class Workload:
-    """Parameters to step: what they are called, their shapes and their dtype."""
+    """Parameters to step: what they are called, their shapes, their dtype and the memory format of those of 4-D.
+
+    ``fresh``: whether every step finds gradients that have just been allocated, as after a backward pass.
+    """
 
     name: str
     shapes: Shapes
     dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    fresh: bool = False
 
     @property
     def numel(self) -> int:
@@ -47,10 +52,19 @@ class Workload:
         generator = torch.Generator().manual_seed(seed)
         params = []
         for shape in self.shapes:
-            param = torch.randn(shape, generator=generator).to(self.dtype).requires_grad_()
-            param.grad = torch.randn(shape, generator=generator).to(self.dtype)
+            param, grad = (self._laid_out(torch.randn(shape, generator=generator).to(self.dtype)) for _ in range(2))
+            param.requires_grad_().grad = grad
             params.append(param)
         return params
+
+    def _laid_out(self, values: Tensor) -> Tensor:
+        return values.contiguous(memory_format=self.memory_format) if values.dim() == 4 else values
+
+    def before_step(self, params: list[Tensor]) -> None:
+        """What happens to the parameters between two steps."""
+        if self.fresh:
+            for param in params:
+                param.grad = gradient(param).clone()
 
 
 def gradient(param: Tensor) -> Tensor:
@@ -70,4 +84,10 @@ def clone_parameters(params: list[Tensor]) -> list[Tensor]:
 BIG = Workload("16M fp32", ((16 * 2**20,),))
 BIG_BF16 = Workload("16M bf16", BIG.shapes, torch.bfloat16)
 RESNET50 = Workload("ResNet-50, 161 tensors", resnet50_shapes())
-MANY = Workload("1,000 tensors of 1,000", ((1000,),) * 1000)
+RESNET50_CHANNELS_LAST = Workload("ResNet-50 in channels_last", RESNET50.shapes, memory_format=torch.channels_last)
+SMALL = [
+    Workload(f"{count:,} tensors of 1,000{', fresh gradients' if fresh else ''}", ((1000,),) * count, fresh=fresh)
+    for count in (1000, 161, 10)
+    for fresh in (False, True)
+]
+MANY = SMALL[0]

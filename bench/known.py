@@ -1,0 +1,52 @@
+"""Ratios of earlier runs, by processor, and whether those of a new run are worse: ``python -m bench --check``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .timing import Spread
+
+KNOWN = Path(__file__).with_name("ratios.json")
+# Quartiles say how a run varies within itself; from one run to the next a ratio moved by up to so much more (speed.md).
+BETWEEN_RUNS = 0.04
+Ratios = dict[str, Spread]
+
+
+@dataclass(frozen=True)
+class Worse:
+    """A row whose ratio has left what both runs' own noise explains."""
+
+    work: str
+    known: Spread
+    now: Spread
+
+    def __str__(self) -> str:
+        """One line of a report."""
+        return (
+            f"{self.work}: {self.now.median:.3f}, was {self.known.median:.3f} [{self.known.q1:.3f}-{self.known.q3:.3f}]"
+        )
+
+
+def load(processor: str, file: Path = KNOWN) -> Ratios:
+    """The known ratios of a processor; none if it has not been seen."""
+    everything = json.loads(file.read_text()) if file.exists() else {}
+    return {work: Spread(*values) for work, values in everything.get(processor, {}).items()}
+
+
+def record(processor: str, ratios: Ratios, file: Path = KNOWN) -> None:
+    """Enter or replace the rows of a processor; the others stay."""
+    everything = json.loads(file.read_text()) if file.exists() else {}
+    own = {work: [round(value, 3) for value in (of.median, of.q1, of.q3)] for work, of in ratios.items()}
+    everything[processor] = {**everything.get(processor, {}), **own}
+    file.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
+
+
+def worse(known: Ratios, now: Ratios) -> list[Worse]:
+    """The rows of both whose medians are further apart than the upper half of the one and the lower of the other."""
+    found = []
+    for work in known.keys() & now.keys():
+        before, after = known[work], now[work]
+        noise = (before.q3 - before.median) + (after.median - after.q1) + BETWEEN_RUNS * before.median
+        if after.median > before.median + noise:
+            found.append(Worse(work, before, after))
+    return sorted(found, key=lambda row: row.work)
