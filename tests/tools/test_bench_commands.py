@@ -37,7 +37,7 @@ def test_selected_rows_are_timed(monkeypatch):
     timed = []
     monkeypatch.setattr(bench, "timed_rows", lambda experiment, *_: timed.append(experiment.rule) or [])
     monkeypatch.setattr(bench, "memory_rows", lambda progress: timed.append("memory") or [])
-    for rows in ("radam", "MEMORY of a step", "rmsprop|memory"):
+    for rows in ("radam keep 0.5 . torch foreach", "MEMORY of a step", "rmsprop|memory"):
         bench.main(["--rows", rows, "--threads", "1"])
     assert timed == ["RAdam", "memory", "RMSprop", "memory"]
     assert torch.get_num_threads() == 1

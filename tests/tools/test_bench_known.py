@@ -12,7 +12,7 @@ from bench.workloads import Workload
 
 
 def of(median, spread=0.02):
-    return Spread(median, median - spread / 2, median + spread / 2)
+    return Spread(median, round(median - spread / 2, 3), round(median + spread / 2, 3))
 
 
 def test_a_file_keeps_processors_apart(tmp_path):
