@@ -47,6 +47,13 @@ LRT_HD float to_real(Half x) {
 }
 #endif
 
+// A float rounded to bfloat16, in the upper half of a word; what is in the lower half is of no meaning.
+LRT_HD uint32_t rounded_to_upper_half(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return x != x ? 0x7fc00000u : rounded;
+}
+
 template <class Storage>
 LRT_HD Storage from_real(Real<Storage> x) {
   return x;
@@ -67,9 +74,7 @@ LRT_HD Half from_real<Half>(float x) {
 #else
 template <>
 LRT_HD BFloat16 from_real<BFloat16>(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<BFloat16>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  return static_cast<BFloat16>(rounded_to_upper_half(x) >> 16);
 }
 template <>
 LRT_HD Half from_real<Half>(float x) {

@@ -36,6 +36,46 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
   }
 }
 
+// Two neighbouring bfloat16 as one word: widened, rounded and stored without a shuffle, which halves what that costs.
+using Pair = uint32_t __attribute__((may_alias, aligned(2)));
+struct Halves {
+  float value[2];
+  Halves() = default;
+  explicit LRT_HD Halves(uint32_t pair) : value{bit_cast<float>(pair << 16), bit_cast<float>(pair & 0xffff0000u)} {}
+};
+// One of two words by a sign; in bits, because GCC would entangle a condition with those that rounding has.
+LRT_HD uint32_t select(int32_t sign, uint32_t if_negative, uint32_t otherwise) {
+  const uint32_t mask = static_cast<uint32_t>(sign >> 31);
+  return (if_negative & mask) | (otherwise & ~mask);
+}
+LRT_HD uint32_t join(uint32_t lower, uint32_t upper) { return lower >> 16 | (upper & 0xffff0000u); }
+
+template <Slopes kSlopes, class Param, class State>
+constexpr bool kPairs = kSlopes == Slopes::kNone && std::is_same_v<Param, BFloat16> && std::is_same_v<State, BFloat16>;
+
+// update_row of a whole row of bfloat16 with states in bfloat16, without slopes.
+template <Decay kDecay, class Rule, int... K>
+LRT_HD void update_pairs(const Rule& rule, const UpdateScalars<float>& scalars, BFloat16* params, const BFloat16* grads,
+                         BFloat16* const (&states)[kMaxStates], const int32_t* keeps,
+                         std::integer_sequence<int, K...>) {
+  Pair* const param_pairs = reinterpret_cast<Pair*>(params);
+  const Pair* const grad_pairs = reinterpret_cast<const Pair*>(grads);
+  Pair* const state_pairs[kMaxStates] = {reinterpret_cast<Pair*>(states[K])...};
+#pragma GCC ivdep
+  for (int i = 0; i < kLanes / 2; ++i) {
+    const Halves param(param_pairs[i]), grad(grad_pairs[i]);
+    const Halves old_states[kMaxStates] = {Halves(state_pairs[K][i])...};
+    float state[2][kMaxStates] = {{old_states[K].value[0]...}, {old_states[K].value[1]...}};
+    const float moved[2] = {update<kDecay>(rule, scalars, param.value[0], grad.value[0], state[0]),
+                            update<kDecay>(rule, scalars, param.value[1], grad.value[1], state[1])};
+    ((state_pairs[K][i] = join(rounded_to_upper_half(state[0][K]), rounded_to_upper_half(state[1][K]))), ...);
+    const uint32_t lower = select(keeps[2 * i], rounded_to_upper_half(moved[0]), bit_cast<uint32_t>(param.value[0]));
+    const uint32_t upper =
+        select(keeps[2 * i + 1], rounded_to_upper_half(moved[1]), bit_cast<uint32_t>(param.value[1]));
+    param_pairs[i] = join(lower, upper);
+  }
+}
+
 template <Hint kHint, class T>
 LRT_HD void ask_row(const T* row, int64_t ahead) {
   const char* const p = reinterpret_cast<const char*>(row) + ahead;
@@ -65,8 +105,11 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
     case Hint::kSecond: ask_rows<Hint::kSecond, Hint::kSecond, Rule>(prefetch.bytes, params, grads, states); break;
     case Hint::kWrite: ask_rows<Hint::kWrite, Hint::kFirst, Rule>(prefetch.bytes, params, grads, states); break;
   }
-  update_row<kDecay, kSlopes>(rule, scalars, params, grads, stored_grads, states, count, keeps, slopes,
-                              std::make_integer_sequence<int, Rule::kStates>{});
+  constexpr auto numbers = std::make_integer_sequence<int, Rule::kStates>{};
+  if constexpr (kPairs<kSlopes, Param, State>) {
+    if (count == kLanes) return update_pairs<kDecay>(rule, scalars, params, grads, states, keeps, numbers);
+  }
+  update_row<kDecay, kSlopes>(rule, scalars, params, grads, stored_grads, states, count, keeps, slopes, numbers);
 }
 
 // The whole tiles of a range. `keeps[0]` holds the decisions of the first; without a mask both hold those of all.
@@ -113,6 +156,11 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
   if (range.slopes) range.slopes[tile] = tile_slope<Isa, Param>(slopes);
 }
 
+// Of which types a loop is compiled for each way in which weight decay enters, which saves some 10 % of what it
+// computes.
+template <class Param>
+constexpr bool kChoosesDecay = std::is_same_v<Param, float> || std::is_same_v<Param, BFloat16>;
+
 // A range, with or without the slopes of its tiles.
 template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
 __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep& tensor, const Range& range) {
@@ -127,7 +175,7 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
     keeps[1] = keeps[0];
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
-    const Decay decay = std::is_same_v<Param, float> ? decay_of(list.scalars) : Decay::kSelect;
+    const Decay decay = kChoosesDecay<Param> ? decay_of(list.scalars) : Decay::kSelect;
     switch (decay) {
       case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
       case Decay::kCoupled: full_tiles.template operator()<true, Decay::kCoupled>(); break;
