@@ -103,13 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     facts, effort = report.machine_facts(), QUICK if arguments.quick else FULL
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    rows = []
+    rows, others = [], report.OthersShare()
     ratios: Ratios = {}
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for experiment in experiments:
             rows += timed_rows(experiment, effort, progress, ratios)
         if with_memory:
             rows += memory_rows(progress)
+    share = others.so_far()
+    facts["others' share of the CPU during the run"] = f"{share:.0%}{report.too_busy(share)}"
     if arguments.markdown:
         print(report.markdown(facts, rows))
     else:

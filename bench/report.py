@@ -18,6 +18,7 @@ from .timing import Timings
 HEADER = ("work", "ratio, median [q1-q3]", "bar", "", "ns/param", "baseline ns/param", "ours GB/s (of copy)")
 TWO_LINES = ("work", "ratio, median\n[q1-q3]", "bar", "ns/param\nbaseline", "GB/s\n(of copy)")  # HEADER's, in pairs
 LEAST_WORK_WIDTH = 34  # of a terminal's first column, which is wrapped
+MOST_OF_OTHERS = 0.1  # of the processor's time, for figures to be quoted
 COPY_TRANSFERS = 3  # read the source, read the target for ownership, write it
 FOOTNOTE = (
     "Ratios: interleaved steps, median and quartiles over rounds. GB/s: the least bytes such a step can move; "
@@ -43,19 +44,35 @@ class Row:
         return self.work, self.ratio, self.bar, verdict, self.numerator, self.denominator, self.bandwidth
 
 
-def busy_fraction(seconds: float = 1.0) -> float:
-    """Share of this machine's processor time that others use or steal while this process sleeps; 0 if unknown."""
-    if not Path("/proc/stat").exists():
-        return 0.0
+class OthersShare:
+    """Share of this machine's processor time that others use, or steal from a virtual machine, since it was made."""
 
-    def ticks() -> list[int]:
-        return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    def __init__(self) -> None:
+        self._ticks, self._own = self._read(), self._used()
 
-    before = ticks()
-    time.sleep(seconds)
-    user, nice, system, idle, iowait, irq, softirq, steal = (b - a for a, b in zip(before, ticks(), strict=True))
-    busy = user + nice + system + irq + softirq + steal
-    return busy / max(busy + idle + iowait, 1)
+    @staticmethod
+    def _used() -> float:
+        """Seconds of this process and of its children that have ended."""
+        return sum(os.times()[:4])
+
+    @staticmethod
+    def _read() -> list[int]:
+        stat = Path("/proc/stat")
+        return [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]] if stat.exists() else [0] * 8
+
+    def so_far(self) -> float:
+        """From 0 to 1; 0 if unknown."""
+        user, nice, system, idle, iowait, irq, softirq, steal = (
+            now - before for before, now in zip(self._ticks, self._read(), strict=True)
+        )
+        busy = user + nice + system + irq + softirq + steal
+        own = (self._used() - self._own) * os.sysconf("SC_CLK_TCK")
+        return min(max(busy - own, 0.0) / max(busy + idle + iowait, 1), 1.0)
+
+
+def too_busy(share: float) -> str:
+    """What to add to such a share."""
+    return ", too much to quote these" if share > MOST_OF_OTHERS else ""
 
 
 def machine_facts() -> dict[str, str]:
@@ -65,13 +82,15 @@ def machine_facts() -> dict[str, str]:
     found = [re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
     name, family, model = (match[1] if match else "" for match in found)
     cpu = f"{name}, family {family}, model {model}" if name and family else platform.machine()
-    busy = busy_fraction()
+    others = OthersShare()
+    time.sleep(1.0)
+    share = others.so_far()
     return {
         "CPU": f"{cpu}, {os.cpu_count()} logical cores",
         "threads": str(torch.get_num_threads()),
         "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
         "native library": torch.ops.lrtricks_fused.cpu_isa(),
-        "others' share of the CPU before the run": f"{busy:.0%}" + (", too much to quote these" if busy > 0.1 else ""),
+        "others' share of the CPU before the run": f"{share:.0%}{too_busy(share)}",
     }
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench.candidates import KEEP_PROB, ours, recipe, torch_optim
-from bench.report import machine_facts
+from bench.report import MOST_OF_OTHERS, OthersShare, machine_facts
 from bench.tables import grouped, make_table, terminal
 from bench.timing import Effort, Timings, time_candidates
 from bench.workloads import RESNET50
@@ -29,6 +29,7 @@ from .study import MASKED, OPTIMIZERS, VARIANTS, Runs, curve_distance, final_acc
 COMMAND = f"{os.path.relpath(sys.executable)} -m examples.demo"  # as it can be typed, whatever `python` is here
 THREADS = 2
 BASELINE = "torch fused"
+MOST_SPREAD = 1.5  # between the quartiles of a candidate's steps, for its median to mean something
 # Name of the candidate -> what tables and figures call it.
 STEP_LABELS = {
     "paper recipe": f"paper recipe\n(keep {KEEP_PROB:g})",
@@ -83,8 +84,22 @@ def step_table(timings: Timings, width: int) -> Table:
     return make_table(header, rows, width, title=title)
 
 
-def draw(all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, folder: Path) -> None:
-    """Both figures."""
+def unrest(timings: Timings, share: float) -> str:
+    """Why the step times say nothing; empty if they do."""
+    if share > MOST_OF_OTHERS:
+        return f"others used {share:.0%} of the processor meanwhile"
+    spreads = {name: timings.step(name) for name in STEP_LABELS}
+    widest = max(spreads, key=lambda name: spreads[name].q3 / spreads[name].q1)
+    wide = spreads[widest]
+    if wide.q3 > MOST_SPREAD * wide.q1:
+        return f"half of the steps of {widest!r} lie further apart than {wide.q1 * 1e3:.0f} and {wide.q3 * 1e3:.0f} ms"
+    return ""
+
+
+def draw(
+    all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, folder: Path, *, step_times: bool
+) -> None:
+    """Both figures, or that of the curves alone."""
     folder.mkdir(parents=True, exist_ok=True)
     figures.draw_curves(
         all_runs,
@@ -92,6 +107,8 @@ def draw(all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, fo
         f"mean and standard deviation of {seeds} seeds",
         folder / "digits_curves.png",
     )
+    if not step_times:
+        return
     figures.draw_step_times(
         timings,
         STEP_LABELS,
@@ -102,14 +119,14 @@ def draw(all_runs: Runs, timings: Timings, facts: dict[str, str], seeds: int, fo
     )
 
 
-def places(folder: Path) -> list[str]:
+def places(folder: Path, step_times: bool) -> list[str]:
     """Where the figures are, and how to draw the README's."""
-    drawn = f"Figures: {folder}/digits_curves.png, {folder}/step_times.png"
+    drawn = f"Figures: {folder}/digits_curves.png" + (f", {folder}/step_times.png" if step_times else "")
     return [drawn] if folder == TRACKED_FIGURES else [drawn, f"To draw the README's: {COMMAND} --out {TRACKED_FIGURES}"]
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> tuple[Runs, Timings]:
-    """Train, then time, under one progress display."""
+def measure(arguments: argparse.Namespace, console: Console) -> tuple[Runs, Timings, float]:
+    """Train, then time, under one progress display; and the others' share of the processor while it was timed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:
@@ -121,9 +138,10 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Runs, Timi
         torch.set_num_threads(THREADS)
         candidates = [recipe(), torch_optim("Adam", "foreach"), torch_optim("Adam", "fused"), ours("Adam")]
         effort = Effort(allocations=1, rounds=arguments.rounds, warm_up=2, seconds=45)
+        others = OthersShare()
         timings = time_candidates(RESNET50, candidates, effort, lambda: progress.advance(timing))
         progress.update(timing, total=len(timings.seconds[BASELINE]))
-        return all_runs, timings
+        return all_runs, timings, others.so_far()
 
 
 def main() -> None:
@@ -133,11 +151,14 @@ def main() -> None:
     facts = machine_facts()
     for key, value in facts.items():
         console.print(f"[bold]{key}:[/] {value}", highlight=False)
-    all_runs, timings = measure(arguments, console)
-    draw(all_runs, timings, facts, arguments.seeds, arguments.out)
+    all_runs, timings, share = measure(arguments, console)
+    why_not = unrest(timings, share)
+    draw(all_runs, timings, facts, arguments.seeds, arguments.out, step_times=not why_not)
     console.print(accuracy_table(all_runs, console.width))
     console.print(step_table(timings, console.width))
-    for line in places(arguments.out):
+    if why_not:
+        console.print(f"This machine was too busy for step times, so they are not drawn: {why_not}.", style="bold red")
+    for line in places(arguments.out, not why_not):
         console.print(line, highlight=False, soft_wrap=True)
     for name, runs in all_runs.items():
         console.print(verdict(name, runs), highlight=False)

@@ -150,6 +150,6 @@ def test_the_demo_leaves_the_tracked_figures_alone(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo"])
     folder = demo.parse_arguments().out
     assert folder.parts[0] == "build" and "build/" in (ROOT / ".gitignore").read_text().split()
-    command = demo.places(folder)[-1].split(": ")[1]
+    command = demo.places(folder, True)[-1].split(": ")[1]
     assert Path(command.split()[0]).exists() and command.endswith("-m examples.demo --out docs/figures")
-    assert demo.places(demo.TRACKED_FIGURES)[-1].startswith("Figures: docs/figures/")
+    assert demo.places(demo.TRACKED_FIGURES, True)[-1].startswith("Figures: docs/figures/")
