@@ -30,7 +30,7 @@ Prefetch prefetch_policy(int param_size) {
 #else
   static constexpr bool waits_for_hints = false;
 #endif
-  if (waits_for_hints && param_size > 2) return {Hint::kSecond, 512};
+  if (waits_for_hints) return {Hint::kSecond, 512};
   return {Hint::kFirst, 512 * param_size};  // a tile ahead
 }
 

@@ -16,10 +16,9 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 bool supported(Isa isa);
 Isa active_isa();
 
-// What is fast on this processor for parameters of that many bytes an element (docs/speed.md has the figures). Where a
-// step waits for memory, hints into the first cache make an AMD Zen 4 wait for them, too (1.2 to 1.6 times the time of
-// a step without), and hints into the second, a little ahead, save up to 5 %; where it computes, as with 16 bits, hints
-// into the first save 10 %. On an Intel they save 8 %.
+// What is fast on this processor for parameters of that many bytes an element (docs/speed.md has the figures). Hints
+// into the first cache make an AMD Zen 4 wait for them (1.05 to 1.6 times the time of a step without); those into the
+// second, a little ahead, save up to 7 %. On an Intel those into the first save 8 %.
 Prefetch prefetch_policy(int param_size);
 const char* isa_name(Isa isa);
 
