@@ -1,14 +1,15 @@
-// The inventory: every rule variant with its kernels and with an independent scalar loop of the same signature.
+// The inventory (rules.cpp): every rule variant with its kernels, an independent scalar loop of the same signature, and
+// a formula.
 // Each test of kernels runs over variants() x kPairs x available_isas().
 #pragma once
 
 #include <array>
+#include <deque>
 #include <string>
 #include <vector>
 
 #include "core/pairs.h"
 #include "cpu/kernels.h"
-#include "rules/all.h"
 
 namespace lrt::test {
 
@@ -21,15 +22,12 @@ constexpr std::array<DtypePair, sizeof...(P)> dtypes_of(PairList<P...>) {
 }
 constexpr auto kPairs = dtypes_of(Pairs{});
 
-// No default of torch.optim among them.
-constexpr SGDHyper kSgd = {0.85, 0.3};
-constexpr AdamHyper kAdam = {0.8, 0.95, 1e-6};
-constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
-constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
-constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
-constexpr NAdamHyper kNadam = {0.8, 0.95, 1e-6, 0.98};
-constexpr LionHyper kLion = {0.8, 0.95};
-constexpr AverageSGDHyper kAverageSgd = {3};
+// One element's history and its direction at step t.
+struct Moments {
+  double m = 0, v = 0, extra = 0;
+  std::deque<double> last = {};  // gradients
+};
+using Formula = double (*)(double grad, double t, Moments& s);
 
 struct Variant {
   std::string name;
@@ -39,6 +37,7 @@ struct Variant {
   cpu::StepKernel (*native)(cpu::Isa isa, Dtype param, Dtype state);
   cpu::StepKernel (*scalar)(Dtype param, Dtype state);
   Advance advance;    // of the rule's scalar, or null
+  Formula formula;    // its direction, written down from its paper
   int64_t slots = 1;  // of the parameter's size, that a state has
 };
 
