@@ -14,8 +14,9 @@ from rich.progress import Progress
 from rich.text import Text
 
 from .machine_code import cuda_model, triton_model
-from .machine_code.cuda_model import DTYPES, RULES, traffic_bytes
+from .machine_code.cuda_model import DTYPES, traffic_bytes
 from .machine_code.kernel import GPUS, Kernel, target
+from .machine_code.variants import VARIANTS
 from .tables import grouped, make_table, terminal
 
 TITLE = "A model from machine code and public figures; NOT a measurement: no GPU was used"
@@ -132,7 +133,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--archs", nargs="+", type=int, choices=GPUS, default=list(GPUS), help="80 90 100 942 (gfx942; default: all)"
     )
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE", help=", ".join(RULES))
+    parser.add_argument(
+        "--rules", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="RULE", help=", ".join(VARIANTS)
+    )
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="DTYPE",
                         help=f"of parameters/states: {', '.join(DTYPES)}")  # fmt: skip
     parser.add_argument("--markdown", action="store_true", help="print Markdown for the README")

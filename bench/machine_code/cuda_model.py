@@ -11,20 +11,11 @@ from lrtricks_fused.step import native
 
 from . import sass
 from .kernel import GPUS, Kernel
+from .variants import VARIANTS
 
 ROWS = 8  # of a tile: one thread draws once for its lanes of all
 PASSES = 4  # of the inner loop over a tile
 PHILOX_MULTIPLIER = re.compile(r"-0x2daee0ad|0xd2511f53")
-RULES = {  # template with its compute type left open, number of states; AdamW runs Adam's kernel
-    "Adam": ("Adam<{}, false>", 2),
-    "AMSGrad": ("Adam<{}, true>", 3),
-    "SGD momentum": ("SGD<{}, true, false>", 1),
-    "RMSprop": ("RMSprop<{}, false, false>", 1),
-    "RAdam": ("RAdam<{}>", 2),
-    "AdaBelief": ("AdaBelief<{}>", 2),
-    "NAdam": ("NAdam<{}>", 2),
-    "Lion": ("Lion<{}>", 1),
-}
 BYTES = {"float": 4, "double": 8, "lrt::BFloat16": 2, "lrt::Half": 2}
 DTYPES = {  # of parameters and gradients, of states
     "f32": ("float", "float"),
@@ -39,7 +30,7 @@ DTYPES = {  # of parameters and gradients, of states
 def traffic_bytes(rule: str, dtype: str) -> int:
     """Least bytes per parameter: parameter and states read and written, gradient read."""
     param, state = DTYPES[dtype]
-    return 3 * BYTES[param] + 2 * BYTES[state] * RULES[rule][1]
+    return 3 * BYTES[param] + 2 * BYTES[state] * VARIANTS[rule].states
 
 
 def why_not() -> str | None:
@@ -56,7 +47,7 @@ def archs() -> list[int]:
 
 def _arguments(rule: str, dtype: str) -> str:
     param, state = DTYPES[dtype]
-    return f"lrt::{RULES[rule][0].format('double' if param == 'double' else 'float')}, {param}, {state}"
+    return f"{VARIANTS[rule].cpp('double' if param == 'double' else 'float')}, {param}, {state}"
 
 
 @cache

@@ -19,17 +19,8 @@ from typing import Any
 from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, sass
+from .variants import VARIANTS
 
-RULES = {  # rule, which of its optional states and flags there are, number of states
-    "Adam": ("adam", (False,), 2),
-    "AMSGrad": ("adam", (True,), 3),
-    "SGD momentum": ("sgd", (True, False), 1),
-    "RMSprop": ("rmsprop", (False, False), 1),
-    "RAdam": ("radam", (), 2),
-    "AdaBelief": ("adabelief", (), 2),
-    "NAdam": ("nadam", (), 2),
-    "Lion": ("lion", (), 1),
-}
 DTYPES = {  # of parameters and gradients, of states; names of torch
     "f32": ("float32", "float32"),
     "bf16/f32": ("bfloat16", "float32"),
@@ -196,9 +187,11 @@ def _compile_step(
 
     from lrtricks_fused.triton_kernels import launch, step
 
-    name, flags, states = RULES[rule]
+    variant = VARIANTS[rule]
     dtypes = (getattr(torch, of) for of in DTYPES[dtype])
-    given = launch.step_constexprs(name, flags, states, *dtypes, _target(arch).warp_size, centralize, slope)
+    given = launch.step_constexprs(
+        variant.record.name, variant.flags, variant.states, *dtypes, _target(arch).warp_size, centralize, slope
+    )
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, slope=slope), given
 
@@ -209,7 +202,7 @@ def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Rea
 
     reading, code, given = _compile_step(arch, rule, dtype, centralize, False)
     (param, state), threads = DTYPES[dtype], launch.WARPS * _target(arch).warp_size
-    sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * RULES[rule][2] * BYTES[state]
+    sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * VARIANTS[rule].states * BYTES[state]
     mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
     try:
         counted = count(code, Shape(CHUNK // threads, given["VARIANT"].BLOCK // threads, sizes, traffic, mean))
@@ -227,13 +220,12 @@ def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
     """Compiles prepare_kernel and reads it; of the executed instructions nothing is said."""
     import torch
 
-    from lrtricks_fused.step.rule import RULES as RECORDS
     from lrtricks_fused.triton_kernels import launch, prepare
 
-    name = RULES[rule][0]
-    given = launch.prepare_constexprs(name, getattr(torch, DTYPES[dtype][0]))
+    record = VARIANTS[rule].record
+    given = launch.prepare_constexprs(record.name, getattr(torch, DTYPES[dtype][0]))
     types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"), "scalars": ("i64",) * 18,
-             "hypers": ("i64",) * 2 * len(RECORDS[name].hypers)}  # fmt: skip
+             "hypers": ("i64",) * 2 * len(record.hypers)}  # fmt: skip
     return _compile(prepare.prepare_kernel, given, types, arch)[0]
 
 

@@ -11,6 +11,7 @@ import re
 import pytest
 
 from bench.machine_code import amdgcn, sass, triton_model
+from bench.machine_code.variants import VARIANTS
 
 MISSING = triton_model.why_not()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
@@ -30,15 +31,15 @@ def chosen(arch: int, rule: str, dtype: str) -> bool:
     return FULL or of_adam or (dtype == "f32" and arch == 90)
 
 
-STEPS = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in triton_model.DTYPES
+STEPS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
          if chosen(a, r, d)]  # fmt: skip
 CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton_model.DTYPES
                 if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
-SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in triton_model.RULES for d in triton_model.DTYPES
+SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_partials", "find_means") for d in triton_model.MEANS
          if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
-PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in triton_model.RULES for d in ("f32", "f64")
+PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in ("f32", "f64")
             if r != "AMSGrad" and (FULL or (a in (90, AMD) and d == "f32"))]  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def expected_widths(arch: int, rule: str, dtype: str) -> dict[int, int]:
     sizes = [triton_model.BYTES[one] for one in triton_model.DTYPES[dtype]]
     elements = min(16 // max(sizes), 4 if arch == AMD else 8)
     widths = {}
-    for size, accesses in zip(sizes, (3, 2 * triton_model.RULES[rule][2]), strict=True):
+    for size, accesses in zip(sizes, (3, 2 * VARIANTS[rule].states), strict=True):
         widths[size * elements] = widths.get(size * elements, 0) + ROWS * accesses
     return widths
 

@@ -8,10 +8,11 @@ from rich.console import Console
 from bench import gpu_model
 from bench.machine_code import cuda_model, sass
 from bench.machine_code.kernel import Gpu, Kernel
+from bench.machine_code.variants import VARIANTS
 
 MISSING = cuda_model.why_not()
 reads = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
-by_rule = pytest.mark.parametrize("rule", gpu_model.RULES)
+by_rule = pytest.mark.parametrize("rule", VARIANTS)
 
 BUDGET = 80  # instructions per parameter: an H100 issues over 200 while its memory moves 28 bytes
 MASK_RATIO = 1.35
@@ -149,7 +150,7 @@ def test_architectures_of_a_family_are_known(built, archs, monkeypatch):
 def test_a_terminal_shows_every_figure(width):
     kernels = [
         Kernel(80, rule, dtype, 255, 16, 12, 4, 72, 72, 103.5, 100.25, cuda_model.traffic_bytes(rule, dtype), backend)
-        for rule in gpu_model.RULES for dtype in gpu_model.DTYPES for backend in ("cuda", "triton")
+        for rule in VARIANTS for dtype in gpu_model.DTYPES for backend in ("cuda", "triton")
     ]  # fmt: skip
     console = Console(width=width, file=io.StringIO())
     gpu_model.print_terminal(console, 80, kernels)
