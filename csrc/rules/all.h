@@ -6,8 +6,6 @@
 #include "rules/adabelief.h"
 #include "rules/adam.h"
 #include "rules/average_sgd.h"
-#include "rules/lion.h"
-#include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -20,8 +18,6 @@ using Rules = std::tuple<  //
     RMSpropRule,           //
     RAdamRule,             //
     AdaBeliefRule,         //
-    LionRule,              //
-    NAdamRule,             //
     AverageSGDRule>;
 
 // Calls visit.operator()<Record>() for each.

@@ -91,24 +91,6 @@ def adabelief(g, s, h, t):
     return m_hat / (sqrt(s_hat) + h.eps)
 
 
-def lion(g, s, h, t):
-    """Chen et al., Algorithm 2: update before the momentum, by its sign."""
-    beta1, beta2 = h.betas
-    update = numpy.sign(beta1 * s["exp_avg"] + (1 - beta1) * g)
-    s["exp_avg"] = beta2 * s["exp_avg"] + (1 - beta2) * g
-    return update
-
-
-def nadam(g, s, h, t):
-    """Dozat 2016 with torch.optim's schedule of the momentum."""
-    (beta1, beta2), mu = h.betas, lambda t: h.betas[0] * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))
-    s["exp_avg"] = beta1 * s["exp_avg"] + (1 - beta1) * g
-    s["exp_avg_sq"] = beta2 * s["exp_avg_sq"] + (1 - beta2) * g**2
-    product = math.prod(mu(j) for j in range(1, t + 1))
-    m_hat = mu(t + 1) * s["exp_avg"] / (1 - product * mu(t + 1)) + (1 - mu(t)) * g / (1 - product)
-    return m_hat / (sqrt(s["exp_avg_sq"] / (1 - beta2**t)) + h.eps)
-
-
 RULES = {
     "SGD": sgd,
     "Adam": adam,
@@ -116,8 +98,6 @@ RULES = {
     "RMSprop": rmsprop,
     "RAdam": radam,
     "AdaBelief": adabelief,
-    "Lion": lion,
-    "NAdam": nadam,
 }
 
 
