@@ -164,3 +164,28 @@ def average_sgd(mean, gradient, count):
     """The mean of ``count`` gradients from that of all but the last; exact where all are equal."""
     weight = div_rn(count * 0.0 + 1.0, count)
     return mean + (gradient - mean) * weight
+
+
+@triton.jit
+def nadam_momentum(beta1, decay, step):
+    return beta1 * (1.0 - 0.5 * int_pow(decay, step))
+
+
+@triton.jit
+def nadam_constants(beta1, beta2, eps, decay, step, mu_product):
+    momentum = nadam_momentum(beta1, decay, step)
+    mu_product = mu_product * momentum
+    following = nadam_momentum(beta1, decay, step + 1.0)
+    root = sqrt_rn(1.0 - int_pow(beta2, step))
+    grad_factor = (1.0 - momentum) / (1.0 - mu_product) * root
+    exp_avg_factor = following / (1.0 - mu_product * following) * root
+    return (beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps * root, grad_factor, exp_avg_factor), (mu_product,)
+
+
+@triton.jit
+def nadam(grad, states, constants, FLAGS: tl.constexpr):
+    beta1, one_minus_beta1, beta2, one_minus_beta2, eps, grad_factor, exp_avg_factor = constants
+    exp_avg = beta1 * states[0] + one_minus_beta1 * grad
+    exp_avg_sq = beta2 * states[1] + one_minus_beta2 * (grad * grad)
+    direction = div_rn(grad_factor * grad + exp_avg_factor * exp_avg, sqrt_rn(exp_avg_sq) + eps)
+    return direction, (exp_avg, exp_avg_sq)

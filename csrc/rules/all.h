@@ -6,6 +6,7 @@
 #include "rules/adabelief.h"
 #include "rules/adam.h"
 #include "rules/average_sgd.h"
+#include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
@@ -18,6 +19,7 @@ using Rules = std::tuple<  //
     RMSpropRule,           //
     RAdamRule,             //
     AdaBeliefRule,         //
+    NAdamRule,             //
     AverageSGDRule>;
 
 // Calls visit.operator()<Record>() for each.

@@ -2,8 +2,9 @@
 
 from .adabelief import AdaBelief
 from .adam import Adam, AdamW
+from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .sgd import SGD
 
-__all__ = ["SGD", "AdaBelief", "Adam", "AdamW", "RAdam", "RMSprop"]
+__all__ = ["SGD", "AdaBelief", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop"]

@@ -129,6 +129,26 @@ def adabelief(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const)
     return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
 
 
+@rule(
+    required_states=("exp_avg", "exp_avg_sq"),
+    scalar_states=(("mu_product", 1.0),),
+    hypers=("beta1", "beta2", "eps", "decay"),
+)
+def nadam(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const, scalar_states: dict[str, float]) -> Tensor:
+    """Adam that looks ahead along the schedule of its momentum (Dozat 2016); decay is 0.96 ** momentum_decay."""
+    beta1, beta2, decay = hyper["beta1"], hyper["beta2"], hyper["decay"]
+    momentum, following = (beta1 * (1.0 - 0.5 * int_pow(decay, number)) for number in (step, step + 1))
+    mu_product = scalar_states["mu_product"] = scalar_states["mu_product"] * momentum
+    root = math.sqrt(1.0 - int_pow(beta2, step))
+    grad_factor = const((1.0 - momentum) / (1.0 - mu_product) * root)
+    exp_avg_factor = const(following / (1.0 - mu_product * following) * root)
+    state["exp_avg"] = const(beta1) * state["exp_avg"] + const(1.0 - beta1) * grad
+    state["exp_avg_sq"] = const(beta2) * state["exp_avg_sq"] + const(1.0 - beta2) * (grad * grad)
+    return (grad_factor * grad + exp_avg_factor * state["exp_avg"]) / (
+        sqrt_rn(state["exp_avg_sq"]) + const(hyper["eps"] * root)
+    )
+
+
 @rule(required_states=("window_buffer",), hypers=("window",), ring=True)
 def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
     """The mean of the last ``window`` gradients, taken anew in the order of the ring; exact where all are equal.

@@ -15,6 +15,7 @@ constexpr AdamHyper kAdam = {0.8, 0.95, 1e-6};
 constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
 constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
 constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
+constexpr NAdamHyper kNadam = {0.8, 0.95, 1e-6, 0.98};
 constexpr AverageSGDHyper kAverageSgd = {3};
 
 double sgd(double grad, double, Moments&) { return grad; }
@@ -72,6 +73,16 @@ double adabelief(double grad, double t, Moments& s) {
   return m_hat / (std::sqrt(v_hat) + h.eps);
 }
 
+// Dozat 2016, with torch.optim's schedule of the momentum.
+double nadam(double grad, double t, Moments& s) {
+  const auto mu = [](double t) { return kNadam.beta1 * (1 - 0.5 * std::pow(kNadam.decay, t)); };
+  s.m = kNadam.beta1 * s.m + (1 - kNadam.beta1) * grad;
+  s.v = kNadam.beta2 * s.v + (1 - kNadam.beta2) * grad * grad;
+  s.extra = (t == 1 ? 1 : s.extra) * mu(t);
+  const double m_hat = mu(t + 1) * s.m / (1 - s.extra * mu(t + 1)) + (1 - mu(t)) * grad / (1 - s.extra);
+  return m_hat / (std::sqrt(s.v / (1 - std::pow(kNadam.beta2, t))) + kNadam.eps);
+}
+
 // Lin et al. 2022, Eq. 10.
 double average_sgd(double grad, double, Moments& s) {
   s.last.push_back(grad);
@@ -94,6 +105,7 @@ const std::vector<Variant>& variants() {
       variant<RMSpropRule, true, true>("rmsprop centered momentum", 0b1, kRmsprop, rmsprop<true, true>),
       variant<RAdamRule>("radam", 0b10, kRadam, radam),
       variant<AdaBeliefRule>("adabelief", 0b10, kAdabelief, adabelief),
+      variant<NAdamRule>("nadam", 0b10, kNadam, nadam),
       variant<AverageSGDRule>("average sgd", 0b0, kAverageSgd, average_sgd),
   };
   return all;

@@ -91,6 +91,16 @@ def adabelief(g, s, h, t):
     return m_hat / (sqrt(s_hat) + h.eps)
 
 
+def nadam(g, s, h, t):
+    """Dozat 2016 with torch.optim's schedule of the momentum."""
+    (beta1, beta2), mu = h.betas, lambda t: h.betas[0] * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))
+    s["exp_avg"] = beta1 * s["exp_avg"] + (1 - beta1) * g
+    s["exp_avg_sq"] = beta2 * s["exp_avg_sq"] + (1 - beta2) * g**2
+    product = math.prod(mu(j) for j in range(1, t + 1))
+    m_hat = mu(t + 1) * s["exp_avg"] / (1 - product * mu(t + 1)) + (1 - mu(t)) * g / (1 - product)
+    return m_hat / (sqrt(s["exp_avg_sq"] / (1 - beta2**t)) + h.eps)
+
+
 RULES = {
     "SGD": sgd,
     "Adam": adam,
@@ -98,6 +108,7 @@ RULES = {
     "RMSprop": rmsprop,
     "RAdam": radam,
     "AdaBelief": adabelief,
+    "NAdam": nadam,
 }
 
 

@@ -72,6 +72,11 @@ _OPTIONS: dict[str, list[dict[str, Any]]] = {  # the last of each has as many fl
         dict(weight_decay=0.05, decoupled_weight_decay=True),
         dict(**_BETAS, eps=1e-3, weight_decay=0.05, maximize=True),
     ],
+    "NAdam": [
+        {}, _BETAS, dict(momentum_decay=0.1), dict(eps=1e-3), dict(weight_decay=0.05), dict(maximize=True),
+        dict(weight_decay=0.05, decoupled_weight_decay=True),
+        dict(**_BETAS, eps=1e-3, momentum_decay=0.02, weight_decay=0.05, decoupled_weight_decay=True, maximize=True),
+    ],
 }  # fmt: skip
 VARIANTS = [Variant(name, options) for name, rows in _OPTIONS.items() for options in rows]
 RICH = [Variant(name, rows[-1]) for name, rows in _OPTIONS.items()]
