@@ -167,6 +167,19 @@ def average_sgd(mean, gradient, count):
 
 
 @triton.jit
+def lion_constants(beta1, beta2, step):
+    return beta1, 1.0 - beta1, beta2, 1.0 - beta2
+
+
+@triton.jit
+def lion(grad, states, constants, FLAGS: tl.constexpr):
+    beta1, one_minus_beta1, beta2, one_minus_beta2 = constants
+    update = beta1 * states[0] + one_minus_beta1 * grad
+    exp_avg = beta2 * states[0] + one_minus_beta2 * grad
+    return tl.where(update > 0, 1.0, tl.where(update < 0, -1.0, update)), (exp_avg,)  # a NaN stays one
+
+
+@triton.jit
 def nadam_momentum(beta1, decay, step):
     return beta1 * (1.0 - 0.5 * int_pow(decay, step))
 

@@ -6,6 +6,7 @@
 #include "rules/adabelief.h"
 #include "rules/adam.h"
 #include "rules/average_sgd.h"
+#include "rules/lion.h"
 #include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
@@ -19,6 +20,7 @@ using Rules = std::tuple<  //
     RMSpropRule,           //
     RAdamRule,             //
     AdaBeliefRule,         //
+    LionRule,              //
     NAdamRule,             //
     AverageSGDRule>;
 

@@ -129,6 +129,15 @@ def adabelief(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const)
     return (state["exp_avg"] * const(1.0 / (1.0 - int_pow(beta1, step)))) / denom
 
 
+@rule(required_states=("exp_avg",), hypers=("beta1", "beta2"))
+def lion(grad: Tensor, state: State, hyper: Hyper, step: int, const: Const) -> Tensor:
+    """The sign of an interpolation of momentum and gradient (arXiv 2302.06675); a NaN stays one."""
+    beta1, beta2 = hyper["beta1"], hyper["beta2"]
+    update = const(beta1) * state["exp_avg"] + const(1.0 - beta1) * grad
+    state["exp_avg"] = const(beta2) * state["exp_avg"] + const(1.0 - beta2) * grad
+    return torch.where(update > 0, const(1.0), torch.where(update < 0, const(-1.0), update))
+
+
 @rule(
     required_states=("exp_avg", "exp_avg_sq"),
     scalar_states=(("mu_product", 1.0),),

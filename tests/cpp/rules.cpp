@@ -16,6 +16,7 @@ constexpr RMSpropHyper kRmsprop = {0.95, 1e-6, 0.7};
 constexpr RAdamHyper kRadam = {0.8, 0.95, 1e-6};
 constexpr AdaBeliefHyper kAdabelief = {0.8, 0.95, 1e-6};
 constexpr NAdamHyper kNadam = {0.8, 0.95, 1e-6, 0.98};
+constexpr LionHyper kLion = {0.8, 0.95};
 constexpr AverageSGDHyper kAverageSgd = {3};
 
 double sgd(double grad, double, Moments&) { return grad; }
@@ -83,6 +84,13 @@ double nadam(double grad, double t, Moments& s) {
   return m_hat / (std::sqrt(s.v / (1 - std::pow(kNadam.beta2, t))) + kNadam.eps);
 }
 
+// Chen et al. 2023, Algorithm 2.
+double lion(double grad, double, Moments& s) {
+  const double update = kLion.beta1 * s.m + (1 - kLion.beta1) * grad;
+  s.m = kLion.beta2 * s.m + (1 - kLion.beta2) * grad;
+  return static_cast<double>(update > 0) - static_cast<double>(update < 0);
+}
+
 // Lin et al. 2022, Eq. 10.
 double average_sgd(double grad, double, Moments& s) {
   s.last.push_back(grad);
@@ -106,6 +114,7 @@ const std::vector<Variant>& variants() {
       variant<RAdamRule>("radam", 0b10, kRadam, radam),
       variant<AdaBeliefRule>("adabelief", 0b10, kAdabelief, adabelief),
       variant<NAdamRule>("nadam", 0b10, kNadam, nadam),
+      variant<LionRule>("lion", 0b0, kLion, lion),
       variant<AverageSGDRule>("average sgd", 0b0, kAverageSgd, average_sgd),
   };
   return all;

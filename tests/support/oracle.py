@@ -91,6 +91,14 @@ def adabelief(g, s, h, t):
     return m_hat / (sqrt(s_hat) + h.eps)
 
 
+def lion(g, s, h, t):
+    """Chen et al., Algorithm 2: update before the momentum, by its sign."""
+    beta1, beta2 = h.betas
+    update = numpy.sign(beta1 * s["exp_avg"] + (1 - beta1) * g)
+    s["exp_avg"] = beta2 * s["exp_avg"] + (1 - beta2) * g
+    return update
+
+
 def nadam(g, s, h, t):
     """Dozat 2016 with torch.optim's schedule of the momentum."""
     (beta1, beta2), mu = h.betas, lambda t: h.betas[0] * (1 - 0.5 * 0.96 ** (t * h.momentum_decay))
@@ -108,6 +116,7 @@ RULES = {
     "RMSprop": rmsprop,
     "RAdam": radam,
     "AdaBelief": adabelief,
+    "Lion": lion,
     "NAdam": nadam,
 }
 

@@ -77,6 +77,7 @@ _OPTIONS: dict[str, list[dict[str, Any]]] = {  # the last of each has as many fl
         dict(weight_decay=0.05, decoupled_weight_decay=True),
         dict(**_BETAS, eps=1e-3, momentum_decay=0.02, weight_decay=0.05, decoupled_weight_decay=True, maximize=True),
     ],
+    "Lion": [{}, _BETAS, dict(weight_decay=0.05), dict(**_BETAS, weight_decay=0.05, maximize=True)],
 }  # fmt: skip
 VARIANTS = [Variant(name, options) for name, rows in _OPTIONS.items() for options in rows]
 RICH = [Variant(name, rows[-1]) for name, rows in _OPTIONS.items()]
