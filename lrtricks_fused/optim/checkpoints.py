@@ -27,6 +27,7 @@ class SavedOptimizer(GroupedOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what pickle, copy.deepcopy or ``load_state_dict`` bring."""
         super().__setstate__(state)
+        self.__dict__.setdefault("_checked_groups", {})  # not in what earlier versions have pickled
         for group in self.param_groups:
             self._take_over(group)
 

@@ -151,8 +151,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         checked = self._checked_groups.get(id(group))
         if checked is None or not checked.holds(self, group):
             checked = self._checked_groups[id(group)] = CheckedGroup(self, group)
-            if len(self._checked_groups) > len(self.param_groups):  # some have gone
-                self._checked_groups = {id(group): checked}
+        if len(self._checked_groups) > len(self.param_groups):  # some have gone, and nothing may hold their parameters
+            self._checked_groups = {id(group): checked}
         return checked
 
     def _check_flattened(self, group: Group) -> None:
