@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import assert_same_bits, call_of
 from test_ops import NAMES, SCALARS, hyper_of, rule_of, sample
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step import table
+from lrtricks_fused.step import native, table
 from lrtricks_fused.step.storage import DTYPE_CODES
 from lrtricks_fused.step.table import (
     COLUMNS,
@@ -231,6 +231,25 @@ def test_ops_on_a_table(name):
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(RuntimeError, match="Invalid table"):
         torch.ops.lrtricks_fused.radam_table_(table, None, *packed("radam_", {**hyper_of("radam_"), **SCALARS}))
+
+
+def test_tensors_that_may_be_missing_are_told_apart():
+    # On the CPU a step reads none of the four that a device's step needs; they must not be taken for the others.
+    results = []
+    for memory in ((None,) * 4, tuple(torch.zeros(3) for _ in range(4)), (None, torch.zeros(3), None, torch.zeros(3))):
+        opt = optimizer("native")
+        opt.step()
+        for param in parameters(opt):
+            param.grad = param.grad * 0.5
+        call = call_of(opt)
+        call.lr, call.grad_weight, call.grad_scale = torch.tensor(0.25), torch.tensor(0.5), torch.tensor(4.0)
+        (table,) = opt._tables.values()
+        assert table.holds(call)
+        with torch.no_grad():
+            native._table_op(call.rule)(table.rows, None, *native.packed(call, table.codes, memory))
+        results.append([t.clone() for t in contents(opt)])
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
 
 
 @pytest.mark.parametrize("short", range(3))
