@@ -3,6 +3,7 @@
 A candidate binds parameters (which carry gradients) to a function that takes one whole step.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -157,6 +158,18 @@ def recipe(*, compiled: bool = False) -> Candidate:
         return step
 
     return Candidate("compiled recipe" if compiled else "paper recipe", build)
+
+
+def deepspeed() -> Candidate | None:
+    """DeepSpeed's CPUAdam without a mask, where it is installed (its extension is compiled at first use); else None."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return None
+
+    def build(params: list[Tensor]) -> Step:
+        adam = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
+        return OptimizerStep(adam(params, lr=1e-3, adamw_mode=False))
+
+    return Candidate("DeepSpeed CPUAdam", build)
 
 
 def copy() -> Candidate:

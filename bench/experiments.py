@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import workloads
-from .candidates import RULES, Candidate, centralized, centralized_by_hand, lossgrad, ours, recipe, torch_optim
+from .candidates import (
+    RULES,
+    Candidate,
+    centralized,
+    centralized_by_hand,
+    deepspeed,
+    lossgrad,
+    ours,
+    recipe,
+    torch_optim,
+)
 from .timing import forced_isa
 from .workloads import Workload
 
@@ -82,6 +92,22 @@ def _against(workload: Workload, rule: str, implementation: str, work: str, limi
     return Experiment(workload, rule, (baseline, ours(rule)), (bar,))
 
 
+def _against_deepspeed() -> list[Experiment]:
+    """Rows against DeepSpeed's CPUAdam without a mask, where it is installed."""
+    peer = deepspeed()
+    if peer is None:
+        return []
+    return [
+        Experiment(
+            workload,
+            "Adam",
+            (peer, ours("Adam")),
+            (Bar(f"{workload.name}, Adam keep 0.5 / {peer.name} without mask", "ours", peer.name, 1.05),),
+        )
+        for workload in (workloads.BIG, workloads.RESNET50, workloads.MANY)
+    ]
+
+
 def _against_adam(rule: str) -> Experiment:
     """A rule that torch.optim has no fused step of, against the one that moves as many bytes."""
     adam = torch_optim("Adam", "fused")
@@ -134,6 +160,7 @@ def all_experiments(compiled: bool = False) -> list[Experiment]:
         _lossgrad("Adam", "16M fp32, Adam keep 0.5"),
         _lossgrad("SGD+momentum", "16M fp32, SGD+momentum keep 0.5"),
         _centralize("Adam"),
+        *_against_deepspeed(),
         *(_small(workload, limit) for workload, limit in zip(workloads.SMALL, LIMITS_OF_SMALL, strict=True)),
     ]
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 import bench.__main__ as bench
-from bench import candidates, known, timing, workloads
+from bench import candidates, experiments, known, timing, workloads
 from bench.experiments import Bar, Experiment
 from bench.timing import Spread
 from bench.workloads import Workload
@@ -96,3 +96,12 @@ def test_fresh_gradients_lie_elsewhere_and_hold_the_same():
     workload.before_step(params)
     for grad, param in zip(before, params, strict=True):
         assert param.grad is not grad and (param.grad == grad).all()
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_deepspeed_has_rows_where_it_is_installed(installed, monkeypatch):
+    monkeypatch.setattr(candidates.importlib.util, "find_spec", lambda name: object() if installed else None)
+    rows = [bar.work for row in experiments.all_experiments() for bar in row.bars if "DeepSpeed" in bar.work]
+    assert bool(rows) == installed
+    assert all(len({candidate.name for candidate in row.candidates}) == len(row.candidates)
+               for row in experiments.all_experiments())  # fmt: skip
