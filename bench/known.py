@@ -27,15 +27,18 @@ class Worse:
         )
 
 
+def _everything(file: Path) -> dict[str, dict[str, list[float]]]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def load(processor: str, file: Path = KNOWN) -> Ratios:
     """The known ratios of a processor; none if it has not been seen."""
-    everything = json.loads(file.read_text()) if file.exists() else {}
-    return {work: Spread(*values) for work, values in everything.get(processor, {}).items()}
+    return {work: Spread(*values) for work, values in _everything(file).get(processor, {}).items()}
 
 
 def record(processor: str, ratios: Ratios, file: Path = KNOWN) -> None:
     """Enter or replace the rows of a processor; the others stay."""
-    everything = json.loads(file.read_text()) if file.exists() else {}
+    everything = _everything(file)
     own = {work: [round(value, 3) for value in (of.median, of.q1, of.q3)] for work, of in ratios.items()}
     everything[processor] = {**everything.get(processor, {}), **own}
     file.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")

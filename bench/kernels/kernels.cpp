@@ -39,20 +39,10 @@ struct Work {
   std::function<Loop(cpu::Isa)> plain;
 };
 
-// Calls visit with the tag of an instruction set that this build has.
-template <class Visit>
-auto with_isa(cpu::Isa isa, const Visit& visit) {
-#if defined(__x86_64__)
-  if (isa == cpu::Isa::kAvx512) return visit(cpu::Avx512{});
-  if (isa == cpu::Isa::kAvx2) return visit(cpu::Avx2{});
-#endif
-  return visit(cpu::Baseline{});
-}
-
 template <class Record>
 auto kernel_of(Flags<Record> flags, Dtype param, Dtype state) {
   return [=](cpu::Isa isa) {
-    return with_isa(isa, [&](auto tag) { return cpu::find<decltype(tag), Record>(flags, param, state); });
+    return cpu::with_isa(isa, [&](auto tag) { return cpu::find<decltype(tag), Record>(flags, param, state); });
   };
 }
 
@@ -61,12 +51,12 @@ std::vector<Work> works() {
   static const SGDHyper sgd = {0.9, 0.0};
   const Flags<AdamRule> plain_adam = {{false}}, amsgrad = {{true}};
   constexpr Dtype f32 = Dtype::kFloat, bf16 = Dtype::kBFloat16;
-  const auto plain = [](auto member) { return [=](cpu::Isa isa) { return with_isa(isa, member); }; };
-  const auto loop_of_adam = plain([](auto tag) -> Loop { return Plain<decltype(tag)>::adam; });
+  const auto plain = [](auto member) { return [=](cpu::Isa isa) { return cpu::with_isa(isa, member); }; };
+  const auto loop_of_adam = plain([](auto tag) -> Loop { return Plain<decltype(tag)>::template adam<false>; });
   return {
       {"Adam f32", f32, f32, 2, &adam, kernel_of<AdamRule>(plain_adam, f32, f32), loop_of_adam},
       {"AMSGrad f32", f32, f32, 3, &adam, kernel_of<AdamRule>(amsgrad, f32, f32),
-       plain([](auto tag) -> Loop { return Plain<decltype(tag)>::amsgrad; })},
+       plain([](auto tag) -> Loop { return Plain<decltype(tag)>::template adam<true>; })},
       {"SGD+momentum f32", f32, f32, 1, &sgd, kernel_of<SGDRule>({{true, false}}, f32, f32),
        plain([](auto tag) -> Loop { return Plain<decltype(tag)>::sgd; })},
       {"Adam bf16, states f32", bf16, f32, 2, &adam, kernel_of<AdamRule>(plain_adam, bf16, f32), nullptr},
@@ -197,7 +187,7 @@ void print_row(const Work& work, cpu::Isa isa, int threads, bool in_cache, const
   const Data data(work, in_cache ? kInCache : kInMemory);
   std::vector<Candidate> candidates;
   if (work.plain) {
-    const Loop copy = with_isa(isa, [](auto tag) -> Loop { return Plain<decltype(tag)>::copy; });
+    const Loop copy = cpu::with_isa(isa, [](auto tag) -> Loop { return Plain<decltype(tag)>::copy; });
     candidates.push_back({"copy", run_of(copy, data)});
     candidates.push_back({"plain loop", run_of(work.plain(isa), data)});
   }

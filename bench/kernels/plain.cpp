@@ -21,27 +21,17 @@ void Plain<Isa>::copy(const Tensors& tensors) {
 }
 
 template <class Isa>
+template <bool kAmsgrad>
 void Plain<Isa>::adam(const Tensors& tensors) {
-  float *__restrict param = floats(tensors.param), *__restrict mean = floats(tensors.states[0]),
-        *__restrict square = floats(tensors.states[1]);
-  const float* __restrict grad = floats(tensors.grad);
-  for (int64_t i = 0; i < tensors.count; ++i) {
-    mean[i] = 0.9f * mean[i] + 0.1f * grad[i];
-    square[i] = 0.999f * square[i] + 0.001f * grad[i] * grad[i];
-    param[i] = param[i] - 1e-3f * mean[i] / (std::sqrt(square[i]) * 1.01f + 1e-8f);
-  }
-}
-
-template <class Isa>
-void Plain<Isa>::amsgrad(const Tensors& tensors) {
   float *__restrict param = floats(tensors.param), *__restrict mean = floats(tensors.states[0]),
         *__restrict square = floats(tensors.states[1]), *__restrict maximum = floats(tensors.states[2]);
   const float* __restrict grad = floats(tensors.grad);
   for (int64_t i = 0; i < tensors.count; ++i) {
     mean[i] = 0.9f * mean[i] + 0.1f * grad[i];
     square[i] = 0.999f * square[i] + 0.001f * grad[i] * grad[i];
-    maximum[i] = maximum[i] > square[i] ? maximum[i] : square[i];
-    param[i] = param[i] - 1e-3f * mean[i] / (std::sqrt(maximum[i]) * 1.01f + 1e-8f);
+    if constexpr (kAmsgrad) maximum[i] = maximum[i] > square[i] ? maximum[i] : square[i];
+    const float divisor = kAmsgrad ? maximum[i] : square[i];
+    param[i] = param[i] - 1e-3f * mean[i] / (std::sqrt(divisor) * 1.01f + 1e-8f);
   }
 }
 
@@ -56,5 +46,7 @@ void Plain<Isa>::sgd(const Tensors& tensors) {
 }
 
 template struct Plain<cpu::LRT_ISA>;
+template void Plain<cpu::LRT_ISA>::adam<false>(const Tensors&);
+template void Plain<cpu::LRT_ISA>::adam<true>(const Tensors&);
 
 }  // namespace lrt::bench

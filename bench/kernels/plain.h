@@ -19,8 +19,8 @@ using Loop = void (*)(const Tensors&);
 template <class Isa>
 struct Plain {
   static void copy(const Tensors& tensors);  // float32: grad to param
+  template <bool kAmsgrad>
   static void adam(const Tensors& tensors);
-  static void amsgrad(const Tensors& tensors);
   static void sgd(const Tensors& tensors);  // with momentum
 };
 

@@ -22,13 +22,13 @@ Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, doubl
 // Asks for the first lines of a tensor while the one before it is at work; within it, the kernel prefetches itself.
 void prefetch_first_lines(const TensorWork& tensor) {
   static constexpr int64_t kBytes = 1024;
-  const auto ask = [](const void* base, int64_t bytes) {
-    for (int64_t b = 0; b < std::min(bytes, kBytes); b += 64) __builtin_prefetch(static_cast<const char*>(base) + b);
+  const auto ask_first = [](const void* base, int64_t bytes) {
+    for (int64_t b = 0; b < std::min(bytes, kBytes); b += 64) ask<Hint::kFirst>(static_cast<const char*>(base) + b);
   };
-  ask(tensor.whole.param, tensor.step.numel * tensor.param_size);
-  ask(tensor.whole.grad, tensor.step.numel * tensor.param_size);
+  ask_first(tensor.whole.param, tensor.step.numel * tensor.param_size);
+  ask_first(tensor.whole.grad, tensor.step.numel * tensor.param_size);
   for (const void* state : tensor.whole.states) {
-    if (state) ask(state, tensor.step.numel * tensor.state_size);
+    if (state) ask_first(state, tensor.step.numel * tensor.state_size);
   }
 }
 

@@ -45,8 +45,10 @@ class CheckedWork {
   CheckedWork(const Operands& operands, const ListStep& step, const RuleEntry& rule)
       : operands_(operands), rule_(rule) {
     work.step = step;
-    work.slice_functions = with_active_isa([](auto isa) { return &slice_functions<decltype(isa)>(); });
-    work.step_slabs = with_active_isa([](auto isa) -> StepSlabs { return step_slabs<decltype(isa)>; });
+    with_active_isa([this](auto isa) {
+      work.slice_functions = &slice_functions<decltype(isa)>();
+      work.step_slabs = step_slabs<decltype(isa)>;
+    });
     if (operands.table) {
       add_rows();
       return;

@@ -12,19 +12,23 @@ namespace lrt::cpu {
 template <class Isa, class Record>
 StepKernel find(const Flags<Record>& flags, Dtype param, Dtype state);
 
-// Calls visit with the tag of the instruction set in use.
+// Calls visit with the tag of an instruction set.
 template <class Visit>
-auto with_active_isa(const Visit& visit) {
+auto with_isa([[maybe_unused]] Isa isa, const Visit& visit) {
 #if defined(__x86_64__)
-  switch (active_isa()) {
+  switch (isa) {
     case Isa::kAvx512: return visit(Avx512{});
     case Isa::kAvx2: return visit(Avx2{});
     case Isa::kBaseline: break;
   }
-#else
-  active_isa();
 #endif
   return visit(Baseline{});
+}
+
+// The same with that of the one in use.
+template <class Visit>
+auto with_active_isa(const Visit& visit) {
+  return with_isa(active_isa(), visit);
 }
 
 }  // namespace lrt::cpu

@@ -102,7 +102,7 @@ def _fits(call: StepCall, on_device: bool) -> bool:
     states = chain(*call.states.values())
     return (
         not any(map(is_lazy, operands(call)))
-        and (all(tensor.is_contiguous() for tensor in operands(call)) or (not on_device and _lie_alike(call)))
+        and (all(tensor.is_contiguous() for tensor in operands(call)) if on_device else _lie_alike(call))
         and len({param.dtype for param in call.params}) == 1
         and len({state.dtype for state in states}) <= 1
         and not shares_memory(call)

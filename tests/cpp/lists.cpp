@@ -66,16 +66,6 @@ void run_on_threads(const cpu::ListWork& work, const std::vector<Part>& parts) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Calls visit with the tag of an instruction set.
-template <class Visit>
-auto with_isa([[maybe_unused]] cpu::Isa isa, const Visit& visit) {
-#if defined(__x86_64__)
-  if (isa == cpu::Isa::kAvx512) return visit(cpu::Avx512{});
-  if (isa == cpu::Isa::kAvx2) return visit(cpu::Avx2{});
-#endif
-  return visit(cpu::Baseline{});
-}
-
 std::string hex(const Bytes& bytes, size_t at, int64_t size) {
   std::ostringstream out;
   out << "0x" << std::hex;
@@ -154,7 +144,7 @@ TestList sample_list(const Variant& variant) {
 }
 
 cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
-  cpu::ListWork work = with_isa(isa, [&](auto tag) -> cpu::ListWork {
+  cpu::ListWork work = cpu::with_isa(isa, [&](auto tag) -> cpu::ListWork {
     return {.step = list_step(call),
             .tensors = {},
             .slice_functions = &cpu::slice_functions<decltype(tag)>(),

@@ -58,9 +58,8 @@ template <class Record, bool... kFlags>
 Variant variant(const char* name, unsigned variances, const typename Record::Hyper& hyper, Formula formula) {
   using Chosen = lrt::Variant<Record, kFlags...>;
   const auto native = [](cpu::Isa isa, Dtype param, Dtype state) {
-    select_isa(isa);
-    return cpu::with_active_isa(
-        [=](auto tag) { return cpu::find<decltype(tag), Record>(Flags<Record>{{kFlags...}}, param, state); });
+    return cpu::with_isa(
+        isa, [=](auto tag) { return cpu::find<decltype(tag), Record>(Flags<Record>{{kFlags...}}, param, state); });
   };
   const auto scalar = [](Dtype param, Dtype state) {
     return with_pair<cpu::StepKernel>(param, state, nullptr, []<class Param, class State>() {
