@@ -23,13 +23,14 @@ KEEP_PROB = 0.5
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """A step of an optimizer, which whoever times it can ask for."""
+    """A step of an optimizer, which whoever times it can ask for; ``whole``: what is taken besides it, and it."""
 
     optimizer: torch.optim.Optimizer
+    whole: Step | None = None
 
     def __call__(self) -> object:
         """One whole step."""
-        return self.optimizer.step()
+        return self.whole() if self.whole else self.optimizer.step()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def centralized_by_hand(rule: str) -> Candidate:
                 grad.sub_(grad.mean(dim=tuple(range(1, param.dim())), keepdim=True))
             optimizer.step()
 
-        return step
+        return OptimizerStep(optimizer, step)
 
     return Candidate("ours after centralization by hand", build)
 
@@ -121,7 +122,7 @@ def lossgrad(rule: str) -> Candidate:
             tuned._step()
             tuned._adapt(*losses)
 
-        return step
+        return OptimizerStep(tuned.optimizer, step)
 
     return Candidate("ours in LossGrad", build)
 
