@@ -32,13 +32,11 @@ void prefetch_first_lines(const TensorWork& tensor) {
   }
 }
 
-constexpr int64_t kBlock = 8 * kTile;  // elements that go through buffers at a time
-
 // What a thread steps a block with; not on its stack, which may be small.
 struct Buffers {
   alignas(64) char param[kBlock * 8], grad[kBlock * 8], centralized[kBlock * 8], states[kMaxStates][kBlock * 8];
   int64_t offsets[kBlock];
-  double means[kBlock + 1];
+  double means[kBlock + 1], row_means[kMeansBlock / kLanes];
 };
 thread_local Buffers buffers;
 
@@ -66,8 +64,28 @@ class Means {
                 tensor.dtype, tensor.slice_length},
         functions_(functions) {}
 
-  // Elements [first, first + count), at most a block, of which `grads` is the first, to `out`.
-  void centralize(const void* grads, int64_t first, int64_t count, void* out) {
+  // Elements [first, first + count), at most a block, whose gradients begin at part.grad: their means for the kernel,
+  // where a row has one, else the gradient itself in a buffer.
+  void centralize(int64_t first, int64_t count, Range& part) {
+    const double* means = find(first, count);
+    if (sliced_.length % kLanes != 0) {
+      functions_.centralize(sliced_, part.grad, first, count, means, buffers.centralized);
+      part.stored_grad = part.grad;
+      part.grad = buffers.centralized;
+      return;
+    }
+    const int64_t rows = sliced_.length / kLanes;
+    int64_t left = rows - first / kLanes % rows;  // of the first slice
+    for (int64_t row = 0; row * kLanes < count; ++row, --left) {
+      if (left == 0) ++means, left = rows;
+      buffers.row_means[row] = *means;
+    }
+    part.row_means = buffers.row_means;
+  }
+
+ private:
+  // The means of the slices that these elements belong to.
+  const double* find(int64_t first, int64_t count) {
     const int64_t begin = first / sliced_.length, end = (first + count - 1) / sliced_.length + 1;
     const bool goes_on = begin + 1 == end_;  // the slice that the block before ended in
     double* const means = buffers.means;
@@ -76,17 +94,16 @@ class Means {
     functions_.find_means(sliced_, found, end, means + (found - begin));
     begin_ = begin;
     end_ = end;
-    functions_.centralize(sliced_, grads, first, count, means, out);
+    return means;
   }
 
- private:
   SlicedGrad sliced_;
   const SliceFunctions& functions_;
   int64_t begin_ = 0, end_ = 0;  // slices whose means are there
 };
 
-// Tiles [tile, end), at most a block, of a tensor with strided operands or a gradient to be centralized: these are
-// gathered into buffers, and written back after the step.
+// Tiles [tile, end), at most a block of its kind, of a tensor with strided operands or a gradient to be centralized:
+// these are gathered into buffers, and written back after the step.
 void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int64_t end, Means* means) {
   Buffers& own = buffers;
   static const Layouts kContiguous;
@@ -104,11 +121,7 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
   for (int k = 0; k < kMaxStates; ++k) {
     if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, own.states[k]);
   }
-  if (means) {
-    means->centralize(part.grad, first, count, own.centralized);
-    part.stored_grad = part.grad;
-    part.grad = own.centralized;
-  }
+  if (means) means->centralize(first, count, part);
   tensor.kernel(work.step, tensor.step, part);
   for (int k = 0; k < kMaxStates; ++k) {
     if (!layouts.states[k]) continue;
@@ -156,8 +169,10 @@ void ListWork::run(int64_t begin, int64_t end) const {
     } else if (tensor->layouts || tensor->slice_length) {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
-      for (int64_t tile = first; tile < last; tile += kBlock / kTile) {
-        run_block(*this, *tensor, tile, std::min(last, tile + kBlock / kTile), means ? &*means : nullptr);
+      const bool buffered = tensor->layouts || tensor->slice_length % kLanes != 0;
+      const int64_t tiles = (buffered ? kBlock : kMeansBlock) / kTile;
+      for (int64_t tile = first; tile < last; tile += tiles) {
+        run_block(*this, *tensor, tile, std::min(last, tile + tiles), means ? &*means : nullptr);
       }
     } else {
       const int64_t count = std::min(last * kTile, tensor->step.numel) - first * kTile;

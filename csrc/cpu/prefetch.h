@@ -11,7 +11,8 @@ namespace lrt::cpu {
 enum class Hint : uint8_t { kNone, kFirst, kSecond, kWrite };
 struct Prefetch {
   Hint hint = Hint::kNone;
-  int32_t bytes = 0;  // ahead, in every operand
+  int32_t bytes = 0;       // ahead, in every operand
+  int64_t grad_bytes = 0;  // ahead in the gradient, where that is another number
 };
 
 template <Hint kHint>

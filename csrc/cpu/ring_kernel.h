@@ -24,9 +24,14 @@ void ring_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
     State* const ring = static_cast<State*>(range.states[0]) + begin;
     const int count = static_cast<int>(std::min(kTile, range.count - begin));
     State* const newest = ring + rule.slot * tensor.numel;
+    for (int first = 0; first < count; first += kLanes) {
+      const Real<Param> grad_mean = row_mean<Param>(range, (begin + first) / kLanes);
+      const int last = std::min<int>(first + kLanes, count);
 #pragma GCC ivdep
-    for (int i = 0; i < count; ++i) {
-      newest[i] = from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params[i]), to_real(grads[i])));
+      for (int i = first; i < last; ++i) {
+        const Param grad = centralized(grads[i], grad_mean);
+        newest[i] = from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params[i]), to_real(grad)));
+      }
     }
     alignas(64) Real<Param> mean[kTile];
     for (int i = 0; i < count; ++i) mean[i] = to_real(ring[i]);

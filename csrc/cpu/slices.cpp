@@ -23,25 +23,40 @@ int64_t add_to_partials(const Param* grads, int64_t count, int64_t partial, int6
   return partial;
 }
 
-// The mean of a slice of kCount partials, which stay in registers.
-template <int kCount, class Param>
-Real<Param> mean_of_partials(const Param* grads, int64_t length) {
-  Real<Param> sums[kCount] = {};
+// kCount neighbouring ones of the partials of kSlices slices, which stay in registers: chains of additions that do not
+// wait for each other. `grads` is the first element of the first partial, `left` what the slice has from there.
+template <int kCount, int kSlices, class Param>
+void sum_partials(const Param* grads, int64_t left, int64_t length, int64_t partials, Real<Param>* out) {
+  Real<Param> sums[kSlices][kCount] = {};
   int64_t done = 0;
-  for (; done + kCount <= length; done += kCount) {
-    for (int k = 0; k < kCount; ++k) sums[k] = sums[k] + to_real(grads[done + k]);
+  for (; done + kCount <= left; done += partials) {
+    for (int s = 0; s < kSlices; ++s) {
+      for (int k = 0; k < kCount; ++k) sums[s][k] = sums[s][k] + to_real(grads[s * length + done + k]);
+    }
   }
-  for (int k = 0; done + k < length; ++k) sums[k] = sums[k] + to_real(grads[done + k]);
-  return slice_mean(sums, length);
+  for (int s = 0; s < kSlices; ++s) {
+    for (int64_t k = 0; done + k < left; ++k) sums[s][k] = sums[s][k] + to_real(grads[s * length + done + k]);
+    std::copy_n(sums[s], kCount, out + s * partials);
+  }
 }
 
-template <class Param>
-Real<Param> contiguous_mean(const Param* grads, int64_t length, int64_t partials, Real<Param>* sums) {
-  if (partials == 1) return mean_of_partials<1>(grads, length);
-  if (partials == kSlicePartials) return mean_of_partials<static_cast<int>(kSlicePartials)>(grads, length);
-  std::fill_n(sums, partials, Real<Param>(0));
-  add_to_partials(grads, length, 0, partials, sums);
-  return slice_mean(sums, length);
+// The means of kSlices slices that lie one behind the other.
+template <int kSlices, class Param>
+void contiguous_means(const Param* grads, int64_t length, Real<Param>* sums, double* means) {
+  const int64_t partials = slice_partials(length);
+  int64_t first = 0;
+  const auto sum = [&]<int kCount>() {
+    for (; first + kCount <= partials; first += kCount) {
+      sum_partials<kCount, kSlices>(grads + first, length - first, length, partials, sums + first);
+    }
+  };
+  if constexpr (kSlices == 1) {
+    sum.template operator()<4 * kSlicePartials>();
+    sum.template operator()<2 * kSlicePartials>();
+  }
+  sum.template operator()<kSlicePartials>();
+  sum.template operator()<1>();
+  for (int s = 0; s < kSlices; ++s) means[s] = slice_mean(sums + s * partials, length);
 }
 
 template <class Param>
@@ -63,10 +78,15 @@ void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* m
     static thread_local Real<Param> sums[kMaxSlicePartials];  // not on the stack, which may be small
     const Param* const grads = static_cast<const Param*>(sliced.grad);
     const int64_t length = sliced.length, partials = slice_partials(length);
-    for (int64_t slice = first; slice < last; ++slice) {
-      means[slice - first] = sliced.view ? strided_mean<Param>(sliced, slice * length, partials, sums)
-                                         : contiguous_mean(grads + slice * length, length, partials, sums);
+    int64_t slice = first;
+    if (sliced.view) {
+      for (; slice < last; ++slice) means[slice - first] = strided_mean<Param>(sliced, slice * length, partials, sums);
     }
+    constexpr int kTogether = 4;
+    for (; partials <= kSlicePartials && slice + kTogether <= last; slice += kTogether) {
+      contiguous_means<kTogether>(grads + slice * length, length, sums, means + (slice - first));
+    }
+    for (; slice < last; ++slice) contiguous_means<1>(grads + slice * length, length, sums, means + (slice - first));
   });
 }
 

@@ -14,24 +14,24 @@ namespace lrt::cpu {
 // Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored.
 enum class Slopes { kNone, kOfGrad, kOfStored };
 
-// `count` consecutive elements and their decisions, as signs.
+// `count` consecutive elements and their decisions, as signs; the gradient loses `mean`, if it is to be centralized.
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
-template <Decay kDecay, Slopes kSlopes, class Rule, class Param, class State, int... K>
+template <Decay kDecay, Slopes kSlopes, bool kCentralizes, class Rule, class Param, class State, int... K>
 LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, Param* params, const Param* grads,
                        const Param* stored_grads, State* const (&states)[kMaxStates], int count, const int32_t* keeps,
-                       Real<Param>* slopes, std::integer_sequence<int, K...>) {
+                       Real<Param> mean, Real<Param>* slopes, std::integer_sequence<int, K...>) {
 #pragma GCC ivdep
   for (int i = 0; i < count; ++i) {
     Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
     const Param old_param = params[i];
-    const Param new_param =
-        from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grads[i]), state));
+    const Param grad = kCentralizes ? centralized(grads[i], mean) : grads[i];
+    const Param new_param = from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grad), state));
     ((states[K][i] = from_real<State>(state[K])), ...);
     const Param stored = keeps[i] < 0 ? new_param : old_param;
     params[i] = stored;
     if constexpr (kSlopes != Slopes::kNone) {
-      const Param grad = kSlopes == Slopes::kOfGrad ? grads[i] : stored_grads[i];
-      slopes[i] = slopes[i] + slope_term(to_real(grad), to_real(old_param), to_real(stored));
+      const Param of_slope = kSlopes == Slopes::kOfGrad ? grads[i] : stored_grads[i];
+      slopes[i] = slopes[i] + slope_term(to_real(of_slope), to_real(old_param), to_real(stored));
     }
   }
 }
@@ -84,14 +84,15 @@ LRT_HD void ask_row(const T* row, int64_t ahead) {
 
 // Asks for the lines that a later row will need.
 template <Hint kHint, Hint kHintToRead, class Rule, class Param, class State>
-LRT_HD void ask_rows(int64_t ahead, const Param* params, const Param* grads, State* const (&states)[kMaxStates]) {
-  ask_row<kHint>(params, ahead);
-  ask_row<kHintToRead>(grads, ahead);
-  for (int k = 0; k < Rule::kStates; ++k) ask_row<kHint>(states[k], ahead);
+LRT_HD void ask_rows(const Prefetch& prefetch, const Param* params, const Param* grads,
+                     State* const (&states)[kMaxStates]) {
+  ask_row<kHint>(params, prefetch.bytes);
+  ask_row<kHintToRead>(grads, prefetch.grad_bytes ? prefetch.grad_bytes : prefetch.bytes);
+  for (int k = 0; k < Rule::kStates; ++k) ask_row<kHint>(states[k], prefetch.bytes);
 }
 
 // The row that begins at element `begin` of a range.
-template <Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
+template <Decay kDecay, Slopes kSlopes, bool kCentralizes, class Rule, class Param, class State>
 LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const Range& range,
                      const Prefetch& prefetch, int64_t begin, int count, const int32_t* keeps, Real<Param>* slopes) {
   Param* const params = static_cast<Param*>(range.param) + begin;
@@ -101,19 +102,22 @@ LRT_HD void step_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars
   for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<State*>(range.states[k]) + begin;
   switch (prefetch.hint) {
     case Hint::kNone: break;
-    case Hint::kFirst: ask_rows<Hint::kFirst, Hint::kFirst, Rule>(prefetch.bytes, params, grads, states); break;
-    case Hint::kSecond: ask_rows<Hint::kSecond, Hint::kSecond, Rule>(prefetch.bytes, params, grads, states); break;
-    case Hint::kWrite: ask_rows<Hint::kWrite, Hint::kFirst, Rule>(prefetch.bytes, params, grads, states); break;
+    case Hint::kFirst: ask_rows<Hint::kFirst, Hint::kFirst, Rule>(prefetch, params, stored_grads, states); break;
+    case Hint::kSecond: ask_rows<Hint::kSecond, Hint::kSecond, Rule>(prefetch, params, stored_grads, states); break;
+    case Hint::kWrite: ask_rows<Hint::kWrite, Hint::kFirst, Rule>(prefetch, params, stored_grads, states); break;
   }
   constexpr auto numbers = std::make_integer_sequence<int, Rule::kStates>{};
-  if constexpr (kPairs<kSlopes, Param, State>) {
+  if constexpr (!kCentralizes && kPairs<kSlopes, Param, State>) {
     if (count == kLanes) return update_pairs<kDecay>(rule, scalars, params, grads, states, keeps, numbers);
   }
-  update_row<kDecay, kSlopes>(rule, scalars, params, grads, stored_grads, states, count, keeps, slopes, numbers);
+  const Real<Param> mean = kCentralizes ? row_mean<Param>(range, begin / kLanes) : Real<Param>(0);
+  update_row<kDecay, kSlopes, kCentralizes>(rule, scalars, params, grads, stored_grads, states, count, keeps, mean,
+                                            slopes, numbers);
 }
 
 // The whole tiles of a range. `keeps[0]` holds the decisions of the first; without a mask both hold those of all.
-template <class Isa, bool kMasked, Decay kDecay, Slopes kSlopes, class Rule, class Param, class State>
+template <class Isa, bool kMasked, Decay kDecay, Slopes kSlopes, bool kCentralizes, class Rule, class Param,
+          class State>
 LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, const ListStep& list,
                            const TensorStep& tensor, const Range& range, TileKeeps (&keeps)[2]) {
   const int64_t tiles = range.count / kTile;
@@ -131,8 +135,8 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
       // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
       if constexpr (kMasked) draw_piece<Isa>(stream, list.threshold, range.first_tile + tile + 1, 8 * r, next);
       for (int p = r; p < r + kPieceRows; ++p) {
-        step_row<kDecay, kSlopes, Rule, Param, State>(rule, scalars, range, prefetch, tile * kTile + p * kLanes, kLanes,
-                                                      now.row[p], slopes[tile % 2]);
+        step_row<kDecay, kSlopes, kCentralizes, Rule, Param, State>(
+            rule, scalars, range, prefetch, tile * kTile + p * kLanes, kLanes, now.row[p], slopes[tile % 2]);
       }
       if (r == 0 && tile != 0) store_slope(tile - 1);  // a chain of additions, whose terms are not waited for
     }
@@ -140,18 +144,18 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
   if (tiles != 0) store_slope(tiles - 1);
 }
 
-// A tile or a part of it, of any step: what a range may end with, and the slopes of a gradient that the rule does not
-// see. Nothing is asked for ahead: at an end the lines would be lost. The constants come by value, or the loops above
-// would find them in memory, where what they store might change them.
+// A tile or a part of it, of any step: what a range may end with, and the slopes of a gradient that is centralized.
+// Nothing is asked for ahead: at an end the lines would be lost. The constants come by value, or the loops above would
+// find them in memory, where what they store might change them.
 template <class Isa, class Rule, class Param, class State>
 __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>> scalars, const Range& range,
                                             int64_t tile, const TileKeeps& keeps) {
   Real<Param> slopes[kLanes] = {};
   const int64_t first = tile * kTile, end = std::min(range.count, first + kTile);
   for (int64_t begin = first; begin < end; begin += kLanes) {
-    step_row<Decay::kSelect, Slopes::kOfStored, Rule, Param, State>(rule, scalars, range, Prefetch{}, begin,
-                                                                    static_cast<int>(std::min(kLanes, end - begin)),
-                                                                    keeps.row[(begin - first) / kLanes], slopes);
+    step_row<Decay::kSelect, Slopes::kOfStored, true, Rule, Param, State>(
+        rule, scalars, range, Prefetch{}, begin, static_cast<int>(std::min(kLanes, end - begin)),
+        keeps.row[(begin - first) / kLanes], slopes);
   }
   if (range.slopes) range.slopes[tile] = tile_slope<Isa, Param>(slopes);
 }
@@ -167,16 +171,21 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<Real<Param>> scalars(list.scalars);
   TileKeeps keeps[2];
-  const auto full_tiles = [&]<bool kMasked, Decay kDecay>() __attribute__((always_inline)) {
-    run_full_tiles<Isa, kMasked, kDecay, kSlopes, Rule, Param, State>(rule, scalars, list, tensor, range, keeps);
+  const auto full_tiles = [&]<bool kMasked, Decay kDecay, bool kCentralizes = false>() __attribute__((always_inline)) {
+    run_full_tiles<Isa, kMasked, kDecay, kSlopes, kCentralizes, Rule, Param, State>(rule, scalars, list, tensor, range,
+                                                                                    keeps);
   };
+  const bool masked = is_masked(list.threshold);
   decide_tile<Isa>(keep_stream(list, tensor), list.threshold, range.first_tile, keeps[0]);
-  if (!is_masked(list.threshold)) {
-    keeps[1] = keeps[0];
+  if (!masked) keeps[1] = keeps[0];
+  if (kSlopes == Slopes::kNone && range.row_means) {
+    constexpr bool kCentralizes = kSlopes == Slopes::kNone;
+    masked ? full_tiles.template operator()<true, Decay::kSelect, kCentralizes>()
+           : full_tiles.template operator()<false, Decay::kSelect, kCentralizes>();
+  } else if (!masked) {
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
-    const Decay decay = kChoosesDecay<Param> ? decay_of(list.scalars) : Decay::kSelect;
-    switch (decay) {
+    switch (kChoosesDecay<Param> ? decay_of(list.scalars) : Decay::kSelect) {
       case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
       case Decay::kCoupled: full_tiles.template operator()<true, Decay::kCoupled>(); break;
       case Decay::kDecoupled: full_tiles.template operator()<true, Decay::kDecoupled>(); break;
@@ -205,8 +214,8 @@ __attribute__((noinline)) void run_given(const ListStep& list, const TensorStep&
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<Real<Param>> scalars(list.scalars);
   const auto row = [&](int64_t begin, int count) __attribute__((always_inline)) {
-    step_row<Decay::kSelect, Slopes::kNone, Rule, Param, State>(rule, scalars, range, tensor.prefetch, begin, count,
-                                                                range.keeps + begin, nullptr);
+    step_row<Decay::kSelect, Slopes::kNone, false, Rule, Param, State>(rule, scalars, range, tensor.prefetch, begin,
+                                                                       count, range.keeps + begin, nullptr);
   };
   int64_t begin = 0;
   for (; begin + kLanes <= range.count; begin += kLanes) row(begin, kLanes);
@@ -217,7 +226,8 @@ template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& range) {
   if (range.keeps) return run_given<Rule, Hyper, Param, State>(list, tensor, range);
   if (!range.slopes) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
-  if (!range.stored_grad) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
+  const bool centralizes = range.stored_grad || range.row_means;
+  if (!centralizes) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
   run_any_tiles<Isa, Rule, Hyper, Param, State>(list, tensor, range);
 }
 

@@ -3,6 +3,7 @@
 
 #include "core/dtype.h"
 #include "core/record.h"
+#include "core/slice_mean.h"
 #include "core/update.h"
 #include "cpu/prefetch.h"
 
@@ -32,9 +33,16 @@ struct Range {
   int64_t first_tile;  // index of the run's first tile in the whole parameter
   int64_t count;
   double* slopes = nullptr;           // of its tiles, or null
+  const double* row_means = nullptr;  // what the gradient of each row of kLanes loses, or null
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
   const int32_t* keeps = nullptr;     // decisions, as signs, of elements that do not lie in the order of their indices
 };
+
+// What the gradient of a row loses; without means a zero, which changes nothing.
+template <class Param>
+Real<Param> row_mean(const Range& range, int64_t row) {
+  return range.row_means ? static_cast<Real<Param>>(range.row_means[row]) : Real<Param>(0);
+}
 
 using StepKernel = void (*)(const ListStep&, const TensorStep&, const Range&);
 

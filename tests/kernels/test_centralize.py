@@ -23,6 +23,9 @@ STRIDED = [
     *LAYOUTS, TensorCase((3, 20, 30), transposed, transposed), TensorCase((2, 4500), unaligned, unaligned),
     TensorCase((3, 40, 9, 9), channels_last, channels_last), TensorCase((700, 9), grad=transposed),
 ]  # fmt: skip
+# Slices of whole rows of 64 elements: within a block of the CPU's, over its end, longer than two; and unaligned ones.
+ROWS = [TensorCase(size) for size in [(7, 64), (3, 128), (70, 576), (9, 64, 9, 8), (3, 70016)]]
+ROWS += [TensorCase((70, 576), unaligned, unaligned), TensorCase((70, 576), grad=transposed)]
 PLAIN = [TensorCase((513, 7)), TensorCase((2, 9001)), TensorCase((1300,))]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 by_case = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
@@ -50,6 +53,15 @@ def test_native_equals_reference(case, dtype):
         assert_same_bits(run(case, dtype, "native", shapes), run(case, dtype, "reference", shapes))
 
 
+@pytest.mark.parametrize("keep_prob", [0.5, 1.0])
+@by_dtype
+@by_case
+def test_slices_of_whole_rows(case, dtype, keep_prob):
+    for slope in (False, True):
+        arguments = dict(shapes=ROWS, slope=slope, keep_prob=keep_prob)
+        assert_same_bits(*(run(case, dtype, backend, **arguments) for backend in ("native", "reference")))
+
+
 @by_dtype
 def test_long_slices(dtype):
     assert_same_bits(*(run(RICH[0], dtype, backend, LONG, steps=1) for backend in ("native", "reference")))
@@ -64,7 +76,9 @@ def test_long_slices_of_cuda_on_host(dtype, on_host):
 def test_every_instruction_set_equals_reference(isa, keep_prob):
     for slope in (False, True):
         arguments = dict(slope=slope, keep_prob=keep_prob)
-        results = [run(RICH[1], DTYPES[0], backend, SHAPES, **arguments) for backend in ("native", "reference")]
+        results = [
+            run(RICH[1], DTYPES[0], backend, [*SHAPES, *ROWS], **arguments) for backend in ("native", "reference")
+        ]
         assert_same_bits(*results)
 
 
@@ -80,6 +94,7 @@ def test_thread_count_changes_nothing(threads):
     for count in (1, 2, 3):
         threads(count)
         results.append(run(RICH[1], DTYPES[0], "native", [TensorCase((300, 1001)), *SHAPES, *STRIDED]))
+        results[-1] += run(RICH[1], DTYPES[0], "native", ROWS, slope=False)
     assert_same_bits(results[1], results[0])
     assert_same_bits(results[2], results[0])
 
