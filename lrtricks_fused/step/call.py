@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .keep import IndexMap
 from .rule import RULES
 
 PARTIAL_ELEMENTS = 64  # csrc/core/slice_mean.h
@@ -30,6 +31,7 @@ class StepCall:
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
     ``centralize``: the mean of each slice is taken off the gradients (see ``csrc/core/slice_mean.h``).
     ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
+    ``index_maps``: of parameters that are shards, which elements they hold; None for whole ones, or where all are.
     """
 
     rule: str
@@ -50,6 +52,7 @@ class StepCall:
     found_inf: Tensor | None
     centralize: bool = False
     slope: Tensor | None = None
+    index_maps: list[IndexMap | None] | None = None
     scalar_states: dict[str, list[Tensor]] = field(default_factory=dict)
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
@@ -69,6 +72,11 @@ class StepCall:
         """Which of the rule's optional states and flags this call has."""
         flags = {name for name, value in self.hyper.items() if value is True}
         return RULES[self.rule].variant(flags | {name for name, column in self.states.items() if column})
+
+    @property
+    def maps(self) -> list[IndexMap | None]:
+        """The index map of each parameter."""
+        return [None] * len(self.params) if self.index_maps is None else self.index_maps
 
     def slice_length(self, param: Tensor) -> int:
         """Elements of a slice whose mean is taken off the gradient of ``param``; 0 where nothing is."""

@@ -4,9 +4,10 @@ Philox4x32-7 (Salmon et al., SC 2011) with key = seed and counter = (n, n_high |
 Element i of a parameter, in row-major order, draws 16 bits: tile = i // 512, row = i // 64 % 8, lane = i % 64,
 n = tile * 64 + lane, bits = word[row // 2] >> 16 * (row % 2) & 0xffff. It is kept iff bits < threshold.
 Streams: 0 for the elements, 3 for numbers of which a step needs one (:func:`uniform`).
+An element of a shard draws as the element of the whole parameter that it is (:class:`IndexMap`).
 """
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,37 @@ _MASK32 = 0xFFFFFFFF
 Word = TypeVar("Word", int, Tensor)
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+MAX_ELEMENTS = 2**59  # of a whole parameter: its Philox calls are numbered by 56 bits
+
+
+class IndexMap(NamedTuple):
+    """Which elements of a whole parameter a shard of it holds, both in row-major order.
+
+    element(i) = base + i // run * pitch + i % run
+
+    Attributes:
+        base: the element of the whole parameter that the shard's first one is.
+        run: how many elements follow each other there.
+        pitch: from the beginning of one run to that of the next; of no effect where there is one.
+    """
+
+    base: int
+    run: int
+    pitch: int
+
+    def check(self, numel: int) -> None:
+        """Raises ValueError unless this is a map of a shard of ``numel`` elements, each from an element of its own."""
+        last = (numel - 1) // max(self.run, 1)  # the last run's number
+        if self.run < 1 or self.base < 0 or (last > 0 and self.pitch < self.run):
+            rule = "must have base >= 0, run >= 1, and pitch >= run where there is more than one run"
+            raise ValueError(f"Invalid index map {tuple(self)} of {numel} elements: {rule}")
+        if self.base + max(last, 0) * self.pitch + min(self.run, numel) > MAX_ELEMENTS:
+            raise ValueError(f"Invalid index map {tuple(self)} of {numel} elements: must stay below element 2**59")
+
+    def elements(self, numel: int, device: torch.device | str = "cpu") -> Tensor:
+        """The elements of the whole parameter that the shard's first ``numel`` ones are, as an int64 tensor."""
+        i = torch.arange(numel, device=device)
+        return self.base + i // self.run * self.pitch + i % self.run
 
 
 def philox4x32(
@@ -44,33 +76,63 @@ def keep_threshold(keep_prob: float) -> int:
     return min(max(round(keep_prob * 65536), 1), 65535)
 
 
-def keep_bits(numel: int, seed: int, step: int, param: int, device: torch.device | str = "cpu") -> Tensor:
-    """The 16-bit draws of elements 0 .. numel-1, as an int64 tensor of shape (numel,)."""
-    tiles = -(-numel // TILE)
-    n = torch.arange(tiles * LANES, device=device)
+def _draws(n: Tensor, seed: int, step: int, param: int) -> list[Tensor]:
+    """What the Philox calls ``n`` give to each of the eight rows of a tile."""
     full = torch.full_like
     words = philox4x32((n & _MASK32, n >> 32, full(n, step & _MASK32), full(n, param)), seed)
-    rows = [words[row // 2].view(tiles, LANES) >> 16 * (row % 2) & 0xFFFF for row in range(TILE // LANES)]
-    return torch.stack(rows, dim=1).flatten()[:numel]
+    return [words[row // 2] >> 16 * (row % 2) & 0xFFFF for row in range(TILE // LANES)]
+
+
+def keep_bits(
+    numel: int,
+    seed: int,
+    step: int,
+    param: int,
+    device: torch.device | str = "cpu",
+    index_map: IndexMap | None = None,
+) -> Tensor:
+    """The 16-bit draws of elements 0 .. numel-1, or of those that a shard's are, as an int64 tensor of shape (numel,).
+
+    Raises:
+        ValueError: the index map is not one of a shard of ``numel`` elements.
+    """
+    if index_map is None:
+        tiles = -(-numel // TILE)
+        rows = _draws(torch.arange(tiles * LANES, device=device), seed, step, param)
+        return torch.stack([row.view(tiles, LANES) for row in rows], dim=1).flatten()[:numel]
+    index_map.check(numel)
+    elements = index_map.elements(numel, device)
+    rows = _draws(elements // TILE * LANES + elements % LANES, seed, step, param)
+    return torch.stack(rows).gather(0, (elements // LANES % len(rows)).unsqueeze(0)).squeeze(0)
 
 
 def keep_mask(
-    shape: torch.Size, keep_prob: float, seed: int, step: int, param: int, device: torch.device | str = "cpu"
+    shape: torch.Size,
+    keep_prob: float,
+    seed: int,
+    step: int,
+    param: int,
+    device: torch.device | str = "cpu",
+    index_map: IndexMap | None = None,
 ) -> Tensor:
     """Boolean mask of one parameter's step: True where the element is updated.
 
     Args:
-        shape: shape of the parameter.
+        shape: shape of the parameter, or of the shard of it that this process holds.
         keep_prob: probability in [0, 1] that an element is updated.
         seed: 64-bit seed.
         step: the parameter's step count, 1 at its first update.
         param: index of the parameter in ``optimizer.state_dict()`` order.
         device: where to compute and return it.
+        index_map: which elements of the whole parameter a shard holds; None: it is the whole.
+
+    Raises:
+        ValueError: the index map is not one of a shard of this shape.
     """
     threshold = keep_threshold(keep_prob)
     if threshold in (0, 65536):
         return torch.full(shape, threshold != 0, device=device)
-    return (keep_bits(shape.numel(), seed, step, param, device) < threshold).view(shape)
+    return (keep_bits(shape.numel(), seed, step, param, device, index_map) < threshold).view(shape)
 
 
 def uniform(seed: int, step: int, param: int = 0, word: int = 0) -> float:

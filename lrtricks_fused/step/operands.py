@@ -153,9 +153,12 @@ def check_operands(call: StepCall) -> None:
     if torch.compiler.is_compiling():
         return  # a tracer's tensors have no memory; the op looks when it runs
     used = {name: column for name, column in call.states.items() if column}
-    for index, (param, grad, step) in enumerate(zip(call.params, call.grads, call.steps, strict=True)):
+    columns = zip(call.params, call.grads, call.steps, call.maps, strict=True)
+    for index, (param, grad, step, index_map) in enumerate(columns):
         check_param(param)
         check_grad(param, grad)
+        if index_map is not None:
+            index_map.check(param.numel())
         for name, column in used.items():
             state = column[index]
             check_state(name, state, param, call.state_shape(param))
@@ -195,10 +198,10 @@ def one_by_one(call: StepCall) -> list[StepCall]:
         replace(
             call, params=[param], grads=[grad], steps=[step], param_indices=[index], prepared=False, table=None,
             states=of_one(call.states, i), scalar_states=of_one(call.scalar_states, i),
-            tables=None if param.is_cpu else {},
+            tables=None if param.is_cpu else {}, index_maps=[index_map],
         )
-        for i, (param, grad, step, index) in enumerate(
-            zip(call.params, call.grads, call.steps, call.param_indices, strict=True)
+        for i, (param, grad, step, index, index_map) in enumerate(
+            zip(call.params, call.grads, call.steps, call.param_indices, call.maps, strict=True)
         )
     ]  # fmt: skip
 
