@@ -34,7 +34,7 @@ std::string list_operands() {
     operands += std::string("Tensor(") + alias++ + "!)[] " + Record::kScalar + ", ";
   }
   operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, bool centralize=False, ";
-  return operands + "Tensor(" + alias + "!)? slope=None";
+  return operands + "Tensor(" + alias + "!)? slope=None, int[] index_maps=[]";
 }
 
 template <class Record>
@@ -139,6 +139,7 @@ class Arguments {
     operands.param_indices = take<std::vector<int64_t>>();
     operands.centralize = take<bool>();
     operands.slope = take<std::optional<Tensor>>();
+    operands.index_maps = take<std::vector<int64_t>>();
     return operands;
   }
 

@@ -109,13 +109,14 @@ def step_constexprs(
     warp_size: int,
     centralize: bool = False,
     slope: bool = False,
+    shards: bool = False,
 ) -> dict[str, object]:
-    """What an instance of step_kernel is compiled for. ``centralize``: some tensors have slices."""
+    """What an instance of step_kernel is compiled for. ``centralize``: some have slices; ``shards``: some are these."""
     functions = functions_of(rule)
     block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
-        STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize,
+        STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize, SHARDS=shards,
         UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
     )  # fmt: skip
     return dict(DIRECTION=functions.direction, VARIANT=variant)
@@ -167,7 +168,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
         step_kernel[(len(table.chunk_tensors),)](
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
-                              centralize, scratch is not None),
+                              centralize, scratch is not None, table.has_shards),
             **options(_compiler(), slope=scratch is not None),
         )  # fmt: skip
         if scratch is not None:

@@ -34,6 +34,18 @@ def philox4x32(c0, c1, c2, c3, key0, key1, ROUNDS: tl.constexpr):
 
 
 @triton.jit
+def keep_bits(element, step, param, key0, key1):
+    """The 16 bits of int64 elements, each by a call of its own."""
+    i = element.to(tl.uint64)
+    n = i // TILE * LANES + i % LANES
+    row = (i // LANES % ROWS).to(tl.uint32)
+    zero = row * 0
+    w0, w1, w2, w3 = philox4x32(n.to(tl.uint32), (n >> 32).to(tl.uint32), zero + step, zero + param, key0, key1, ROUNDS)
+    word = tl.where(row < 4, tl.where(row < 2, w0, w1), tl.where(row < 6, w2, w3))
+    return word >> (16 * (row % 2)) & 0xFFFF
+
+
+@triton.jit
 def keep_threshold(keep_prob):
     """keep iff bits < threshold; 0 keeps none, 65536 keeps all, everything between keeps some."""
     rounded = (keep_prob * 65536.0 + TWO_52) - TWO_52  # rint

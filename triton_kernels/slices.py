@@ -5,7 +5,8 @@ import triton.language as tl
 
 from lrtricks_fused.step import call
 
-from .layout import CHUNK, COLUMNS, FIRST_PARTIAL, FIRST_SLICE, GRAD, SLICE_LENGTH
+from .layout import COLUMNS, FIRST_PARTIAL, FIRST_SLICE, GRAD, SLICE_LENGTH
+from .runs import run_of, runs_of_chunk
 from .storage import from_real, pointer_to, to_real
 
 PARTIAL_ELEMENTS = tl.constexpr(call.PARTIAL_ELEMENTS)
@@ -78,33 +79,22 @@ def find_means(rows, scratch, tensors: tl.int64, slices: tl.int64, partials: tl.
     tl.store(scratch + partials + item, (total / length.to(tl.float64)).to(scratch.dtype.element_ty), inside)
 
 
-# [note: Slices of a chunk]
-# Offset i of a chunk lies in slice (into + i) // length, counted from the one that begins ``into`` elements before the
-# chunk. Of a length beyond a chunk's the excess is taken off both: the one boundary that the chunk may hold stays where
-# it is. So length <= 2**13 and into + i < 2**14, and (into + i) * inverse >> 28 with inverse = 2**28 // length + 1 is
-# exactly the quotient, because inverse * length exceeds 2**28 by at most length. A tensor without slices has the mean
-# 0, which is what its length is by its bits, too.
-TWO_28 = tl.constexpr(2**28)
-TWO_4 = tl.constexpr(2**4)
+# A tensor without slices has the mean 0, which is what its length is by its bits, too.
 
 
 @triton.jit
 def slices_of_chunk(row, begin, means, REAL: tl.constexpr):
-    """The means from the chunk's first slice on, ``into`` and ``inverse`` of [note: Slices of a chunk]."""
+    """The means from the chunk's first slice on, ``into`` and ``inverse`` of [note: Runs of a chunk]."""
     length = tl.load(row + SLICE_LENGTH)
-    excess = tl.maximum(length - CHUNK, 0)
-    divisor = tl.maximum(length, 1)
-    first = begin // divisor
-    into = tl.maximum(begin - first * divisor - excess, 0)
-    inverse = tl.where(length != 0, TWO_28 // (divisor - excess) + 1, 0)
+    first, into, inverse = runs_of_chunk(begin, tl.maximum(length, 1))
     means += (tl.load(row + FIRST_SLICE) + first) * (REAL.primitive_bitwidth // 8)
     means = tl.where(length != 0, means, (row + SLICE_LENGTH).to(tl.int64))
-    return means.to(tl.pointer_type(REAL)), into.to(tl.int32), inverse.to(tl.uint32)
+    return means.to(tl.pointer_type(REAL)), into, tl.where(length != 0, inverse, 0).to(tl.uint32)
 
 
 @triton.jit
 def centralized(grad, offset, mask, slices, STORAGE: tl.constexpr):
     """The gradient less its slices' means, as it would be stored."""
     means, into, inverse = slices
-    place = tl.umulhi((into + offset).to(tl.uint32) * TWO_4, inverse)  # the upper word, so >> 28
-    return to_real(from_real(grad - tl.load(means + place.to(tl.int32), mask), STORAGE), STORAGE)
+    mean = tl.load(means + run_of(offset, into, inverse), mask)
+    return to_real(from_real(grad - mean, STORAGE), STORAGE)

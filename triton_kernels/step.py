@@ -29,8 +29,9 @@ from .layout import (
     last_word,
     reals,
 )
-from .philox import LANES, ROUNDS, ROWS, TILE, philox4x32
+from .philox import LANES, ROUNDS, ROWS, TILE, keep_bits, philox4x32
 from .ring import ring_pitch, update_ring
+from .runs import elements_of, map_of_chunk
 from .slices import centralized, slices_of_chunk
 from .slope import slope_units
 from .storage import from_real, pointer_to, to_real
@@ -48,6 +49,7 @@ class Variant(NamedTuple):
     STATE_DTYPE: tl.dtype
     REAL: tl.dtype  # in which is computed
     CENTRALIZE: bool  # whether some tensors have slices
+    SHARDS: bool  # whether some are shards
     UNIT: int  # lanes of a unit of the slope; 0: none is asked for
     BLOCK: int  # lanes a pass draws for in a full chunk
     TAIL_BLOCK: int  # the same in others
@@ -63,10 +65,13 @@ def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, VAR
 
 @triton.jit
 def step_rows(
-    word, drawn, lane, left, pointers, pitch, slices, constants, scalars, threshold, slopes,
+    word, drawn, lane, left, pointers, pitch, slices, shard, constants, scalars, threshold, slopes,
     DIRECTION: tl.constexpr, VARIANT: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """The two rows that one word of every lane's draw decides; each lane's sum of slopes, where there is a unit."""
+    """The two rows that one word of every lane's draw decides; each lane's sum of slopes, where there is a unit.
+
+    With SHARDS ``shard`` decides: its elements' draws serve no others, and are made where they are needed.
+    """
     PARAM_DTYPE: tl.constexpr = VARIANT.PARAM_DTYPE
     STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
     STATES: tl.constexpr = VARIANT.STATES
@@ -90,7 +95,12 @@ def step_rows(
             updated, states = update(param, grad, states, constants, scalars, DIRECTION, VARIANT)
             for k in tl.static_range(STATES):
                 tl.store(state_rows[k] + offset, from_real(states[k], STATE_DTYPE), mask)
-        keep = ((drawn >> (16 * half)) & 0xFFFF) < threshold
+        bits = (drawn >> (16 * half)) & 0xFFFF
+        if VARIANT.SHARDS:
+            index_map, masked, step, index, key0, key1 = shard
+            if masked:
+                bits = keep_bits(elements_of(offset, index_map), step, index, key0, key1)
+        keep = bits < threshold
         stored = tl.where(keep, from_real(updated, PARAM_DTYPE), stored)
         tl.store(param_row + offset, stored, mask)
         if VARIANT.UNIT != 0:
@@ -124,12 +134,15 @@ def step_chunk(
     pitch = ring_pitch(row, STATE_DTYPE, FULL)
     first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
     key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    shard = ()
+    if VARIANT.SHARDS:
+        shard = (map_of_chunk(row, begin), masked, step, index, key0, key1)
     PASSES: tl.constexpr = CHUNK // (ROWS * BLOCK)
     for block in range(PASSES if FULL else tl.cdiv(left, ROWS * BLOCK)):
         call = block * BLOCK + tl.arange(0, BLOCK)
         w0 = tl.zeros([BLOCK], tl.uint32)
         w1, w2, w3 = w0, w0, w0
-        if masked:
+        if masked and not VARIANT.SHARDS:
             c0 = first.to(tl.uint32) + call.to(tl.uint32)
             high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
             w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
@@ -138,13 +151,13 @@ def step_chunk(
         if FULL:  # unrolled: a loop would make the compiler move the draws to the loads' layout through shared memory
             words = (w0, w1, w2, w3)
             for word in tl.static_range(ROWS // 2):
-                slopes = step_rows(word, words[word], lane, stepped, pointers, pitch, slices, constants, scalars,
-                                   threshold, slopes, DIRECTION, VARIANT, True)  # fmt: skip
+                slopes = step_rows(word, words[word], lane, stepped, pointers, pitch, slices, shard, constants,
+                                   scalars, threshold, slopes, DIRECTION, VARIANT, True)  # fmt: skip
         else:
             for word in range(ROWS // 2):
                 drawn = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
-                slopes = step_rows(word, drawn, lane, stepped, pointers, pitch, slices, constants, scalars,
-                                   threshold, slopes, DIRECTION, VARIANT, False)  # fmt: skip
+                slopes = step_rows(word, drawn, lane, stepped, pointers, pitch, slices, shard, constants,
+                                   scalars, threshold, slopes, DIRECTION, VARIANT, False)  # fmt: skip
         if UNIT != 0:
             place = block * (BLOCK // UNIT) + tl.arange(0, BLOCK // UNIT)
             tl.store(units + place, slope_units(slopes, BLOCK, UNIT))

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/index_map.h"
 #include "core/update.h"
 
 namespace lrt {
@@ -15,6 +16,7 @@ struct TableRow {
       slice_length, first_slice, first_partial,  // of its slices (core/slice_mean.h); a length of 0: none
       scalar,                                    // of its rule (core/record.h), or 0
       slab, channels;                            // 0: contiguous
+  IndexMap map;
 };
 
 }  // namespace lrt

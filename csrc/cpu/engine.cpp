@@ -14,7 +14,7 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
 
 Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes) {
   Range part = tensor.part(first_tile * kTile, count);
-  part.first_tile = first_tile;
+  part.first_tile += first_tile;
   if (tile_slopes) part.slopes = tile_slopes + tensor.first_tile + first_tile;
   return part;
 }
@@ -37,6 +37,7 @@ struct Buffers {
   alignas(64) char param[kBlock * 8], grad[kBlock * 8], centralized[kBlock * 8], states[kMaxStates][kBlock * 8];
   int64_t offsets[kBlock];
   double means[kBlock + 1], row_means[kMeansBlock / kLanes];
+  int32_t keeps[kBlock];
 };
 thread_local Buffers buffers;
 
@@ -103,7 +104,7 @@ class Means {
 };
 
 // Tiles [tile, end), at most a block of its kind, of a tensor with strided operands or a gradient to be centralized:
-// these are gathered into buffers, and written back after the step.
+// these are gathered into buffers, and written back after the step. Or of a shard, whose decisions are.
 void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int64_t end, Means* means) {
   Buffers& own = buffers;
   static const Layouts kContiguous;
@@ -122,6 +123,10 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
     if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, own.states[k]);
   }
   if (means) means->centralize(first, count, part);
+  if (work.draws_apart(tensor)) {
+    work.decide_shard(work.step, tensor, first, count, own.keeps);
+    part.keeps = own.keeps;
+  }
   tensor.kernel(work.step, tensor.step, part);
   for (int k = 0; k < kMaxStates; ++k) {
     if (!layouts.states[k]) continue;
@@ -143,12 +148,18 @@ Range TensorWork::part(int64_t first, int64_t count) const {
   Range part = {.param = advance(whole.param, first, param_size),
                 .grad = advance(whole.grad, first, param_size),
                 .states = {},
-                .first_tile = 0,
+                .first_tile = whole.first_tile,
                 .count = count};
   for (int k = 0; k < kMaxStates; ++k) {
     if (whole.states[k]) part.states[k] = advance(whole.states[k], first, state_size);
   }
   return part;
+}
+
+void TensorWork::set_map(const IndexMap& index_map) {
+  const bool one_run = index_map.run >= step.numel || index_map.run == index_map.pitch;
+  map = one_run && index_map.base % kTile == 0 ? IndexMap{} : index_map;
+  if (map.is_whole()) whole.first_tile = index_map.base / kTile;
 }
 
 void ListWork::run(int64_t begin, int64_t end) const {
@@ -166,10 +177,10 @@ void ListWork::run(int64_t begin, int64_t end) const {
       const int64_t slab = tensor->slab.elements, slabs = tensor->step.numel / slab;
       const auto slabs_before = [=](int64_t tile) { return (tile * kTile + slab - 1) / slab; };
       step_slabs(step, *tensor, slabs_before(first), std::min(slabs_before(last), slabs));
-    } else if (tensor->layouts || tensor->slice_length) {
+    } else if (tensor->layouts || tensor->slice_length || draws_apart(*tensor)) {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
-      const bool buffered = tensor->layouts || tensor->slice_length % kLanes != 0;
+      const bool buffered = tensor->layouts || tensor->slice_length % kLanes != 0 || draws_apart(*tensor);
       const int64_t tiles = (buffered ? kBlock : kMeansBlock) / kTile;
       for (int64_t tile = first; tile < last; tile += tiles) {
         run_block(*this, *tensor, tile, std::min(last, tile + tiles), means ? &*means : nullptr);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/index_map.h"
 #include "cpu/slices.h"
 #include "cpu/strided.h"
 #include "cpu/work.h"
@@ -29,6 +30,10 @@ struct TensorWork {
   StridedView::Slab slab;          // where all operands lie in channels_last; else 0
   int64_t slice_length;            // of the gradient, whose slices lose their means; 0: it stays as it is
   int64_t first_tile;              // tiles of the list before this tensor
+  IndexMap map;                    // of a shard whose elements are not those of the tiles from `whole.first_tile` on
+
+  // Makes it a shard.
+  void set_map(const IndexMap& index_map);
 
   // `count` elements of it, from that element of its memory on.
   Range part(int64_t first, int64_t count) const;
@@ -45,11 +50,19 @@ using StepSlabs = void (*)(const ListStep& list, const TensorWork& tensor, int64
 template <class Isa>
 void step_slabs(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t last);
 
+// The decisions, as signs, of elements [first, first + count) of a tensor with a map. Compiled once per instruction set
+// (shards.cpp).
+using DecideShard = void (*)(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count,
+                             int32_t* keeps);
+template <class Isa>
+void decide_shard(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count, int32_t* keeps);
+
 struct ListWork {
   ListStep step;
   std::vector<TensorWork> tensors;
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
   StepSlabs step_slabs = nullptr;                   // where they lie in channels_last
+  DecideShard decide_shard = nullptr;               // where there is a map
   int64_t tiles = 0;
   double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 
@@ -58,6 +71,8 @@ struct ListWork {
     tiles += (tensor.step.numel + kTile - 1) / kTile;
     tensors.push_back(tensor);
   }
+  // Whether a tensor's decisions must be drawn before its kernel runs.
+  bool draws_apart(const TensorWork& tensor) const { return !tensor.map.is_whole() && is_masked(step.threshold); }
   // Tiles [begin, end) of the list; ranges that do not meet may run at the same time.
   void run(int64_t begin, int64_t end) const;
   // The slope of the whole list, after all tiles have run.

@@ -48,6 +48,7 @@ class CheckedWork {
     with_active_isa([this](auto isa) {
       work.slice_functions = &slice_functions<decltype(isa)>();
       work.step_slabs = step_slabs<decltype(isa)>;
+      work.decide_shard = decide_shard<decltype(isa)>;
     });
     if (operands.table) {
       add_rows();
@@ -60,6 +61,9 @@ class CheckedWork {
     for (const auto& list : operands.states) {
       if (!list.empty()) check_length(list.size(), "states");
     }
+    const size_t numbers = operands.index_maps.size();
+    require(numbers == 0 || numbers == 3 * operands.params.size(), "Invalid index_maps: ", numbers, " integers for ",
+            operands.params.size(), " params");
     work.tensors.reserve(operands.params.size());
     for (size_t i = 0; i < operands.params.size(); ++i) add(i);
   }
@@ -114,6 +118,10 @@ class CheckedWork {
     double* const scalar = rule_.advance ? static_cast<double*>(operands_.scalars[i].mutable_data_ptr()) : nullptr;
     set_step(tensor, static_cast<double*>(step.mutable_data_ptr()), scalar, i);
     set_range(tensor, param.mutable_data_ptr(), grad.const_data_ptr(), param.numel(), operands_.param_indices[i]);
+    if (!operands_.index_maps.empty()) {
+      const int64_t* const map = &operands_.index_maps[3 * i];
+      set_map(tensor, {map[0], map[1], map[2]}, i);
+    }
     if (operands_.centralize && sizes.size() > 1 && param.numel() != 0) tensor.slice_length = param.numel() / sizes[0];
     Layouts layouts = {view_of(param), view_of(grad), {}};
     bool strided = layouts.param || layouts.grad;
@@ -156,6 +164,7 @@ class CheckedWork {
       set_step(tensor, reinterpret_cast<double*>(row.step), reinterpret_cast<double*>(row.scalar), i);
       set_range(tensor, reinterpret_cast<void*>(row.param), reinterpret_cast<const void*>(row.grad), row.numel,
                 row.param_index);
+      set_map(tensor, row.map, i);
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       tensor.slice_length = row.slice_length;
       tensor.slab = {row.slab, row.channels};
@@ -189,6 +198,12 @@ class CheckedWork {
     tensor.step.param_index = static_cast<uint32_t>(param_index);
     tensor.step.numel = numel;
     tensor.whole = {.param = param, .grad = grad, .states = {}, .first_tile = 0, .count = numel};
+  }
+
+  static void set_map(TensorWork& tensor, const IndexMap& map, size_t i) {
+    require(fits(map, tensor.step.numel), "Invalid index_maps[", i, "]=(", map.base, ", ", map.run, ", ", map.pitch,
+            "): no shard of ", tensor.step.numel, " elements has it");
+    tensor.set_map(map);
   }
 
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i) const {

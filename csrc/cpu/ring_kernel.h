@@ -16,7 +16,6 @@ void ring_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
   const UpdateScalars<Real<Param>> scalars(list.scalars);
   const KeepStream stream = keep_stream(list, tensor);
   TileKeeps tile_keeps;
-  const int32_t* const keeps = tile_keeps.row[0];
   for (int64_t begin = 0; begin < range.count; begin += kTile) {
     Param* const params = static_cast<Param*>(range.param) + begin;
     const Param* const grads = static_cast<const Param*>(range.grad) + begin;
@@ -40,7 +39,8 @@ void ring_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
       const Real<Param> weight = Rule::weight(number);
       for (int i = 0; i < count; ++i) mean[i] = Rule::include(mean[i], to_real(slot[i]), weight);
     }
-    decide_tile<Isa>(stream, list.threshold, range.first_tile + begin / kTile, tile_keeps);
+    if (!range.keeps) decide_tile<Isa>(stream, list.threshold, range.first_tile + begin / kTile, tile_keeps);
+    const int32_t* const keeps = range.keeps ? range.keeps + begin : tile_keeps.row[0];
     Real<Param>* const terms = mean;  // of the slope, in their place
 #pragma GCC ivdep
     for (int i = 0; i < count; ++i) {

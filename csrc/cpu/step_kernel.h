@@ -149,13 +149,13 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
 // find them in memory, where what they store might change them.
 template <class Isa, class Rule, class Param, class State>
 __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>> scalars, const Range& range,
-                                            int64_t tile, const TileKeeps& keeps) {
+                                            int64_t tile, const int32_t* keeps) {
   Real<Param> slopes[kLanes] = {};
   const int64_t first = tile * kTile, end = std::min(range.count, first + kTile);
   for (int64_t begin = first; begin < end; begin += kLanes) {
     step_row<Decay::kSelect, Slopes::kOfStored, true, Rule, Param, State>(
         rule, scalars, range, Prefetch{}, begin, static_cast<int>(std::min(kLanes, end - begin)),
-        keeps.row[(begin - first) / kLanes], slopes);
+        keeps + (begin - first), slopes);
   }
   if (range.slopes) range.slopes[tile] = tile_slope<Isa, Param>(slopes);
 }
@@ -193,7 +193,8 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
     }
   }
   const int64_t tile = range.count / kTile;
-  if (range.count % kTile != 0) run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2]);
+  if (range.count % kTile != 0)
+    run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2].row[0]);
 }
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
@@ -203,12 +204,13 @@ void run_any_tiles(const ListStep& list, const TensorStep& tensor, const Range& 
   const KeepStream stream = keep_stream(list, tensor);
   TileKeeps keeps;
   for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
-    decide_tile<Isa>(stream, list.threshold, range.first_tile + tile, keeps);
-    run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps);
+    if (!range.keeps) decide_tile<Isa>(stream, list.threshold, range.first_tile + tile, keeps);
+    const int32_t* const own = range.keeps ? range.keeps + tile * kTile : keeps.row[0];
+    run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, own);
   }
 }
 
-// A range whose decisions are given.
+// A range whose decisions are given, without slopes.
 template <class Rule, class Hyper, class Param, class State>
 __attribute__((noinline)) void run_given(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
@@ -224,10 +226,13 @@ __attribute__((noinline)) void run_given(const ListStep& list, const TensorStep&
 
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& range) {
-  if (range.keeps) return run_given<Rule, Hyper, Param, State>(list, tensor, range);
-  if (!range.slopes) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
-  const bool centralizes = range.stored_grad || range.row_means;
-  if (!centralizes) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
+  if (range.keeps && !range.slopes && !range.row_means) {
+    return run_given<Rule, Hyper, Param, State>(list, tensor, range);
+  }
+  if (!range.slopes && !range.keeps)
+    return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
+  const bool any = range.stored_grad || range.row_means || range.keeps;
+  if (!any) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
   run_any_tiles<Isa, Rule, Hyper, Param, State>(list, tensor, range);
 }
 

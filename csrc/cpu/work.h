@@ -35,7 +35,7 @@ struct Range {
   double* slopes = nullptr;           // of its tiles, or null
   const double* row_means = nullptr;  // what the gradient of each row of kLanes loses, or null
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
-  const int32_t* keeps = nullptr;     // decisions, as signs, of elements that do not lie in the order of their indices
+  const int32_t* keeps = nullptr;     // decisions, as signs, of elements that are not those of the tiles, in order
 };
 
 // What the gradient of a row loses; without means a zero, which changes nothing.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/slice_mean.h"
-#include "cuda/launch.h"
+#include "cuda/runs.cuh"
 #include "cuda/step.h"
 
 namespace lrt::cuda {
@@ -51,27 +51,18 @@ __global__ void find_means(Step call) {
   slice_means<Param>(call)[item] = slice_mean(partial_sums<Param>(call) + first_partial, row.slice_length);
 }
 
-// The means that the elements of one chunk lose. Its first slice is entered at any place; from there on an element's
-// slice is found by one multiplication: with lengths and offsets below 2**14 the quotient is exact, and of slices
-// longer than a chunk only the first border counts, wherever it lies.
+// The means that the elements of one chunk lose.
 template <class Real>
 struct SliceMeans {
   const Real* first = nullptr;  // null: there is nothing to lose
-  int64_t begin;                // of the chunk
-  uint32_t offset, inverse;
+  ChunkRuns slices;
 
-  LRT_HD SliceMeans(const Real* means, const TableRow& row, int64_t chunk_begin) : begin(chunk_begin) {
+  LRT_HD SliceMeans(const Real* means, const TableRow& row, int64_t chunk_begin) {
     if (row.slice_length == 0) return;
-    const int64_t slice = chunk_begin / row.slice_length, border = (slice + 1) * row.slice_length - chunk_begin;
-    const int64_t length = row.slice_length < kChunk ? row.slice_length : kChunk;
-    first = means + row.first_slice + slice;
-    offset = static_cast<uint32_t>(length - (border < length ? border : length));
-    inverse = static_cast<uint32_t>((uint64_t(1) << 31) / static_cast<uint64_t>(length)) + 1;
+    slices = ChunkRuns(row.slice_length, chunk_begin);
+    first = means + row.first_slice + slices.first;
   }
-  LRT_HD Real of(int64_t element) const {
-    const uint32_t place = static_cast<uint32_t>(element - begin) + offset;
-    return first[static_cast<uint64_t>(place) * inverse >> 31];
-  }
+  LRT_HD Real of(int64_t element) const { return first[slices.of(element)]; }
 };
 
 template <class Param>

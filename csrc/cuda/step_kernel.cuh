@@ -70,6 +70,22 @@ LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t
   return slope_unit<kCount>(slopes);
 }
 
+// The same of a shard, whose elements' calls serve no others.
+template <class Param, class State, int kCount, class Rule>
+LRT_DEVICE Real<Param> step_shard(const Chunk<Rule, Real<Param>>& chunk, const ChunkMap& map, int64_t tile, int lane) {
+  Real<Param> slopes[kCount] = {};
+#pragma unroll 1
+  for (int row = 0; row < kTile / kLanes; ++row) {
+    const int64_t element = tile * kTile + row * kLanes + lane;
+    uint32_t bits[kCount] = {};
+    if (chunk.shared.masked) {
+      for (int e = 0; e < kCount; ++e) bits[e] = keep_bits(chunk.stream, map.element(element + e)) << 16;
+    }
+    if (kCount > 1 || element < chunk.end) step_elements<Param, State, kCount, true>(chunk, element, bits, slopes);
+  }
+  return slope_unit<kCount>(slopes);
+}
+
 // Blocks per multiprocessor that the compiler shall make room for. Left alone it aims at more of them for some kernels,
 // and spills a few registers for it.
 template <class Rule, class Param>
@@ -104,24 +120,29 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kern
     if (call.slope) slope_units<Param>(call)[of_list * kUnits + unit] = slope;
   };
   int64_t tile = begin / kTile + threadIdx.x / kUnits;
-  const auto step_tiles = [&]<bool kCentralize>() {
-    for (; tile < last_tile; tile += kThreads / kUnits) {
-      store_slope(tile, step_lanes<Param, State, kUnit, kCentralize>(chunk, tile, unit * kUnit));
+  const auto in_wide_accesses = [&](const auto& lanes) {
+    for (; tile < last_tile; tile += kThreads / kUnits) store_slope(tile, lanes(tile, unit * kUnit));
+  };
+  const auto lane_by_lane = [&](const auto& lanes) {
+    for (; tile * kTile < end; tile += kThreads / kUnits) {
+      Real<Param> slope = 0;
+#pragma unroll 1
+      for (int lane = unit * kUnit; lane < (unit + 1) * kUnit; ++lane) slope = slope + lanes(tile, lane);
+      store_slope(tile, slope);
     }
   };
+  if (!row.map.is_whole()) {
+    const ChunkMap map(row.map, begin);
+    in_wide_accesses([&](int64_t t, int lane) { return step_shard<Param, State, kUnit>(chunk, map, t, lane); });
+    lane_by_lane([&](int64_t t, int lane) { return step_shard<Param, State, 1>(chunk, map, t, lane); });
+    return;
+  }
   if (chunk.means.first) {
-    step_tiles.template operator()<true>();
+    in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, true>(chunk, t, lane); });
   } else {
-    step_tiles.template operator()<false>();
+    in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, false>(chunk, t, lane); });
   }
-  for (; tile * kTile < end; tile += kThreads / kUnits) {
-    Real<Param> slope = 0;
-#pragma unroll 1
-    for (int lane = unit * kUnit; lane < (unit + 1) * kUnit; ++lane) {
-      slope = slope + step_lanes<Param, State, 1, true>(chunk, tile, lane);
-    }
-    store_slope(tile, slope);
-  }
+  lane_by_lane([&](int64_t t, int lane) { return step_lanes<Param, State, 1, true>(chunk, t, lane); });
 }
 
 template <class Variant, class Param, class State>

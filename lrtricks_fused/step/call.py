@@ -78,6 +78,10 @@ class StepCall:
         """The index map of each parameter."""
         return [None] * len(self.params) if self.index_maps is None else self.index_maps
 
+    def map_integers(self) -> list[int]:
+        """Base, run and pitch of all parameters, as the kernels take them: zeros of a whole one; nothing if all are."""
+        return [number for index_map in self.index_maps or () for number in index_map or (0, 0, 0)]
+
     def slice_length(self, param: Tensor) -> int:
         """Elements of a slice whose mean is taken off the gradient of ``param``; 0 where nothing is."""
         return param.numel() // param.shape[0] if self.centralize and param.dim() > 1 and param.numel() else 0

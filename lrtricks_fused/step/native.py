@@ -179,6 +179,7 @@ def _run_on_lists(call: StepCall) -> None:
         call.param_indices,
         call.centralize,
         call.slope,
+        call.map_integers(),
         **call.hyper,
         lr=lr,
         weight_decay=call.weight_decay,

@@ -5,8 +5,8 @@ itself. A row of the table is one parameter: addresses of the parameter, the gra
 has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
 first of its chunks, of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
 their partial sums, the address of its scalar state (0: none), and, of a parameter in channels_last, the elements of one
-index of dimension 0 and its channels (0: contiguous). On a GPU the table, the chunks and the scratch of the step live
-on the device.
+index of dimension 0 and its channels (0: contiguous), and last the index map (zeros: no shard). On a GPU the table, the
+chunks and the scratch of the step live on the device.
 """
 
 from collections.abc import Callable, Hashable
@@ -26,7 +26,8 @@ PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CH
 SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 SLAB = SCALAR_STATE + MAX_SCALAR_STATES
-CHANNELS, COLUMNS = SLAB + 1, SLAB + 2
+CHANNELS, BASE = SLAB + 1, SLAB + 2
+RUN, PITCH, COLUMNS = BASE + 1, BASE + 2, BASE + 3
 MAX_SLAB = 2**15  # elements; csrc/cpu/engine.h
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
@@ -125,7 +126,7 @@ class AddressTable:
         self._addresses = _addresses(self._held)
         self._layouts = _layouts(call.params)
         self._grad_addresses = _addresses(call.grads)
-        self._indices, self._centralize = call.param_indices, call.centralize
+        self._indices, self._maps, self._centralize = call.param_indices, call.index_maps, call.centralize
         self.slices = self.partials = 0  # of all tensors
         self.rows: Any = None
         self.chunk_tensors: Any = None  # this and what follows: on a device, if the table lies there
@@ -136,6 +137,7 @@ class AddressTable:
         self._devices = [param.device for param in call.params]
         self._bytes = [param.nbytes for param in call.params]
         self.has_slabs = False
+        self.has_shards = any(call.map_integers())
         if _fits(call, upload is not None):
             self._guards = _guards([*self._held, *call.grads])
             self._fill(call, *map(_addresses, lists))
@@ -161,6 +163,8 @@ class AddressTable:
         rows[:, STEP] = _integers(steps)
         rows[:, NUMEL] = numel
         rows[:, PARAM_INDEX] = _integers(call.param_indices)
+        if self.has_shards:
+            rows[:, BASE:] = _integers(call.map_integers()).view(-1, COLUMNS - BASE)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
         for number, param in enumerate(call.params):
@@ -249,6 +253,7 @@ class AddressTable:
         held = list(chain(*lists))
         if not (
             self._indices == call.param_indices
+            and self._maps == call.index_maps
             and self._centralize == call.centralize
             and list(map(len, lists)) == self._lengths
             and all(map(is_, held, self._held))

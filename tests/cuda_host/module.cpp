@@ -127,5 +127,8 @@ PYBIND11_MODULE(cuda_on_host, m) {
   column("SCALAR_STATE", offsetof(TableRow, scalar));
   column("SLAB", offsetof(TableRow, slab));
   column("CHANNELS", offsetof(TableRow, channels));
+  column("BASE", offsetof(TableRow, map.base));
+  column("RUN", offsetof(TableRow, map.run));
+  column("PITCH", offsetof(TableRow, map.pitch));
   m.attr("constants") = constants;
 }

@@ -1,0 +1,44 @@
+// Runs of equal length in a chunk: slices of a gradient (slices.cuh), and what a shard holds of a whole parameter.
+#pragma once
+
+#include "core/slope.h"
+#include "core/table.h"
+#include "cuda/launch.h"
+
+namespace lrt::cuda {
+
+// The chunk's first element lies anywhere in a run, and from there on an element's run is found by one multiplication:
+// with lengths and offsets below 2**14 the quotient is exact, and of runs longer than a chunk only the first border
+// counts, wherever it lies.
+struct ChunkRuns {
+  int64_t begin;  // of the chunk
+  int64_t first;  // the run in which it begins
+  uint32_t offset, inverse;
+
+  LRT_HD ChunkRuns() = default;
+  LRT_HD ChunkRuns(int64_t length, int64_t chunk_begin) : begin(chunk_begin), first(chunk_begin / length) {
+    const int64_t border = length - (chunk_begin - first * length);
+    const int64_t shorter = length < kChunk ? length : kChunk;
+    offset = static_cast<uint32_t>(shorter - (border < shorter ? border : shorter));
+    inverse = static_cast<uint32_t>((uint64_t(1) << 31) / static_cast<uint64_t>(shorter)) + 1;
+  }
+  // The number of an element's run, counted from the chunk's first.
+  LRT_HD uint32_t of(int64_t element) const {
+    const uint32_t place = static_cast<uint32_t>(element - begin) + offset;
+    return static_cast<uint32_t>(static_cast<uint64_t>(place) * inverse >> 31);
+  }
+};
+
+// Which elements of the whole parameter those of a shard's chunk are (core/index_map.h).
+struct ChunkMap {
+  ChunkRuns runs;
+  int64_t first, gap;  // the chunk's first element, and what lies between two runs
+
+  LRT_HD ChunkMap(const IndexMap& map, int64_t chunk_begin)
+      : runs(map.run, chunk_begin),
+        first(map.base + chunk_begin + runs.first * (map.pitch - map.run)),
+        gap(map.pitch - map.run) {}
+  LRT_HD int64_t element(int64_t local) const { return first + (local - runs.begin) + runs.of(local) * gap; }
+};
+
+}  // namespace lrt::cuda
