@@ -124,7 +124,7 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
   }
   if (means) means->centralize(first, count, part);
   if (work.draws_apart(tensor)) {
-    work.decide_shard(work.step, tensor, first, count, own.keeps);
+    work.shard_functions->decide(work.step, tensor, first, count, own.keeps);
     part.keeps = own.keeps;
   }
   tensor.kernel(work.step, tensor.step, part);
@@ -177,7 +177,7 @@ void ListWork::run(int64_t begin, int64_t end) const {
       const int64_t slab = tensor->slab.elements, slabs = tensor->step.numel / slab;
       const auto slabs_before = [=](int64_t tile) { return (tile * kTile + slab - 1) / slab; };
       step_slabs(step, *tensor, slabs_before(first), std::min(slabs_before(last), slabs));
-    } else if (tensor->layouts || tensor->slice_length || draws_apart(*tensor)) {
+    } else if (tensor->layouts || tensor->slice_length || (draws_apart(*tensor) && tile_slopes)) {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
       const bool buffered = tensor->layouts || tensor->slice_length % kLanes != 0 || draws_apart(*tensor);
@@ -187,7 +187,11 @@ void ListWork::run(int64_t begin, int64_t end) const {
       }
     } else {
       const int64_t count = std::min(last * kTile, tensor->step.numel) - first * kTile;
-      tensor->kernel(step, tensor->step, part_of(*tensor, first, count, tile_slopes));
+      if (draws_apart(*tensor)) {
+        shard_functions->step(step, *tensor, first * kTile, count);
+      } else {
+        tensor->kernel(step, tensor->step, part_of(*tensor, first, count, tile_slopes));
+      }
     }
     begin = tensor_end;
   }

@@ -50,19 +50,25 @@ using StepSlabs = void (*)(const ListStep& list, const TensorWork& tensor, int64
 template <class Isa>
 void step_slabs(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t last);
 
-// The decisions, as signs, of elements [first, first + count) of a tensor with a map. Compiled once per instruction set
-// (shards.cpp).
-using DecideShard = void (*)(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count,
-                             int32_t* keeps);
+// Of a tensor with a map, in a masked step, elements [first, first + count): their decisions, as signs; and their step,
+// where the operands lie contiguously and no slope is asked for. Compiled once per instruction set (shards.cpp).
 template <class Isa>
 void decide_shard(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count, int32_t* keeps);
+template <class Isa>
+void step_shard(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count);
+struct ShardFunctions {
+  void (*decide)(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count, int32_t* keeps);
+  void (*step)(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count);
+};
+template <class Isa>
+constexpr ShardFunctions kShardFunctions = {decide_shard<Isa>, step_shard<Isa>};
 
 struct ListWork {
   ListStep step;
   std::vector<TensorWork> tensors;
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
   StepSlabs step_slabs = nullptr;                   // where they lie in channels_last
-  DecideShard decide_shard = nullptr;               // where there is a map
+  const ShardFunctions* shard_functions = nullptr;  // where there is a map
   int64_t tiles = 0;
   double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
 

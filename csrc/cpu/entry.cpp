@@ -48,7 +48,7 @@ class CheckedWork {
     with_active_isa([this](auto isa) {
       work.slice_functions = &slice_functions<decltype(isa)>();
       work.step_slabs = step_slabs<decltype(isa)>;
-      work.decide_shard = decide_shard<decltype(isa)>;
+      work.shard_functions = &kShardFunctions<decltype(isa)>;
     });
     if (operands.table) {
       add_rows();

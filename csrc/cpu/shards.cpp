@@ -1,5 +1,5 @@
-// The keep decisions of a shard, which are those of the whole parameter's elements (core/index_map.h): see decide_shard
-// in engine.h. Built for one instruction set, named by the build (-DLRT_ISA=Avx512, Avx2 or Baseline).
+// The keep decisions of a shard, which are those of the whole parameter's elements (core/index_map.h), and its step:
+// see engine.h. Built for one instruction set, named by the build (-DLRT_ISA=Avx512, Avx2 or Baseline).
 #include <algorithm>
 #include <cstring>
 
@@ -23,6 +23,10 @@ struct Drawn {
   }
 };
 thread_local Drawn last;
+
+constexpr int64_t kGiven = 8 * kTile;  // elements whose decisions go through a buffer at a time
+constexpr int64_t kLongRun = 4 * kTile;
+thread_local int32_t given[kGiven];  // not on the stack, which may be small
 
 // The decisions of `count` elements of one tile, from `place` in it on: only the calls that they need.
 template <class Isa>
@@ -67,6 +71,34 @@ void decide_shard(const ListStep& list, const TensorWork& tensor, int64_t first,
   }
 }
 
+// From where a run meets a tile of the whole parameter on, its elements are a range as any other, whose draws are made
+// while it is stepped. What comes before goes through a buffer, as all of runs that are too short for this.
+template <class Isa>
+void step_shard(const ListStep& list, const TensorWork& tensor, int64_t first, int64_t count) {
+  const IndexMap& map = tensor.map;
+  const auto step_given = [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin += kGiven) {
+      Range part = tensor.part(begin, std::min(end - begin, kGiven));
+      decide_shard<Isa>(list, tensor, begin, part.count, given);
+      part.keeps = given;
+      tensor.kernel(list, tensor.step, part);
+    }
+  };
+  const int64_t end = first + count;
+  if (map.run < kLongRun) return step_given(first, end);
+  for (int64_t stretch_end; first < end; first = stretch_end) {
+    const int64_t place = first % map.run, element = map.base + first / map.run * map.pitch + place;
+    stretch_end = std::min(end, first + map.run - place);
+    const int64_t met = std::min(stretch_end, first + (kTile - element % kTile) % kTile);
+    step_given(first, met);
+    if (met == stretch_end) continue;
+    Range part = tensor.part(met, stretch_end - met);
+    part.first_tile = (element + met - first) / kTile;
+    tensor.kernel(list, tensor.step, part);
+  }
+}
+
 template void decide_shard<LRT_ISA>(const ListStep&, const TensorWork&, int64_t, int64_t, int32_t*);
+template void step_shard<LRT_ISA>(const ListStep&, const TensorWork&, int64_t, int64_t);
 
 }  // namespace lrt::cpu

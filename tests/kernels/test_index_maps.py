@@ -22,10 +22,10 @@ ADAM = next(case for case in RICH if case.ours is lrt.Adam)
 AVERAGE = next(case for case in RICH if "momentum_window" in case.name)
 
 MAPS = [
-    IndexMap(0, 1, 1), IndexMap(0, 2**15, 0), IndexMap(512, 2**15, 0), IndexMap(1, 2**15, 0), IndexMap(511, 2**40, 0),
+    IndexMap(0, 1, 1), IndexMap(0, 2**17, 0), IndexMap(512, 2**17, 0), IndexMap(1, 2**17, 0), IndexMap(511, 2**40, 0),
     IndexMap(3, 1, 2), IndexMap(5, 7, 11), IndexMap(0, 63, 64), IndexMap(64, 64, 128), IndexMap(9, 65, 1000),
     IndexMap(513, 513, 513), IndexMap(4096, 512, 5120), IndexMap(2**32 * 8 - 700, 1100, 2**33),
-    IndexMap(2**59 - 2**15, 2**15, 0), IndexMap(8, 8, 24),
+    IndexMap(2**59 - 2**17, 2**17, 0), IndexMap(8, 8, 24),
 ]  # fmt: skip
 INVALID = [
     (IndexMap(-1, 5, 5), "base >= 0"), (IndexMap(0, 0, 5), "run >= 1"), (IndexMap(0, -3, 5), "run >= 1"),
@@ -251,12 +251,13 @@ def test_an_invalid_map_is_refused_before_anything_is_touched(index_map, text, b
     before.assert_unchanged()
 
 
-@pytest.mark.parametrize("index_maps", [[0, 1], [0, 0, 0] * 3, *([*index_map, 0, 0, 0] for index_map, _ in INVALID),
-                                        [0, 0, 0, 1, 0, 0],
-                                        [0, 1, 2**62, 0, 0, 0], [2**62, 2**62, 0, 0, 0, 0]], ids=str)  # fmt: skip
+# Too few and too many integers; what is no map, as far as 64 bits can say it; a whole parameter elsewhere.
+REFUSED = [[0, 1], [0, 0, 0] * 3, *([*index_map, 0, 0, 0] for index_map, _ in INVALID[1:-1] if index_map.run),
+           [0, 0, 0, 1, 0, 0], [0, 1, 2**62, 0, 0, 0], [2**62, 2**62, 0, 0, 0, 0]]  # fmt: skip
+
+
+@pytest.mark.parametrize("index_maps", REFUSED, ids=str)
 def test_ops_refuse_what_is_no_map(index_maps):
-    if any(not -(2**63) <= number < 2**63 for number in index_maps):
-        pytest.skip("no 64-bit integer")
     args, kwargs = sample("adam_", ((100,), (10, 10)))
     before = [tensor.clone() for tensor in tensors_of(args)]
     with pytest.raises(RuntimeError, match="Invalid index_maps"):
