@@ -142,10 +142,11 @@ def step_chunk(
         call = block * BLOCK + tl.arange(0, BLOCK)
         w0 = tl.zeros([BLOCK], tl.uint32)
         w1, w2, w3 = w0, w0, w0
-        if masked and not VARIANT.SHARDS:
-            c0 = first.to(tl.uint32) + call.to(tl.uint32)
-            high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
-            w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
+        if not VARIANT.SHARDS:
+            if masked:
+                c0 = first.to(tl.uint32) + call.to(tl.uint32)
+                high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
+                w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
         lane = call // LANES * TILE + call % LANES
         slopes = tl.zeros([BLOCK], VARIANT.REAL)
         if FULL:  # unrolled: a loop would make the compiler move the draws to the loads' layout through shared memory

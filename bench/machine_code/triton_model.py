@@ -180,7 +180,7 @@ def _compile(
 
 
 def _compile_step(
-    arch: int, rule: str, dtype: str, centralize: bool, slope: bool
+    arch: int, rule: str, dtype: str, centralize: bool, slope: bool, shards: bool = False
 ) -> tuple[Reading, Sequence[sass.Instruction], dict[str, Any]]:
     """The kernel's own figures, its instructions, and what it is compiled for."""
     import torch
@@ -190,7 +190,7 @@ def _compile_step(
     variant = VARIANTS[rule]
     dtypes = (getattr(torch, of) for of in DTYPES[dtype])
     given = launch.step_constexprs(
-        variant.record.name, variant.flags, variant.states, *dtypes, _target(arch).warp_size, centralize, slope
+        variant.record.name, variant.flags, variant.states, *dtypes, _target(arch).warp_size, centralize, slope, shards
     )
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, slope=slope), given
@@ -214,6 +214,11 @@ def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Rea
 def read_slope_step(arch: int, rule: str, dtype: str, centralize: bool) -> Reading:
     """The same of a step with a slope; of the executed instructions nothing is said."""
     return _compile_step(arch, rule, dtype, centralize, True)[0]
+
+
+def read_shard_step(arch: int, rule: str, dtype: str) -> Reading:
+    """The same of a step with shards among the parameters; of the executed instructions nothing is said."""
+    return _compile_step(arch, rule, dtype, False, False, True)[0]
 
 
 def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
@@ -265,6 +270,12 @@ def step_reading(arch: int, rule: str, dtype: str, centralize: bool = False) -> 
 def slope_reading(arch: int, rule: str, dtype: str, centralize: bool) -> Future[Reading]:
     """The same of read_slope_step."""
     return _pool().submit(read_slope_step, arch, rule, dtype, centralize)
+
+
+@cache
+def shard_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
+    """The same of read_shard_step."""
+    return _pool().submit(read_shard_step, arch, rule, dtype)
 
 
 @cache

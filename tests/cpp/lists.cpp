@@ -143,12 +143,30 @@ TestList sample_list(const Variant& variant) {
   return list;
 }
 
+void make_shards(TestList& list) {
+  // Single runs, on a tile and off it; short ones, within a tile and across its end; long ones; far elements.
+  constexpr int64_t whole = 1 << 14, far = int64_t{1} << 33;
+  constexpr IndexMap maps[] = {{1, whole, 0},
+                               {512, whole, 0},
+                               {0, 1, 2},
+                               {5, 7, 11},
+                               {9, 65, 1000},
+                               {4096, 512, 5120},
+                               {513, 2500, 4000},
+                               {511, 4097, 4097},
+                               {3, 1, 700},
+                               {kMaxElements - whole, whole, 0},
+                               {4 * far - 700, 2100, far}};
+  for (size_t i = 0; i < list.size(); ++i) list[i].map = maps[i % std::size(maps)];
+}
+
 cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
   cpu::ListWork work = cpu::with_isa(isa, [&](auto tag) -> cpu::ListWork {
     return {.step = list_step(call),
             .tensors = {},
             .slice_functions = &cpu::slice_functions<decltype(tag)>(),
-            .step_slabs = cpu::step_slabs<decltype(tag)>};
+            .step_slabs = cpu::step_slabs<decltype(tag)>,
+            .shard_functions = &cpu::kShardFunctions<decltype(tag)>};
   });
   for (TestTensor& tensor : list) {
     const auto [param, state] = tensor.dtypes;
@@ -164,7 +182,9 @@ cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
               .slab = tensor.layouts && call.variant.slots == 1 ? slab_of(*tensor.layouts, call.variant.states)
                                                                 : cpu::StridedView::Slab(),
               .slice_length = tensor.slice_length,
-              .first_tile = 0});
+              .first_tile = 0,
+              .map = {}});
+    work.tensors.back().set_map(tensor.map);
   }
   return work;
 }
@@ -179,7 +199,17 @@ void run_native(const Call& call, cpu::Isa isa, TestList& list, Deal deal) {
 void run_scalar(const Call& call, TestList& list) {
   for (TestTensor& tensor : list) {
     const cpu::StepKernel kernel = call.variant.scalar(tensor.dtypes.param, tensor.dtypes.state);
-    kernel(list_step(call), tensor_step(tensor), range_of(call.variant, tensor));
+    cpu::Range range = range_of(call.variant, tensor);
+    std::vector<int32_t> keeps;
+    if (!tensor.map.is_whole()) {
+      const auto [base, run, pitch] = tensor.map;
+      const KeepStream stream = keep_stream(list_step(call), tensor_step(tensor));
+      for (int64_t i = 0; i < tensor.count; ++i) {
+        keeps.push_back(keep_bits(stream, base + i / run * pitch + i % run) < call.threshold ? -1 : 0);
+      }
+      range.keeps = keeps.data();
+    }
+    kernel(list_step(call), tensor_step(tensor), range);
   }
 }
 

@@ -23,6 +23,7 @@ struct TestTensor {
   Bytes param, grad, states[kMaxStates];
   std::shared_ptr<const cpu::Layouts> layouts;
   int64_t slice_length = 0;  // of the gradient, if it is to be centralized
+  IndexMap map = {};         // of a shard
   double scalar = 0.625;     // of a rule that has one, at this step
 };
 using TestList = std::vector<TestTensor>;
@@ -51,6 +52,9 @@ constexpr DecayMode kDecayModes[] = {{"no decay", {0.0123, 0.0, -0.75, true}},
 TestTensor random_tensor(const Variant& variant, DtypePair dtypes, int64_t count, int64_t offset, Random& random);
 // Every dtype pair x size x offset, in that order, with step counts and parameter indices of their own.
 TestList sample_list(const Variant& variant);
+
+// Makes each tensor a shard, with a map of its own as far as there are enough.
+void make_shards(TestList& list);
 
 // Takes the means of its slices off a contiguous gradient, element by element.
 void centralize(TestTensor& tensor);

@@ -7,6 +7,11 @@
 
 namespace lrt::test {
 
+inline bool keeps(const cpu::ListStep& list, const cpu::TensorStep& tensor, const cpu::Range& range, int64_t i) {
+  if (range.keeps) return range.keeps[i] < 0;
+  return keep_bits(keep_stream(list, tensor), range.first_tile * kTile + i) < list.threshold;
+}
+
 template <class Rule, class Hyper, class Param, class State>
 void scalar_step(const cpu::ListStep& list, const cpu::TensorStep& tensor, const cpu::Range& range) {
   const Rule rule = cpu::rule_of<Rule, Hyper>(list, tensor);
@@ -18,7 +23,7 @@ void scalar_step(const cpu::ListStep& list, const cpu::TensorStep& tensor, const
     for (int k = 0; k < Rule::kStates; ++k) state[k] = to_real(static_cast<const State*>(range.states[k])[i]);
     const Real<Param> updated = update<Decay::kSelect>(rule, scalars, to_real(params[i]), to_real(grads[i]), state);
     for (int k = 0; k < Rule::kStates; ++k) static_cast<State*>(range.states[k])[i] = from_real<State>(state[k]);
-    const bool keep = keep_bits(keep_stream(list, tensor), range.first_tile * kTile + i) < list.threshold;
+    const bool keep = keeps(list, tensor, range, i);
     if (keep) params[i] = from_real<Param>(updated);
   }
 }
@@ -40,7 +45,7 @@ void scalar_ring_step(const cpu::ListStep& list, const cpu::TensorStep& tensor, 
     for (int64_t number = 1; number < rule.filled; ++number) {
       mean = mean + (to_real(slot(number)) - mean) * (Real<Param>(1) / static_cast<Real<Param>>(number + 1));
     }
-    const bool keep = keep_bits(keep_stream(list, tensor), range.first_tile * kTile + i) < list.threshold;
+    const bool keep = keeps(list, tensor, range, i);
     if (keep) params[i] = from_real<Param>(moved_param<Decay::kSelect>(scalars, param, mean));
   }
 }

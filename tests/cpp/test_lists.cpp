@@ -22,9 +22,10 @@ void kernels_match(const Call& call, Isa isa, const TestList& start, const TestL
   }
 }
 
-void list_cases(const Variant& variant) {
+void list_cases(const Variant& variant, bool shards) {
   constexpr Deal deals[] = {Deal::kShuffledParts, Deal::kSingleTilesBackwards, Deal::kThreads};
-  const TestList start = sample_list(variant);
+  TestList start = sample_list(variant);
+  if (shards) make_shards(start);
   int combination = 0;
   for (const uint32_t threshold : kThresholds) {
     for (const DecayMode& mode : kDecayModes) {
@@ -35,7 +36,8 @@ void list_cases(const Variant& variant) {
       const int turn = combination % 3 + combination / 3;
       ++combination;
       for (const Isa isa : available_isas()) {
-        run_case(text("lists: ", variant.name, ", threshold ", threshold, ", ", mode.name, ", ", cpu::isa_name(isa)),
+        run_case(text("lists: ", variant.name, shards ? " of shards" : "", ", threshold ", threshold, ", ", mode.name,
+                      ", ", cpu::isa_name(isa)),
                  [&] { kernels_match(call, isa, start, expected, deals[(turn + static_cast<int>(isa)) % 3]); });
       }
     }
@@ -166,7 +168,7 @@ void unknown_isa_is_named() {
 void test_lists() {
   run_case("isa: an unknown name is refused", unknown_isa_is_named);
   for (const Variant& variant : variants()) {
-    list_cases(variant);
+    for (const bool shards : {false, true}) list_cases(variant, shards);
     for (const Isa isa : available_isas()) {
       const std::string of = text(variant.name, ", ", cpu::isa_name(isa));
       run_case("pairs: offered or null, " + of, [&] { missing_pairs(variant, isa); });

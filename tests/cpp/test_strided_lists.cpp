@@ -65,7 +65,7 @@ TestList stepped(const Call& call, const TestList& start) {
   return list;
 }
 
-void strided_cases(const Variant& variant, bool centralized) {
+void strided_cases(const Variant& variant, bool centralized, bool shards) {
   Random random = {73};
   TestList start;
   for (const DtypePair dtypes : kPairs) {
@@ -76,13 +76,14 @@ void strided_cases(const Variant& variant, bool centralized) {
       if (centralized && shape.sizes.size() > 1 && count > 0) start.back().slice_length = count / shape.sizes[0];
     }
   }
+  if (shards) make_shards(start);
   for (const uint32_t threshold : {30000u, kKeepAll}) {
     const Call call = {variant, kDecayModes[1].scalars, threshold};
     const TestList expected = stepped(call, start);
     for (const Operands& operands : kStrided) {
       const TestList strided_start = strided(start, operands), strided_expected = strided(expected, operands);
-      const std::string of =
-          text(variant.name, centralized ? " centralized" : "", ", ", operands.name, ", threshold ", threshold, ", ");
+      const std::string of = text(variant.name, centralized ? " centralized" : "", shards ? " of shards" : "", ", ",
+                                  operands.name, ", threshold ", threshold, ", ");
       for (const cpu::Isa isa : available_isas()) {
         run_case("strided lists: " + of + cpu::isa_name(isa), [&] {
           for (const Deal deal : {Deal::kShuffledParts, Deal::kThreads}) {
@@ -100,8 +101,11 @@ void strided_cases(const Variant& variant, bool centralized) {
 
 void test_strided_lists() {
   // The engine knows no rule: one variant for each number of states.
-  for (const char* name : {"sgd", "sgd nesterov", "adam", "amsgrad"}) strided_cases(variant_named(name), false);
-  for (const char* name : {"sgd", "amsgrad"}) strided_cases(variant_named(name), true);
+  for (const char* name : {"sgd", "sgd nesterov", "adam", "amsgrad"}) {
+    strided_cases(variant_named(name), false, false);
+  }
+  for (const char* name : {"sgd", "amsgrad"}) strided_cases(variant_named(name), true, false);
+  for (const bool centralized : {false, true}) strided_cases(variant_named("amsgrad"), centralized, true);
 }
 
 }  // namespace lrt::test

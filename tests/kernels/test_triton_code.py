@@ -2,7 +2,7 @@
 
 LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
 every target, and two more pairs of Adam's; with centralized gradients, f32 of Adam for sm_90 and an AMD GPU; with a
-slope, f32 of Adam for sm_90.
+slope, and of shards, f32 of Adam for sm_90.
 """
 
 import os
@@ -37,6 +37,8 @@ CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton
                 if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
+SHARDS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
+          if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_partials", "find_means") for d in triton_model.MEANS
          if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in ("f32", "f64")
@@ -51,6 +53,8 @@ def _all_at_once():
             triton_model.step_reading(*key)
         for key in SLOPES:
             triton_model.slope_reading(*key)
+        for key in SHARDS:
+            triton_model.shard_reading(*key)
         for key in PREPARES:
             triton_model.prepare_reading(*key)
         for key in MEANS:
@@ -103,6 +107,13 @@ def test_step_kernel(key):
 @pytest.mark.parametrize("key", SLOPES, ids=name)
 def test_step_kernel_with_a_slope(key):
     reading = triton_model.slope_reading(*key).result()
+    check_memory(reading)
+    check_arithmetic(key[0], reading)
+
+
+@pytest.mark.parametrize("key", SHARDS, ids=name)
+def test_step_kernel_of_shards(key):
+    reading = triton_model.shard_reading(*key).result()
     check_memory(reading)
     check_arithmetic(key[0], reading)
 
