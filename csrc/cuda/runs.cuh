@@ -29,15 +29,15 @@ struct ChunkRuns {
   }
 };
 
-// Which elements of the whole parameter those of a shard's chunk are (core/index_map.h).
+// Which elements of the whole parameter those of a shard's chunk are (core/index_map.h). A whole one is one run.
 struct ChunkMap {
   ChunkRuns runs;
   int64_t first, gap;  // the chunk's first element, and what lies between two runs
 
   LRT_HD ChunkMap(const IndexMap& map, int64_t chunk_begin)
-      : runs(map.run, chunk_begin),
-        first(map.base + chunk_begin + runs.first * (map.pitch - map.run)),
-        gap(map.pitch - map.run) {}
+      : runs(map.is_whole() ? kMaxElements : map.run, chunk_begin), gap(map.pitch - map.run) {
+    first = map.base + chunk_begin + runs.first * gap;
+  }
   LRT_HD int64_t element(int64_t local) const { return first + (local - runs.begin) + runs.of(local) * gap; }
 };
 

@@ -70,7 +70,7 @@ LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t
   return slope_unit<kCount>(slopes);
 }
 
-// The same of a shard, whose elements' calls serve no others.
+// The same of a shard, whose elements' calls serve no others: one row at a time.
 template <class Param, class State, int kCount, class Rule>
 LRT_DEVICE Real<Param> step_shard(const Chunk<Rule, Real<Param>>& chunk, const ChunkMap& map, int64_t tile, int lane) {
   Real<Param> slopes[kCount] = {};
@@ -93,8 +93,9 @@ constexpr int kMinBlocks = sizeof(Param) == 4                     ? 4
                            : kHasRing<Rule> && sizeof(Param) == 2 ? 2
                                                                   : 3;
 
-template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
+// The chunk of a block. kShards: of a list with shards among its tensors.
+template <bool kShards, class Rule, class Param, class State>
+LRT_DEVICE void step_chunk(const Step& call) {
   constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
   const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
@@ -131,18 +132,29 @@ __global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kern
       store_slope(tile, slope);
     }
   };
-  if (!row.map.is_whole()) {
+  if constexpr (kShards) {
     const ChunkMap map(row.map, begin);
     in_wide_accesses([&](int64_t t, int lane) { return step_shard<Param, State, kUnit>(chunk, map, t, lane); });
     lane_by_lane([&](int64_t t, int lane) { return step_shard<Param, State, 1>(chunk, map, t, lane); });
-    return;
-  }
-  if (chunk.means.first) {
-    in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, true>(chunk, t, lane); });
   } else {
-    in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, false>(chunk, t, lane); });
+    if (chunk.means.first) {
+      in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, true>(chunk, t, lane); });
+    } else {
+      in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, false>(chunk, t, lane); });
+    }
+    lane_by_lane([&](int64_t t, int lane) { return step_lanes<Param, State, 1, true>(chunk, t, lane); });
   }
-  lane_by_lane([&](int64_t t, int lane) { return step_lanes<Param, State, 1, true>(chunk, t, lane); });
+}
+
+template <class Rule, class Param, class State>
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
+  step_chunk<false, Rule, Param, State>(call);
+}
+
+// A kernel of its own: what a shard's draws need would cost the other registers.
+template <class Rule, class Param, class State>
+__global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) shard_kernel(Step call) {
+  step_chunk<true, Rule, Param, State>(call);
 }
 
 template <class Variant, class Param, class State>
@@ -154,7 +166,8 @@ const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) 
   if (error || call.chunks == 0) return error;
   if (call.slices != 0) error = launch_means<Param>(call);
   if (error) return error;
-  error = LAUNCH((step_kernel<Rule, Param, State>), call.chunks, kThreads, call.stream, call);
+  error = call.shards ? LAUNCH((shard_kernel<Rule, Param, State>), call.chunks, kThreads, call.stream, call)
+                      : LAUNCH((step_kernel<Rule, Param, State>), call.chunks, kThreads, call.stream, call);
   return error || !call.slope ? error : launch_slope<Param>(call);
 }
 

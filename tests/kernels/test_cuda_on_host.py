@@ -126,7 +126,7 @@ def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
     numbers = [(0.0, 0, False)] * 5
     with pytest.raises(RuntimeError, match="no kernel"):
         memory = [*(tensor.data_ptr() for tensor in arguments), 0, 0, 0]
-        module().step("adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1)
+        module().step("adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1, False)
     assert torch.equal(param, torch.zeros(5))
 
 
@@ -164,7 +164,7 @@ def test_elements_beyond_2_to_the_31(aligned):
     module().step(
         "sgd", [0.0, 0.0], [False], 0, [*(t.data_ptr() for t in (row, chunk, prepared)), 0, 0, 0], 1, 1, 0, 0,
         [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False)], 0.0, False, False,
-        SEED, 0, 0,
+        SEED, 0, 0, False,
     )  # fmt: skip
     kept = keep_bits(numpy.arange(first, first + count), SEED, 7, 3) < 32768
     assert torch.equal(param != 0, torch.from_numpy(kept))

@@ -204,10 +204,10 @@ def packed(name, kwargs):
     given = {number: value for number, value in kwargs.items() if number not in rule.flags}
     own = [given[number] for number in rule.hypers]
     flags = [kwargs[flag] for flag in rule.flags]
-    nothing_there, no_slices = 0, [0, 0]
+    nothing_there, no_slices, no_shards = 0, [0, 0], False
     whole, real = (own, []) if rule.ring else ([], own)
     told = [given["decoupled_weight_decay"], given["maximize"], given["seed"]]
-    integers = [nothing_there, (1 << len(rule.states)) - 1, code, code, *no_slices, *whole, *flags, *told]
+    integers = [nothing_there, (1 << len(rule.states)) - 1, code, code, *no_slices, no_shards, *whole, *flags, *told]
     return integers, [*real, *(given[number] for number in ("lr", "weight_decay", "keep_prob", "grad_weight"))], []
 
 
