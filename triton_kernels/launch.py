@@ -168,7 +168,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
         step_kernel[(len(table.chunk_tensors),)](
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
-                              centralize, scratch is not None, table.has_shards),
+                              centralize, scratch is not None, call.has_shards),
             **options(_compiler(), slope=scratch is not None),
         )  # fmt: skip
         if scratch is not None:

@@ -78,6 +78,11 @@ class StepCall:
         """The index map of each parameter."""
         return [None] * len(self.params) if self.index_maps is None else self.index_maps
 
+    @property
+    def has_shards(self) -> bool:
+        """Whether some parameters are shards."""
+        return any(index_map is not None for index_map in self.index_maps or ())
+
     def map_integers(self) -> list[int]:
         """Base, run and pitch of all parameters, as the kernels take them: zeros of a whole one; nothing if all are."""
         return [number for index_map in self.index_maps or () for number in index_map or (0, 0, 0)]

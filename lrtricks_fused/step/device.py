@@ -29,8 +29,7 @@ def _kernels(call: StepCall, run: Run) -> Hashable:
     states = tuple(column[0].dtype if column else None for column in call.states.values())
     slices = call.centralize and any(map(call.slice_length, call.params))
     dtype, slope = call.params[0].dtype, call.slope is not None
-    shards = call.table is not None and call.table.has_shards
-    return run, call.params[0].device, dtype, call.rule, states, call.variant, slices, slope, shards
+    return run, call.params[0].device, dtype, call.rule, states, call.variant, slices, slope, call.has_shards
 
 
 def _on(device: torch.device) -> AbstractContextManager:

@@ -124,7 +124,6 @@ def packed(
     memory: tuple[Tensor | None, ...] = (None,) * 4,
     slices: int = 0,
     partials: int = 0,
-    shards: bool = False,
 ) -> tuple[list[int], list[float], list[Tensor]]:
     """What an op over a table takes besides it, in the order in which ``csrc/ops.h`` takes it from three lists.
 
@@ -134,7 +133,6 @@ def packed(
         memory: on a device: the chunks' tensors, what is prepared, and the scratch of slices and slope.
         slices: of all gradients.
         partials: partial sums of all slices.
-        shards: whether some parameters are.
     """
     rule, hyper, device = RULES[call.rule], call.hyper, call.params[0].device
     given: list[Any] = [call.lr, call.keep_prob, call.grad_weight]
@@ -153,7 +151,7 @@ def packed(
     common = (call.decoupled_weight_decay, call.maximize, _signed(call.seed))
     lr, keep_prob, grad_weight = numbers
     return (
-        [there, *codes, slices, partials, shards, *whole, *flags, *common],
+        [there, *codes, slices, partials, call.has_shards, *whole, *flags, *common],
         [*real, lr, call.weight_decay, keep_prob, grad_weight],
         tensors,
     )
@@ -164,8 +162,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
         return _run_on_lists(call)
     scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
     memory = (table.chunk_tensors, table.prepared, table.slice_scratch, scratch)
-    of_table = (table.codes, memory, table.slices, table.partials, table.has_shards)
-    _table_op(call.rule)(table.rows, call.slope, *packed(call, *of_table))
+    _table_op(call.rule)(table.rows, call.slope, *packed(call, table.codes, memory, table.slices, table.partials))
 
 
 def _run_on_lists(call: StepCall) -> None:

@@ -26,8 +26,7 @@ PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CH
 SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 SLAB = SCALAR_STATE + MAX_SCALAR_STATES
-CHANNELS, BASE = SLAB + 1, SLAB + 2
-RUN, PITCH, COLUMNS = BASE + 1, BASE + 2, BASE + 3
+CHANNELS, BASE, RUN, PITCH, COLUMNS = range(SLAB + 1, SLAB + 6)
 MAX_SLAB = 2**15  # elements; csrc/cpu/engine.h
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
@@ -137,7 +136,6 @@ class AddressTable:
         self._devices = [param.device for param in call.params]
         self._bytes = [param.nbytes for param in call.params]
         self.has_slabs = False
-        self.has_shards = any(call.map_integers())
         if _fits(call, upload is not None):
             self._guards = _guards([*self._held, *call.grads])
             self._fill(call, *map(_addresses, lists))
@@ -163,7 +161,7 @@ class AddressTable:
         rows[:, STEP] = _integers(steps)
         rows[:, NUMEL] = numel
         rows[:, PARAM_INDEX] = _integers(call.param_indices)
-        if self.has_shards:
+        if call.has_shards:
             rows[:, BASE:] = _integers(call.map_integers()).view(-1, COLUMNS - BASE)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks

@@ -14,6 +14,7 @@ from tensors import MORE_LAYOUTS, make_params, set_grads
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import backends, device, native, table
+from lrtricks_fused.step.keep import IndexMap
 from lrtricks_fused.step.operands import copy_back, plain
 
 BUILT = ["8.0", "9.0", "12.0+PTX"]
@@ -238,6 +239,7 @@ def test_a_capture_needs_a_warm_up_of_the_same_kernels(monkeypatch):
 def test_other_kernels_are_told_apart():
     calls = [call_on([torch.zeros(3, 200)], **how) for how in (dict(), dict(centralize=True), dict(momentum_window=2))]
     calls += [dataclasses.replace(calls[0], slope=torch.zeros(())), dataclasses.replace(calls[0], rule="adam")]
+    calls += [dataclasses.replace(calls[0], index_maps=[IndexMap(0, 600, 0)])]
     calls += [dataclasses.replace(calls[0], params=[torch.zeros(600, dtype=dtype.dtype)]) for dtype in DTYPES[1:3]]
     momentum = call_on([torch.zeros(600)], momentum=0.5)
     calls += [momentum, dataclasses.replace(momentum, states={"momentum_buffer": [torch.zeros(600).bfloat16()]})]

@@ -82,5 +82,5 @@ def step(call: StepCall) -> None:
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
          number(call.found_inf)],
         call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,
-        table.has_shards,
+        call.has_shards,
     )  # fmt: skip
