@@ -41,7 +41,8 @@ bench-check: $(VENV)/.built
 bench-pytest: $(VENV)/.built
 	$(BIN)/python -m pytest -q -p no:xdist bench/test_steps.py $(ARGS)
 
-# The kernels alone, without torch. BENCH="--only Adam --rounds 5", WIDTH=256: vectors of 256 bits with AVX-512.
+# The kernels alone, without torch. BENCH="--only Adam --rounds 5", WIDTH=256: vectors of 256 bits with AVX-512, ROWS=4:
+# so many rows of 64 elements are stepped between draws.
 bench-kernels:
 	$(MAKE) -C tests/cpp bench
 

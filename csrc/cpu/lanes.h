@@ -72,7 +72,12 @@ constexpr int kPiece = 2 * Wide::kCalls;  // Philox calls drawn at a time
 #else
 constexpr int kPiece = 8;
 #endif
-constexpr int kPieceRows = kPiece / 8;  // rows between pieces, so that a tile draws all of the next
+// Rows that are stepped between draws, which in all of a tile's draw all of the next; the harness tries others.
+#ifndef LRT_ROWS_BETWEEN_DRAWS
+#define LRT_ROWS_BETWEEN_DRAWS 1
+#endif
+constexpr int kRowsBetweenDraws = LRT_ROWS_BETWEEN_DRAWS > kPiece / 8 ? LRT_ROWS_BETWEEN_DRAWS : kPiece / 8;
+static_assert(8 % kRowsBetweenDraws == 0 && 8 * kRowsBetweenDraws % kPiece == 0);
 
 // Decisions of calls [lane, lane + kPiece) of one tile; 0 < threshold < kKeepAll.
 template <class Isa>

@@ -131,10 +131,12 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
     const TileKeeps& now = keeps[tile % 2];
     TileKeeps& next = keeps[(tile + 1) % 2];
     if constexpr (kSlopes != Slopes::kNone) std::memset(slopes[tile % 2], 0, sizeof(slopes[0]));
-    for (int r = 0; r < 8; r += kPieceRows) {
-      // The next tile's draws, a piece between some rows of this one: loads stay in flight meanwhile.
-      if constexpr (kMasked) draw_piece<Isa>(stream, list.threshold, range.first_tile + tile + 1, 8 * r, next);
-      for (int p = r; p < r + kPieceRows; ++p) {
+    for (int r = 0; r < 8; r += kRowsBetweenDraws) {
+      // The next tile's draws, some pieces between some rows of this one: loads stay in flight meanwhile.
+      for (int lane = 8 * r; kMasked && lane < 8 * (r + kRowsBetweenDraws); lane += kPiece) {
+        draw_piece<Isa>(stream, list.threshold, range.first_tile + tile + 1, lane, next);
+      }
+      for (int p = r; p < r + kRowsBetweenDraws; ++p) {
         step_row<kDecay, kSlopes, kCentralizes, Rule, Param, State>(
             rule, scalars, range, prefetch, tile * kTile + p * kLanes, kLanes, now.row[p], slopes[tile % 2]);
       }
