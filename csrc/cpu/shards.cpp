@@ -24,9 +24,9 @@ struct Drawn {
 };
 thread_local Drawn last;
 
-constexpr int64_t kGiven = 8 * kTile;  // elements whose decisions go through a buffer at a time
-constexpr int64_t kLongRun = 4 * kTile;
-thread_local int32_t given[kGiven];  // not on the stack, which may be small
+constexpr int64_t kGiven = kTile;  // elements whose decisions go through a buffer at a time
+constexpr int64_t kLongRun = kTile;
+alignas(64) thread_local int32_t given[kGiven];  // not on the stack, which may be small
 
 // The decisions of `count` elements of one tile, from `place` in it on: only the calls that they need.
 template <class Isa>
