@@ -8,10 +8,10 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..step.backends import check_backend
 from .checks import check_bool, check_range, check_seed
@@ -27,7 +27,8 @@ class Argument:
     default: Any
     check: Check | None  # None: the value alone does not tell
     doc: str
-    of_group: bool = True  # every parameter group has its own; otherwise it is an attribute of the optimizer
+    # Every parameter group has its own, or it is an attribute of the optimizer, or only the constructor has it.
+    place: Literal["group", "optimizer", "constructor"] = "group"
 
 
 def between(low: float, high: float) -> Check:
@@ -59,17 +60,22 @@ class SharedArguments(TypedDict, total=False):
         0, check_seed, "64-bit seed of the keep decisions; the same on all replicas.")]
     backend: Annotated[str, Argument(
         "auto", lambda _, backend: check_backend(backend), '"auto", "native", "triton" or "reference".',
-        of_group=False)]
+        place="optimizer")]
     state_dtype: Annotated[torch.dtype | None, Argument(
         None, None,  # checked with each parameter, whose dtype decides
-        "dtype of the states of bf16 and fp16 parameters; None is torch.float32.", of_group=False)]
+        "dtype of the states of bf16 and fp16 parameters; None is torch.float32.", place="optimizer")]
+    names: Annotated[nn.Module | Iterable[tuple[str, Tensor]] | None, Argument(
+        None, None,  # checked when it is read
+        "the model, or pairs of name and parameter, where ``params`` has no names itself: the keep decisions of a "
+        "parameter then follow its name, whatever optimizer, group, order or process it is in; not kept.",
+        place="constructor")]
 # fmt: on
 
 
 _TYPES = get_type_hints(SharedArguments, include_extras=True)
 ARGUMENTS: dict[str, Argument] = {name: annotated.__metadata__[0] for name, annotated in _TYPES.items()}
-OF_GROUP = tuple(name for name, argument in ARGUMENTS.items() if argument.of_group)
-OF_OPTIMIZER = tuple(name for name, argument in ARGUMENTS.items() if not argument.of_group)
+OF_GROUP = tuple(name for name, argument in ARGUMENTS.items() if argument.place == "group")
+OF_OPTIMIZER = tuple(name for name, argument in ARGUMENTS.items() if argument.place == "optimizer")
 GROUP_CHECKS = tuple((name, check) for name in OF_GROUP if (check := ARGUMENTS[name].check) is not None)
 
 # What is said of torch.optim's own arguments, before and after those that only some classes have.

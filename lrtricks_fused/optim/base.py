@@ -20,6 +20,7 @@ from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, compl
 from .checkpoints import SavedOptimizer
 from .checks import as_seed
 from .groups import CheckedGroup, Group, Hyper
+from .identity import IDENTITY, by_param, present_identities
 
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
@@ -33,12 +34,11 @@ class _Part:
     checked: CheckedGroup
     params: list[Tensor]
     grads: list[Tensor]
-    indices: list[int]
 
     def some(self, key: Hashable, chosen: list[int]) -> "_Part":
         """Those at the chosen places."""
         params, grads = [self.params[i] for i in chosen], [self.grads[i] for i in chosen]
-        return _Part(key, self.group, self.checked, params, grads, [self.indices[i] for i in chosen])
+        return _Part(key, self.group, self.checked, params, grads)
 
 
 class MaskedOptimizer(SavedOptimizer):
@@ -62,7 +62,9 @@ class MaskedOptimizer(SavedOptimizer):
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
+        self._names = by_param(arguments["names"])
         super().__init__(params, defaults)
+        self._names = None  # an optimizer does not hold the model
         dtype = self.state_dtype
         if dtype is not None and not any(p.dtype.itemsize == 2 for g in self.param_groups for p in g["params"]):
             text = f"state_dtype={dtype} is of no effect: no parameter is bfloat16 or float16"
@@ -96,8 +98,8 @@ class MaskedOptimizer(SavedOptimizer):
 
     def _step(self) -> None:
         """The step, after the closure: every call is built and checked before the first one runs."""
-        work = [part for group, indices in self._indexed() for part in self._gather(group, indices)]
-        new: dict[Tensor, dict[str, Tensor]] = {}
+        work = [part for group in self.param_groups for part in self._gather(group)]
+        new: dict[Tensor, dict[str, Any]] = {}
         calls = [call for part in work for call in self._calls(part, new)]
         backends = [resolve(self.backend, call.params[0].device) for call in calls]
         for backend, call in zip(backends, calls, strict=True):
@@ -110,7 +112,7 @@ class MaskedOptimizer(SavedOptimizer):
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
 
-    def _gather(self, group: Group, indices: range) -> list[_Part]:
+    def _gather(self, group: Group) -> list[_Part]:
         """The parameters of a group that have a gradient, in parts that one call can step; the group is checked."""
         checked = self._checked_group(group)
         params = group["params"]
@@ -121,19 +123,18 @@ class MaskedOptimizer(SavedOptimizer):
             grads = [grad if grad is None else waited(grad) for grad in grads]
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and type(None) not in kinds and all(param.is_cpu for param in params):
-            return [_Part(params[0].device, group, checked, list(params), grads, list(indices))]
+            return [_Part(params[0].device, group, checked, list(params), grads)]
         parts: dict[Hashable, _Part] = {}
-        for param, grad, index in zip(params, grads, indices, strict=True):
+        for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 on_cpu = together and param.device.type == "cpu"
                 key = param.device if on_cpu else (param.device, param.dtype, param.is_contiguous())
-                own = parts.setdefault(key, _Part(key, group, checked, [], [], []))
+                own = parts.setdefault(key, _Part(key, group, checked, [], []))
                 own.params.append(param)
                 own.grads.append(grad)
-                own.indices.append(index)
         return list(parts.values())
 
-    def _calls(self, part: _Part, new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
+    def _calls(self, part: _Part, new: dict[Tensor, dict[str, Any]]) -> list[StepCall]:
         """The calls of a part. Missing states are made and entered into ``new``, not yet into the optimizer."""
         get = self.state.get
         states: list[Any] = [get(param) for param in part.params]
@@ -143,19 +144,24 @@ class MaskedOptimizer(SavedOptimizer):
             return self._first_calls(part, new)
         return [self._call(part, columns, part.checked.hyper)]
 
-    def _first_calls(self, part: _Part, new: dict[Tensor, dict[str, Tensor]]) -> list[StepCall]:
+    def _first_calls(self, part: _Part, new: dict[Tensor, dict[str, Any]]) -> list[StepCall]:
         """The same where states are missing: parameters that get some in this step, and the others."""
         group, wanted = part.group, part.checked.wanted
+        identities = present_identities(self.param_groups, self.state)
+        begun = set()  # those whose tensors are made now
         for param in part.params:
             if not torch.compiler.is_compiling():  # a tracer's tensors have no memory to look at
                 check_operand(param)
-            made = self._new_states(group, param, wanted[1:])
+            made = self._new_states(group, param, wanted[2:])
             if made:
-                new[param] = made
+                begun.add(param)
+            if IDENTITY not in self.state.get(param, {}):
+                made[IDENTITY] = identities[param]
+            new[param] = made
         calls = []
         first, later = part.checked.first_hyper, part.checked.hyper
         for hyper, fresh in ((first, True), (later, False)) if first != later else ((later, None),):
-            own = [i for i, param in enumerate(part.params) if fresh is None or (param in new) == fresh]
+            own = [i for i, param in enumerate(part.params) if fresh is None or (param in begun) == fresh]
             if own:
                 some = part.some(part.key if fresh is None else (part.key, fresh), own)
                 states = [{**self.state.get(param, {}), **new.get(param, {})} for param in some.params]
@@ -163,7 +169,7 @@ class MaskedOptimizer(SavedOptimizer):
                 calls.append(self._call(some, columns, hyper))
         return calls
 
-    def _call(self, part: _Part, columns: dict[str, list[Tensor]], hyper: Hyper) -> StepCall:
+    def _call(self, part: _Part, columns: dict[str, list[Any]], hyper: Hyper) -> StepCall:
         names, scalars = part.checked.names, part.checked.scalars
         return StepCall(
             **part.checked.arguments,
@@ -172,7 +178,7 @@ class MaskedOptimizer(SavedOptimizer):
             states={name: columns.get(name, []) for name in names if name not in scalars},
             scalar_states={name: columns[name] for name in scalars},
             steps=columns["step"],
-            param_indices=part.indices,
+            param_indices=columns[IDENTITY],
             hyper=hyper,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
@@ -210,7 +216,10 @@ class MaskedOptimizer(SavedOptimizer):
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
         """Which elements of ``param`` its ``step``-th update moves, at the group's present keep_prob and seed.
 
-        keep(i) = bits(seed, step, index of the parameter, i) < rint(65536 keep_prob)
+        keep(i) = bits(seed, step, identity of the parameter, i) < rint(65536 keep_prob)
+
+        The identity is the one in the parameter's state; before its first step the CRC-32 of its name, or without names
+        its index in ``state_dict()`` order.
 
         Args:
             param: a parameter of this optimizer.
@@ -224,9 +233,9 @@ class MaskedOptimizer(SavedOptimizer):
         """
         if step < 1:
             raise ValueError(f"Invalid step={step}: the first update is step 1")
-        for group, indices in self._indexed():
-            for index, candidate in zip(indices, group["params"], strict=True):
-                if candidate is param:
-                    keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])
-                    return keep_mask(param.shape, keep_prob, seed, step, index, param.device)
+        for group in self.param_groups:
+            if any(candidate is param for candidate in group["params"]):
+                keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])
+                identity = present_identities(self.param_groups, self.state)[param]
+                return keep_mask(param.shape, keep_prob, seed, step, identity, param.device)
         raise ValueError(f"Invalid param of shape {tuple(param.shape)}: it is not in this optimizer")

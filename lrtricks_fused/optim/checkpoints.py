@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..step.operands import check_state, is_step_count, is_wrapper, storage_holds
 from ..step.table import forget
+from . import identity
 from .arguments import OF_OPTIMIZER
 from .checks import check_param, is_negative, plain
 from .groups import ALLOW_NEGATIVE, Group, GroupedOptimizer
@@ -33,7 +34,9 @@ class SavedOptimizer(GroupedOptimizer):
 
     def _complete_group(self, saved: Group, current: Group) -> Group:
         """A saved group with what torch.optim's checkpoints lack taken from the present one."""
-        return {**current, **saved}
+        completed = {**current, **saved}
+        completed.pop("param_names", None)  # of another arrangement, maybe: this optimizer's own stay
+        return {**completed, "param_names": current["param_names"]} if "param_names" in current else completed
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -41,12 +44,14 @@ class SavedOptimizer(GroupedOptimizer):
 
         Differs from torch in that fp32 states of 16-bit parameters stay fp32 (see ``state_dtype``), and that all is
         checked, and all that will be stored is made, before anything is changed. Entries that are not the rule's are
-        carried along as torch does. A negative gradient weight was allowed where it was saved, and is from now on.
+        carried along as torch does. The parameters' names stay, and the identities are the saved ones; without any,
+        those of the names, and where an earlier version of this package has saved it, the indices in state_dict order,
+        by which it drew. A negative gradient weight was allowed where it was saved, and is from now on.
 
         Raises:
             ValueError, TypeError: a group, a hyper-parameter or a state does not fit; the optimizer is as it was.
         """
-        restored: dict[Tensor, dict[str, Tensor]] = {}
+        restored: dict[Tensor, dict[str, Any]] = {}
 
         def before(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             return self._checked(loaded, restored)
@@ -68,13 +73,13 @@ class SavedOptimizer(GroupedOptimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _checked(self, loaded: dict[str, Any], restored: dict[Tensor, dict[str, Tensor]]) -> dict[str, Any]:
+    def _checked(self, loaded: dict[str, Any], restored: dict[Tensor, dict[str, Any]]) -> dict[str, Any]:
         """What torch itself shall load: the groups, and other states than the rule's, which go to ``restored``."""
         groups = loaded["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             return loaded  # torch's own error
         completed = [self._complete_group(s, c) for s, c in zip(groups, self.param_groups, strict=True)]
-        others = dict(loaded["state"])
+        others, states = dict(loaded["state"]), {}
         for saved, current in zip(completed, self.param_groups, strict=True):
             self._check_group(saved, allow_negative=True)
             if is_negative(saved["grad_weight"]):
@@ -82,8 +87,11 @@ class SavedOptimizer(GroupedOptimizer):
             for key, param in zip(saved["params"], current["params"], strict=True):
                 if key in others:
                     restored[param] = self._restored(saved, param, others[key])
-                    own = {"step", *self._state_names(saved)}
+                    states[param] = others[key]
+                    own = {"step", identity.IDENTITY, *self._state_names(saved)}
                     others[key] = {name: value for name, value in others[key].items() if name not in own}
+        for param, number in identity.loaded_identities(self.param_groups, groups, states).items():
+            restored[param][identity.IDENTITY] = number
         return {**loaded, "param_groups": completed, "state": others}
 
     def _restored(self, group: Group, param: Tensor, saved: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Parameter groups and the states of their parameters: what may be in them, and what a new one starts from."""
 
 import math
-from collections.abc import Iterator
 from operator import is_
 from typing import Any
 
@@ -11,11 +10,13 @@ from torch import Tensor
 from ..step.backends import resolve
 from ..step.operands import check_step
 from ..step.rule import RULES
+from . import identity
 from .arguments import GROUP_CHECKS
 from .checks import as_seed, check_group, check_kind, check_param, check_range
 
 Group = dict[str, Any]
 Hyper = dict[str, float | bool | int]
+LISTS = ("params", "param_names")  # a group's entries with one element per parameter
 ALLOW_NEGATIVE = "allow_negative_grad_weight"  # a group's key in checkpoints of earlier versions
 
 
@@ -32,18 +33,20 @@ class CheckedGroup:
 
     Attributes:
         names: the states of the rule, and whether the group has them.
-        wanted: the count of steps, and the states that it has.
+        wanted: the count of steps, the identity, and the states that it has.
         hyper, first_hyper: the rule's hyper-parameters, and those of the step for which states have just been made.
         arguments: what a StepCall takes from the group.
     """
 
     def __init__(self, optimizer: "GroupedOptimizer", group: Group) -> None:
+        if isinstance(group.get("names"), torch.nn.Module):  # ZeroRedundancyOptimizer hands it on with every step
+            del group["names"]
         optimizer._check_group(group)
         self._group, self._names, self._values = group, list(group), list(group.values())
         self._of_optimizer = optimizer._what_checks_read()
-        self._is_constant = all(_is_constant(value) for name, value in group.items() if name != "params")
+        self._is_constant = all(_is_constant(value) for name, value in group.items() if name not in LISTS)
         self.names = optimizer._state_names(group)
-        self.wanted = ["step", *(name for name, used in self.names.items() if used)]
+        self.wanted = ["step", identity.IDENTITY, *(name for name, used in self.names.items() if used)]
         self.hyper, self.first_hyper = optimizer._hyper(group), optimizer._first_hyper(group)
         self.scalars = optimizer._scalar_states(group)
         self.arguments: dict[str, Any] = dict(
@@ -85,6 +88,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     state_dtype: torch.dtype | None
     allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
+    _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     # -- what a subclass defines ---------------------------------------------------------------------------
@@ -133,6 +137,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         lowest = -math.inf if allow_negative or self.allow_negative_grad_weight else 0.0
         check_range("grad_weight", group["grad_weight"], lowest, math.inf)
         self._check_rule(group)
+        if group.get("param_names") is not None and "params" in group:
+            identity.check_count(group["param_names"], len(group["params"]))
         if self._flattened:
             self._check_flattened(group)
 
@@ -166,7 +172,15 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 )
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group, as torch.optim does. Keep bits of parameters added earlier do not change."""
+        """Add a group, as torch.optim does. Keep bits of parameters added earlier do not change.
+
+        Args:
+            param_group: may also have ``names``, the model that names its parameters; it is not kept.
+
+        Raises:
+            ValueError, TypeError: an option, a parameter or a name is invalid; the optimizer is as it was.
+        """
+        flattened = False
         if isinstance(param_group, dict) and "params" in param_group:
             group = {**self.defaults, **param_group}
             self._check_group(group, bool(group.get(ALLOW_NEGATIVE)))
@@ -177,11 +191,23 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 tensors = [param[1] if isinstance(param, tuple) else param for param in params]
                 for tensor in tensors:
                     self._check_param(tensor)
-                if any(getattr(tensor, "_fsdp_flattened", False) for tensor in tensors):
+                flattened = any(getattr(tensor, "_fsdp_flattened", False) for tensor in tensors)
+                if flattened:
                     self._check_flattened(group)
-                    self._flattened = True
+                self._name(param_group, params)
         super().add_param_group(param_group)
+        self._flattened = self._flattened or flattened
         self._take_over(self.param_groups[-1])
+
+    def _name(self, group: Group, params: list[Any]) -> None:
+        """Enter the names of a new group's parameters, if there are any, where torch has them."""
+        given = self._names
+        if isinstance(group.get("names"), torch.nn.Module):
+            given = identity.by_param(group.pop("names"))
+        names = identity.names_of(group, params, given)
+        identity.check_names(self.param_groups, names, len(params))
+        if names is not None:
+            group["param_names"] = list(names)
 
     def _take_over(self, group: Group) -> None:
         """Move what a group of an earlier version says, that negative weights are allowed, to the optimizer."""
@@ -194,21 +220,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
             check_param(param, self.state_dtype)
             resolve(self.backend, param.device)
 
-    def _indexed(self) -> Iterator[tuple[Group, range]]:
-        """Groups with the indices of their parameters in state_dict order."""
-        first = 0
-        for group in self.param_groups:
-            last = first + len(group["params"])
-            yield group, range(first, last)
-            first = last
-
     # -- states --------------------------------------------------------------------------------------------
 
     def _state_dtype_of(self, param: Tensor) -> torch.dtype:
         return (self.state_dtype or torch.float32) if param.dtype.itemsize == 2 else param.dtype
 
-    def _new_states(self, group: Group, param: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """What is missing of the parameter's state: zeros, and the numbers that scalar states start from.
+    def _new_states(self, group: Group, param: Tensor, names: list[str]) -> dict[str, Any]:
+        """What is missing of the parameter's tensors: zeros, and the numbers that scalar states start from.
 
         Raises:
             ValueError: a state is missing that the steps taken have advanced: a new one would be another.
@@ -217,7 +235,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         self._check_missing(state, param, ["step", *names], RULES[self._rule(group)].optional_states)
         # float64, and not torch.optim's float32, which would count to 2**24 only.
         scalars = {"step": 0.0, **self._scalar_states(group)}
-        new = {}
+        new: dict[str, Any] = {}
         for name in ("step", *names):
             if name in state:
                 continue

@@ -122,7 +122,7 @@ def keep_mask(
         keep_prob: probability in [0, 1] that an element is updated.
         seed: 64-bit seed.
         step: the parameter's step count, 1 at its first update.
-        param: index of the parameter in ``optimizer.state_dict()`` order.
+        param: the parameter's identity, below 2**32.
         device: where to compute and return it.
         index_map: which elements of the whole parameter a shard holds; None: it is the whole.
 

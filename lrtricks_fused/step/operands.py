@@ -148,11 +148,24 @@ def check_step(step: object, param: Tensor) -> None:
         raise ValueError(f"Invalid state step={float(step)}: must be a whole number in [0, 2**53)")
 
 
+def check_identity(value: Any, where: str = "state ") -> int:
+    """``value``, if it can be the 32 bits by which a parameter draws its keep decisions.
+
+    Raises:
+        ValueError: it is no int in [0, 2**32).
+    """
+    if type(value) is not int or not 0 <= value < 2**32:
+        raise ValueError(f"Invalid {where}identity={value!r}: must be an int in [0, 2**32)")
+    return value
+
+
 def check_operands(call: StepCall) -> None:
     """Raises TypeError or ValueError unless every operand of the call is what the kernels take it for."""
     if torch.compiler.is_compiling():
         return  # a tracer's tensors have no memory; the op looks when it runs
     used = {name: column for name, column in call.states.items() if column}
+    for identity in call.param_indices:
+        check_identity(identity)
     columns = zip(call.params, call.grads, call.steps, call.maps, strict=True)
     for index, (param, grad, step, index_map) in enumerate(columns):
         check_param(param)

@@ -49,7 +49,7 @@ def test_mean_of_the_last_gradients(window, keep_prob, backend):
             keep = optimizer.keep_mask(param, step).numpy()
             values[i] = numpy.where(keep, values[i] - 0.1 * mean, values[i])
             numpy.testing.assert_allclose(param.detach().numpy(), values[i], rtol=1e-12, atol=1e-14)
-            assert optimizer.state[param].keys() == {"step", "window_buffer"}
+            assert optimizer.state[param].keys() == {"step", "identity", "window_buffer"}
             assert optimizer.state[param]["window_buffer"].shape == (window, *param.shape)
 
 

@@ -41,7 +41,7 @@ def parameters(opt):
 
 
 def contents(opt):
-    return parameters(opt) + [t for param in parameters(opt) for t in opt.state[param].values()]
+    return parameters(opt) + [t for param in parameters(opt) for n, t in opt.state[param].items() if n != "identity"]
 
 
 def new_gradients(opt):

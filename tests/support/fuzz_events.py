@@ -23,6 +23,7 @@ Undo = Callable[[], object] | None
 SHAPES = [
     (), (0,), (1,), (63,), (64,), (65,), (511,), (512,), (513,), (5, 7), (33, 20), (1, 9), (3, 0, 2), (2, 3, 4, 5)
 ]  # fmt: skip
+NUMBERS = {"step", "identity"}  # of a state, beside its tensors
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -102,7 +103,7 @@ def plain_param(opt: Optimizer, rng: Random) -> Tensor:
 
 def some_state(opt: Optimizer, rng: Random) -> tuple[dict, str]:
     state = opt.state.get(some_param(opt, rng), {})
-    return state, rng.choice(sorted(state.keys() - {"step"}))
+    return state, rng.choice(sorted(state.keys() - NUMBERS))
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def other_dtype(opt, rng):
         state = opt.state.get(param, {})
         saved = dict(state)
         wide = dtype if dtype.itemsize > 2 else rng.choice([torch.float32, dtype])
-        state.update({name: value.to(wide) for name, value in saved.items() if name != "step"})
+        state.update({name: value.to(wide) for name, value in saved.items() if name not in NUMBERS})
 
     def undo():
         param.grad, param.data = None, old
@@ -148,7 +149,9 @@ def transposed_data(opt, rng):
 
 def emptied_storage(opt, rng):
     param = some_param(opt, rng)
-    tensor = rng.choice([param, param.grad, *[opt.state[param][n] for n in sorted(opt.state.get(param, {}))]])
+    tensor = rng.choice(
+        [param, param.grad, *[opt.state[param][n] for n in sorted(opt.state.get(param, {}).keys() - {"identity"})]]
+    )
     storage = tensor.untyped_storage()
     size, content = storage.nbytes(), memory(tensor).clone()
     storage.resize_(rng.choice([0, 0, max(size - 1, 0)]))
@@ -179,7 +182,9 @@ def expanded_data(opt, rng):
 
 def lazy_data(opt, rng):
     param = some_param(opt, rng)
-    tensor = rng.choice([param, param, *[opt.state[param][n] for n in sorted(opt.state.get(param, {}))]])
+    tensor = rng.choice(
+        [param, param, *[opt.state[param][n] for n in sorted(opt.state.get(param, {}).keys() - {"identity"})]]
+    )
     old, tensor.data = tensor.data, torch._neg_view(tensor.data)  # at the same address
     return lambda: setattr(tensor, "data", old)
 
@@ -274,6 +279,8 @@ STEPS = [
     lambda s: s.as_subclass(Plain),
 ]
 
+DAMAGED = {"step": STEPS, "identity": [lambda i, n=n: n for n in (-1, 2**32, 1.0, None, True, 0, 7)]}
+
 
 def other_state(opt, rng):
     state, name = some_state(opt, rng)
@@ -285,6 +292,12 @@ def other_step(opt, rng):
     return put(state, "step", rng.choice(STEPS)(state["step"]))
 
 
+def other_identity(opt, rng):
+    state = opt.state[some_param(opt, rng)] or {}
+    number = rng.choice([state["identity"] ^ 1, 0, 2**32 - 1, 0xDEADBEEF, -1, 2**32, 1.0, None, True, torch.tensor(3)])
+    return put(state, "identity", number)
+
+
 def step_in_place(opt, rng):
     step = opt.state.get(some_param(opt, rng), {})["step"]
     old = step.reshape(-1)[0].clone()
@@ -294,7 +307,7 @@ def step_in_place(opt, rng):
 
 def deleted_entry(opt, rng):
     state, name = some_state(opt, rng)
-    name = rng.choice([name, "step"])
+    name = rng.choice([name, "step", "identity"])
     old = state.pop(name)
     return lambda: state.__setitem__(name, old)
 
@@ -405,7 +418,7 @@ def moved_param(opt, rng):
 def loaded(opt, rng):
     saved = copy.deepcopy(opt.state_dict())
     for state in saved["state"].values():
-        for name in sorted(state.keys() - {"step"}):
+        for name in sorted(state.keys() - NUMBERS):
             state[name] = state[name] + 1 if isinstance(state[name], Tensor) else state[name]
     opt.load_state_dict(saved)
 
@@ -422,7 +435,7 @@ def loaded_damaged(opt, rng):
         name = rng.choice(sorted(BAD.keys() & group.keys()))
         group[name] = rng.choice(BAD[name])
     else:
-        state[name] = rng.choice(STEPS if name == "step" else STATES)(state[name])
+        state[name] = rng.choice(DAMAGED.get(name, STATES))(state[name])
     opt.load_state_dict(saved)
 
 
@@ -436,7 +449,8 @@ def pickled(opt, rng):
 
 EVENTS = [
     moved_data, other_dtype, transposed_data, emptied_storage, one_flat_storage, expanded_data, lazy_data, frozen,
-    wrapper_param, other_grad, other_grad, no_grads, other_state, other_step, step_in_place, deleted_entry,
-    deleted_states, foreign_entry, good_option, good_option, bad_option, lost_option, scaled_gradients, added_group,
-    removed_group, other_order, moved_param, loaded, loaded_damaged, deep_copied, pickled,
+    wrapper_param, other_grad, other_grad, no_grads, other_state, other_step, other_identity, step_in_place,
+    deleted_entry, deleted_states, foreign_entry, good_option, good_option, bad_option, lost_option,
+    scaled_gradients, added_group, removed_group, other_order, moved_param, loaded, loaded_damaged, deep_copied,
+    pickled,
 ]  # fmt: skip

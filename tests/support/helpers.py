@@ -13,13 +13,14 @@ from torch import Tensor
 from lrtricks_fused.step import table
 from lrtricks_fused.step.rule import RULES
 
-# States of one number per parameter, of float64 whatever the parameter is.
-SCALAR_STATES = {"step", *(name for rule in RULES.values() for name, _ in rule.scalar_states)}
+# States of one number per parameter, whatever the parameter is: of float64, and the identity, an int.
+SCALAR_STATES = {"step", "identity", *(name for rule in RULES.values() for name, _ in rule.scalar_states)}
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def same_bits(left: Tensor, right: Tensor) -> bool:
+def same_bits(left: Tensor | int, right: Tensor | int) -> bool:
     """Equal dtype, shape and bits; any NaN equals any NaN, because IEEE does not fix their payload."""
+    left, right = torch.as_tensor(left), torch.as_tensor(right)
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     left, right = left.detach().contiguous(), right.detach().contiguous()
@@ -48,14 +49,14 @@ def everything(optimizer: torch.optim.Optimizer) -> list[Tensor]:
         for param in group["params"]:
             tensors.append(param.detach())
             state = optimizer.state.get(param, {})
-            tensors += [state[name] for name in sorted(state)]
+            tensors += [torch.as_tensor(state[name]) for name in sorted(state)]  # an identity is an int
     return tensors
 
 
 def call_of(optimizer: Any) -> Any:
     """What a step of the optimizer's first group would hand to its backend."""
     group, new = optimizer.param_groups[0], {}
-    (part,) = optimizer._gather(group, range(len(group["params"])))
+    (part,) = optimizer._gather(group)
     (call,) = optimizer._calls(part, new)
     for param, states in new.items():
         optimizer.state[param].update(states)

@@ -62,7 +62,7 @@ def values(optimizer):
         for param in group["params"]:
             tensors.append(param.detach().clone())
             own = optimizer.state.get(param, {})
-            tensors += [value.clone() for name, value in own.items() if (value != STARTS.get(name, 0)).any()]
+            tensors += [v.clone() for name, v in own.items() if name != "identity" and (v != STARTS.get(name, 0)).any()]
     return tensors
 
 

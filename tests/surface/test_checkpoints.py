@@ -67,7 +67,7 @@ def test_state_dict_keys_are_torchs(case):
     for index in range(len(SHAPES)):
         # SGD's step, which torch does not count, is what the keep bits need.
         names = {name for name, value in torchs["state"].get(index, {}).items() if value is not None}
-        assert ours["state"][index].keys() == names | {"step"}
+        assert ours["state"][index].keys() == names | {"step", "identity"}
 
 
 def continue_alike(left, right, steps=range(4, 8)):

@@ -213,6 +213,7 @@ def test_signature_is_torchs_and_more(case):
         assert ours[name].kind == parameter.kind
         assert ours[name].default == parameter.default
     extra = dict(keep_prob=1.0, grad_weight=1.0, centralize=False, seed=0, backend="auto", state_dtype=None)
+    extra["names"] = None
     if case.ours is lrt.SGD:
         extra["momentum_window"] = None
     if "fused" not in torchs:  # which torch's RMSprop and RAdam lack: the scaler leaves its work to the step
@@ -239,8 +240,8 @@ def test_named_parameters_and_generators():
     plain = torch.nn.Linear(5, 3)
     plain.load_state_dict(model.state_dict())
     named = lrt.AdamW(model.named_parameters(), keep_prob=0.5)
-    unnamed = lrt.AdamW(plain.parameters(), keep_prob=0.5)
-    assert named.param_groups[0]["param_names"] == ["weight", "bias"]
+    unnamed = lrt.AdamW(plain.parameters(), keep_prob=0.5, names=plain)
+    assert all(each.param_groups[0]["param_names"] == ["weight", "bias"] for each in (named, unnamed))
     train(named, range(2))
     train(unnamed, range(2))
     assert_same_bits(everything(named), everything(unnamed))

@@ -89,7 +89,11 @@ def check_overflow(target: Target, *, variant: Variant) -> str | None:
         if step == 0:
             for index, (param, old) in enumerate(zip(params, before, strict=True)):
                 text = difference(param, old)
-                moved = [name for name, state in ours.state.get(param, {}).items() if bool((state != 0).any())]
+                moved = [
+                    name
+                    for name, state in ours.state.get(param, {}).items()
+                    if name != "identity" and bool((state != 0).any())
+                ]
                 if text or moved:
                     return f"after an overflow on the first step: parameter {index} {text or ''} {moved or ''}"
     return mismatch(ours, expected)

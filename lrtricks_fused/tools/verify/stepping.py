@@ -83,7 +83,7 @@ def mismatch(ours: MaskedOptimizer, expected: MaskedOptimizer) -> str | None:
             return f"parameter {index} has states {sorted(state)}, expected {sorted(wanted)}"
         for name in ("step", *sorted(wanted.keys() - {"step"}), "param"):
             got, want = (mine, theirs) if name == "param" else (state.get(name), wanted.get(name))
-            text = None if want is None else difference(got, want)
+            text = None if want is None else difference(torch.as_tensor(got), torch.as_tensor(want))
             if text:
                 return f"parameter {index} of shape {tuple(mine.shape)}, {name}: {text}"
     return None
