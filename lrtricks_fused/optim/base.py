@@ -14,13 +14,14 @@ from ..step.backends import resolve
 from ..step.call import StepCall
 from ..step.keep import keep_mask
 from ..step.operands import check_param as check_operand
-from ..step.operands import is_wrapper, waited
+from ..step.operands import is_wrapper
 from ..step.table import forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
 from .checkpoints import SavedOptimizer
 from .checks import as_seed
 from .groups import CheckedGroup, Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
+from .shards import ShardSlopes, counts, gradient, index_map, is_dtensor, local, localize, placed
 
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
@@ -33,12 +34,13 @@ class _Part:
     group: Group
     checked: CheckedGroup
     params: list[Tensor]
-    grads: list[Tensor]
+    grads: list[Tensor]  # of DTensors this rank's
+    sharded: bool = False  # whether some of the parameters are DTensors
 
     def some(self, key: Hashable, chosen: list[int]) -> "_Part":
         """Those at the chosen places."""
         params, grads = [self.params[i] for i in chosen], [self.grads[i] for i in chosen]
-        return _Part(key, self.group, self.checked, params, grads)
+        return _Part(key, self.group, self.checked, params, grads, self.sharded)
 
 
 class MaskedOptimizer(SavedOptimizer):
@@ -58,6 +60,7 @@ class MaskedOptimizer(SavedOptimizer):
                 check(name, arguments[name])
             setattr(self, name, arguments[name])
         self._tables: dict[Hashable, Any] = {}
+        self._maps = {}
         self._checked_groups = {}
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
@@ -109,8 +112,19 @@ class MaskedOptimizer(SavedOptimizer):
             self.state[param].update(states)
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
+        self._finish_shards(work)
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
+        if len(self._maps) > len(calls):
+            forget(self._maps, {call.table_key for call in calls})
+
+    def _finish_shards(self, work: list[_Part]) -> None:
+        """What a step of DTensors still has to do, once their local tensors are stepped."""
+        for part in work:
+            if part.sharded:  # a graph that was built of them must not be used after the step
+                torch.autograd.graph.increment_version(part.params)
+        if self._slopes is not None:
+            self._shard_slopes.add_to(self._slopes)
 
     def _gather(self, group: Group) -> list[_Part]:
         """The parameters of a group that have a gradient, in parts that one call can step; the group is checked."""
@@ -118,18 +132,23 @@ class MaskedOptimizer(SavedOptimizer):
         params = group["params"]
         self._check_state(group, params)
         grads = [param.grad for param in params]
-        kinds = {*map(type, grads)}
+        kinds, sharded = {*map(type, grads)}, False
         if not kinds <= PLAIN and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds - PLAIN)):
-            grads = [grad if grad is None else waited(grad) for grad in grads]
+            sharded = any(map(is_dtensor, grads))
+            pairs = zip(params, grads, strict=True)
+            grads = [grad if grad is None else gradient(param, grad) for param, grad in pairs]
+        apart = sharded and self._slopes is not None  # what several ranks have is counted once
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
-        if together and params and type(None) not in kinds and all(param.is_cpu for param in params):
-            return [_Part(params[0].device, group, checked, list(params), grads)]
+        if together and params and not apart and type(None) not in kinds and all(param.is_cpu for param in params):
+            return [_Part(params[0].device, group, checked, list(params), grads, sharded)]
         parts: dict[Hashable, _Part] = {}
         for param, grad in zip(params, grads, strict=True):
             if grad is not None:
                 on_cpu = together and param.device.type == "cpu"
-                key = param.device if on_cpu else (param.device, param.dtype, param.is_contiguous())
-                own = parts.setdefault(key, _Part(key, group, checked, [], []))
+                key: Hashable = param.device if on_cpu else (param.device, param.dtype, local(param).is_contiguous())
+                if apart:
+                    key = (key, param.device_mesh, counts(param)) if is_dtensor(param) else (key, None)
+                own = parts.setdefault(key, _Part(key, group, checked, [], [], sharded))
                 own.params.append(param)
                 own.grads.append(grad)
         return list(parts.values())
@@ -151,7 +170,7 @@ class MaskedOptimizer(SavedOptimizer):
         begun = set()  # those whose tensors are made now
         for param in part.params:
             if not torch.compiler.is_compiling():  # a tracer's tensors have no memory to look at
-                check_operand(param)
+                check_operand(local(param))
             made = self._new_states(group, param, wanted[2:])
             if made:
                 begun.add(param)
@@ -171,7 +190,7 @@ class MaskedOptimizer(SavedOptimizer):
 
     def _call(self, part: _Part, columns: dict[str, list[Any]], hyper: Hyper) -> StepCall:
         names, scalars = part.checked.names, part.checked.scalars
-        return StepCall(
+        call = StepCall(
             **part.checked.arguments,
             params=part.params,
             grads=part.grads,
@@ -182,10 +201,13 @@ class MaskedOptimizer(SavedOptimizer):
             hyper=hyper,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            slope=self._slope(part.params[0].device),
+            slope=self._slope(part.params[0]),
             tables=self._tables,
             table_key=(id(part.group), part.key),
         )
+        if part.sharded:
+            localize(call, self._maps)
+        return call
 
     @contextmanager
     def add_slopes_to(self, slopes: dict[torch.device, Tensor]) -> Iterator[None]:
@@ -195,23 +217,32 @@ class MaskedOptimizer(SavedOptimizer):
 
         where p' are the parameters after the step. The displacement is the real one, with momentum, weight decay and
         mask in it; the gradient is the one in ``.grad``, but for the scale of torch.amp.GradScaler. The sum over the
-        parameters of a device has a fixed order. A skipped step adds nothing, and nothing waits for the device.
+        parameters of a device has a fixed order. A skipped step adds nothing, and nothing waits for the device. Of
+        DTensors every element is counted on one rank, and the ranks' sums are added up: equal to the slope of the whole
+        parameters up to rounding.
 
         Args:
             slopes: 0-dim float64 tensors by their devices, changed in place; missing ones are entered, as 0.
+
+        Raises:
+            ValueError: parameters are flattened by FSDP1.
         """
-        before, self._slopes = self._slopes, slopes
+        if self._flattened:
+            self._check_flattened({"add_slopes_to": True})
+        before = self._slopes, self._shard_slopes
+        self._slopes, self._shard_slopes = slopes, ShardSlopes()
         try:
             yield
         finally:
-            self._slopes = before
+            self._slopes, self._shard_slopes = before
 
-    def _slope(self, device: torch.device) -> Tensor | None:
+    def _slope(self, param: Tensor) -> Tensor | None:
         if self._slopes is None:
             return None
+        device = param.device
         if device not in self._slopes:
             self._slopes[device] = torch.zeros((), dtype=torch.float64, device=device)
-        return self._slopes[device]
+        return self._shard_slopes.of(param) if is_dtensor(param) else self._slopes[device]
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
         """Which elements of ``param`` its ``step``-th update moves, at the group's present keep_prob and seed.
@@ -226,7 +257,7 @@ class MaskedOptimizer(SavedOptimizer):
             step: the parameter's step count, 1 at its first update; any step, past or to come.
 
         Returns:
-            A boolean tensor of the parameter's shape, on its device.
+            A boolean tensor of the parameter's shape, on its device; of a DTensor one that lies as it does.
 
         Raises:
             ValueError: the parameter is not in this optimizer, or step < 1.
@@ -237,5 +268,7 @@ class MaskedOptimizer(SavedOptimizer):
             if any(candidate is param for candidate in group["params"]):
                 keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])
                 identity = present_identities(self.param_groups, self.state)[param]
-                return keep_mask(param.shape, keep_prob, seed, step, identity, param.device)
+                own, where = local(param), index_map(param) if is_dtensor(param) else None
+                mask = keep_mask(own.shape, keep_prob, seed, step, identity, own.device, where)
+                return placed(mask, param) if is_dtensor(param) else mask
         raise ValueError(f"Invalid param of shape {tuple(param.shape)}: it is not in this optimizer")

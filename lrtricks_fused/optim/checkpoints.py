@@ -12,6 +12,7 @@ from . import identity
 from .arguments import OF_OPTIMIZER
 from .checks import check_param, is_negative, plain
 from .groups import ALLOW_NEGATIVE, Group, GroupedOptimizer
+from .shards import is_dtensor, local, placed, saved_part
 
 
 class SavedOptimizer(GroupedOptimizer):
@@ -23,12 +24,13 @@ class SavedOptimizer(GroupedOptimizer):
         """What pickle and copy.deepcopy keep."""
         names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
         own = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **own, "_tables": {}, "_checked_groups": {}, "_slopes": None}
+        return {**super().__getstate__(), **own, "_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what pickle, copy.deepcopy or ``load_state_dict`` bring."""
         super().__setstate__(state)
-        self.__dict__.setdefault("_checked_groups", {})  # not in what earlier versions have pickled
+        for name in ("_checked_groups", "_maps"):  # not in what earlier versions have pickled
+            self.__dict__.setdefault(name, {})
         for group in self.param_groups:
             self._take_over(group)
 
@@ -120,7 +122,7 @@ class SavedOptimizer(GroupedOptimizer):
         return {**copies, **numbers}
 
     def _copied(self, group: Group, param: Tensor, name: str, saved: Any) -> Tensor:
-        if not isinstance(saved, Tensor) or is_wrapper(type(saved)):
+        if not isinstance(saved, Tensor) or is_wrapper(type(local(saved))):
             raise TypeError(f"Invalid state_dict: {name} is a {type(saved).__name__}: must be a plain tensor")
         shape = self._state_shape(group, name, param)
         if tuple(saved.shape) != tuple(shape):
@@ -128,6 +130,7 @@ class SavedOptimizer(GroupedOptimizer):
                 f"Invalid state_dict: {name} has shape {tuple(saved.shape)}, "
                 f"its parameter {tuple(param.shape)}: must be {tuple(shape)}"
             )
+        saved = saved_part(saved, param)
         if not saved.is_floating_point() or saved.layout is not torch.strided or saved.is_meta:
             raise ValueError(
                 f"Invalid state_dict: {name} is {saved.dtype}, {saved.layout} on {saved.device}: "
@@ -135,13 +138,15 @@ class SavedOptimizer(GroupedOptimizer):
             )
         if not saved._is_zerotensor() and not storage_holds(saved):
             raise ValueError(f"Invalid state_dict: the storage of {name} does not hold its shape {tuple(shape)}")
+        own = local(param)
+        shape = self._state_shape(group, name, own)
         dtype, saved = self._state_dtype_of(param), saved.resolve_neg()  # see reference._store
-        if shape == param.shape:
+        if shape == own.shape:
             copy = torch.empty_like(saved.detach(), dtype=dtype, device=param.device).copy_(saved)
         else:
             copy = torch.empty(shape, dtype=dtype, device=param.device).copy_(saved)
-        check_state(name, copy, param, shape)
-        return copy
+        check_state(name, copy, own, shape)
+        return placed(copy, param) if is_dtensor(param) else copy
 
 
 def _saved_number(value: Any) -> float | None:

@@ -106,11 +106,7 @@ def check_group(group: dict[str, Any]) -> None:
 def check_kind(param: Any) -> None:
     """Raises TypeError for a tensor subclass that is stepped by dispatch: its memory is not its value."""
     if isinstance(param, Tensor) and is_wrapper(type(param)):
-        sharded = " (DTensor parameters, of FSDP2 or tensor parallelism, are not supported yet)"
-        raise TypeError(
-            f"Invalid parameter of type {type(param).__name__}: must be a plain tensor"
-            + (sharded if type(param).__name__ == "DTensor" else "")
-        )
+        raise TypeError(f"Invalid parameter of type {type(param).__name__}: must be a plain tensor or a DTensor")
 
 
 def check_param(param: Any, state_dtype: torch.dtype | None) -> None:

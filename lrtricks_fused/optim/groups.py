@@ -13,6 +13,7 @@ from ..step.rule import RULES
 from . import identity
 from .arguments import GROUP_CHECKS
 from .checks import as_seed, check_group, check_kind, check_param, check_range
+from .shards import ShardSlopes, index_map, is_dtensor, local, placed
 
 Group = dict[str, Any]
 Hyper = dict[str, float | bool | int]
@@ -89,6 +90,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
     allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
+    _maps: dict[Any, Any]  # of shards, kept between steps
+    _shard_slopes = ShardSlopes()
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     # -- what a subclass defines ---------------------------------------------------------------------------
@@ -162,13 +165,17 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return checked
 
     def _check_flattened(self, group: Group) -> None:
-        """Raises TypeError for what takes the shape of a parameter, which FSDP1's flattened shards have lost."""
-        masked = isinstance(group["keep_prob"], Tensor) or group["keep_prob"] != 1
-        for name, used in (("keep_prob", masked), ("centralize", group["centralize"])):
+        """Raises ValueError for what takes a parameter's elements or shape, which FSDP1 has flattened."""
+        keep_prob = group.get("keep_prob", 1.0)
+        masked = isinstance(keep_prob, Tensor) or keep_prob != 1
+        for name, used in (
+            ("keep_prob", masked),
+            *((name, group.get(name)) for name in ("centralize", "add_slopes_to")),
+        ):
             if used:
-                raise TypeError(
-                    f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: "
-                    "they are shards of another shape"
+                raise ValueError(
+                    f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: they do "
+                    "not say which elements they hold, as those of torch.distributed.fsdp.fully_shard (FSDP2) do"
                 )
 
     def add_param_group(self, param_group: Group) -> None:
@@ -215,7 +222,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
             self.allow_negative_grad_weight = True
 
     def _check_param(self, param: Any) -> None:
-        check_kind(param)
+        if is_dtensor(param):
+            index_map(param)  # which refuses what cannot be stepped
+        else:
+            check_kind(param)
         if isinstance(param, Tensor) and param.requires_grad:  # a frozen one may be of any dtype, on any device
             check_param(param, self.state_dtype)
             resolve(self.backend, param.device)
@@ -242,11 +252,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
             if name in scalars:
                 new[name] = torch.full((), scalars[name], dtype=torch.float64, device=param.device)
                 continue
-            shape, dtype = self._state_shape(group, name, param), self._state_dtype_of(param)
-            if shape == param.shape:
-                new[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            own, dtype = local(param), self._state_dtype_of(param)
+            shape = self._state_shape(group, name, own)
+            if shape == own.shape:
+                zeros = torch.zeros_like(own, dtype=dtype, memory_format=torch.preserve_format)
             else:
-                new[name] = torch.zeros(shape, dtype=dtype, device=param.device)
+                zeros = torch.zeros(shape, dtype=dtype, device=param.device)
+            new[name] = placed(zeros, param) if is_dtensor(param) else zeros
         return new
 
     @staticmethod

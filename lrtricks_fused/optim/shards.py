@@ -1,0 +1,254 @@
+"""Parameters that are DTensors: which elements of the whole a rank holds, and their local tensors in a step.
+
+A step touches local tensors alone. Placements say which elements they are, so that the keep decisions are those of the
+whole parameter, and nothing is communicated; states are DTensors as their parameters are, so that checkpoints know what
+they hold.
+"""
+
+import sys
+from collections.abc import Hashable
+from itertools import pairwise
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..step.call import StepCall
+from ..step.keep import IndexMap
+from ..step.operands import waited
+
+Runs = list[tuple[int, int]]  # (first index, how many) in the order in which a rank holds them
+Known = tuple[list[Tensor], list[IndexMap | None]]  # parameters of a call and their maps
+
+
+def is_dtensor(tensor: object) -> bool:
+    """Whether it is a DTensor; the module, which takes long to import, is there where one has been made."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Any) -> Tensor:
+    """What this rank holds of a DTensor; any other tensor itself."""
+    # Not to_local(), which makes a new view of a parameter each time: tables know tensors by which object they are.
+    return tensor._local_tensor if is_dtensor(tensor) else tensor
+
+
+# -- which elements of the whole ---------------------------------------------------------------------------------------
+
+
+def _part(runs: Runs, parts: int, which: int) -> Runs:
+    """That one of the parts into which torch.chunk cuts the indices of ``runs``."""
+    total = sum(length for _, length in runs)
+    size = -(-total // parts)
+    low, high = which * size, min((which + 1) * size, total)
+    found, place = [], 0
+    for first, length in runs:
+        begin, end = max(low, place), min(high, place + length)
+        if begin < end:
+            found.append((first + begin - place, end - begin))
+        place += length
+    return found
+
+
+def runs_of(param: Any) -> list[Runs]:
+    """Of each dimension of a DTensor the indices that this rank holds.
+
+    Mesh dimensions cut from left to right: Shard(d) is a part of torch.chunk, _StridedShard(d, split_factor=f) that
+    part of each of f chunks.
+
+    Raises:
+        ValueError: a placement is neither of these nor Replicate, or this rank is not in the mesh.
+    """
+    runs: list[Runs] = [[(0, size)] if size else [] for size in param.shape]
+    mesh, coordinate = param.device_mesh, param.device_mesh.get_coordinate()
+    if coordinate is None:
+        raise ValueError(f"Invalid parameter of shape {tuple(param.shape)}: this rank is not in its mesh {mesh}")
+    for number, placement in enumerate(param.placements):
+        if placement.is_replicate():
+            continue
+        if type(placement).__name__ not in ("Shard", "_StridedShard"):
+            raise _refused(param, "only Shard and Replicate say which elements a rank holds")
+        chunks = getattr(placement, "split_factor", 1)
+        found: Runs = []
+        for chunk in range(chunks):
+            for first, length in _part(
+                _part(runs[placement.dim], chunks, chunk), mesh.size(number), coordinate[number]
+            ):
+                if found and sum(found[-1]) == first:
+                    found[-1] = (found[-1][0], found[-1][1] + length)
+                else:
+                    found.append((first, length))
+        runs[placement.dim] = found
+    return runs
+
+
+def _refused(param: Any, why: str) -> ValueError:
+    return ValueError(f"Invalid parameter of shape {tuple(param.shape)} with placements {param.placements}: {why}")
+
+
+def index_map(param: Any) -> IndexMap | None:
+    """Which elements of the whole parameter this rank's are; None where the rank has all of them.
+
+    Raises:
+        ValueError: they are no runs of one length at one distance, or not as many as the local tensor has.
+    """
+    runs = runs_of(param)
+    held = [sum(length for _, length in own) for own in runs]
+    if tuple(held) != tuple(local(param).shape):
+        raise _refused(param, f"they give shards of shape {tuple(held)}, but the local tensor is "
+                              f"{tuple(local(param).shape)}")  # fmt: skip
+    if held == list(param.shape):
+        return None
+    if 0 in held:
+        return IndexMap(0, 1, 1)
+    base, levels = 0, [(1, 1)]  # (how many, at which distance), from the innermost on
+    stride = 1
+    for size, own in zip(reversed(param.shape), reversed(runs), strict=True):
+        firsts, lengths = zip(*own, strict=True)
+        pitches = {after - before for before, after in pairwise(firsts)}
+        if len({*lengths}) > 1 or len(pitches) > 1:
+            raise _refused(param, "its elements lie in runs of several lengths")
+        base += firsts[0] * stride
+        for count, distance in ((lengths[0], stride), (len(own), stride * next(iter(pitches), 1))):
+            inner, step = levels[-1]
+            if distance == inner * step:
+                levels[-1] = (inner * count, step)
+            elif count > 1:
+                levels.append((count, distance))
+        stride *= size
+    if len(levels) > 2:
+        raise _refused(param, "a rank's elements must be runs of one length at one distance")
+    run = levels[0][0]
+    return IndexMap(base, run, levels[1][1] if len(levels) == 2 else run)
+
+
+def check_centralize(param: Any) -> None:
+    """Raises ValueError unless this rank holds whole slices, over which gradient centralization takes means."""
+    if local(param).shape[1:] != param.shape[1:]:
+        raise ValueError(
+            f"Invalid centralize=True for a parameter of shape {tuple(param.shape)} with placements "
+            f"{param.placements}: the means are over all dimensions but the first, which must not be cut"
+        )
+
+
+# -- local tensors and DTensors of them --------------------------------------------------------------------------------
+
+
+def _shifted(placement: Any, by: int) -> Any:
+    """A placement of tensors that have ``by`` more leading dimensions."""
+    if by == 0 or not hasattr(placement, "dim"):
+        return placement
+    factor = {"split_factor": placement.split_factor} if hasattr(placement, "split_factor") else {}
+    return type(placement)(placement.dim + by, **factor)
+
+
+def placed(values: Tensor, param: Any) -> Tensor:
+    """``values``, local ones, as a DTensor that lies as ``param`` does; it may have more leading dimensions."""
+    by = values.dim() - param.dim()
+    shape = torch.Size((*values.shape[:by], *param.shape))
+    stride = torch.empty(shape, device="meta").stride() if by else param.stride()
+    placements = [_shifted(placement, by) for placement in param.placements]
+    return type(param).from_local(
+        values, param.device_mesh, placements, run_check=False, shape=shape, stride=tuple(stride)
+    )
+
+
+def gradient(param: Any, grad: Tensor) -> Tensor:
+    """The plain tensor of a gradient: of a DTensor this rank's part, cut as the parameter is.
+
+    A gradient that lies otherwise (a Partial one) is redistributed first, by all ranks.
+
+    Raises:
+        TypeError: it is another wrapper than the parameter.
+    """
+    if not (is_dtensor(param) and is_dtensor(grad)):
+        return waited(grad)
+    own: Any = grad
+    if own._spec is not param._spec and (own.placements != param.placements or own.device_mesh != param.device_mesh):
+        if own.device_mesh != param.device_mesh:
+            raise ValueError(f"Invalid gradient on {own.device_mesh}: its parameter is on {param.device_mesh}")
+        own = own.redistribute(param.device_mesh, param.placements)
+    return waited(local(own))
+
+
+def cut(whole: Tensor, param: Any) -> Tensor:
+    """This rank's part of a plain tensor of the whole parameter's shape, maybe with more leading dimensions."""
+    by = whole.dim() - param.dim()
+    for dim, runs in enumerate(runs_of(param), by):
+        if runs != [(0, whole.shape[dim])]:
+            places = [torch.arange(first, first + length, device=whole.device) for first, length in runs]
+            none = torch.empty(0, dtype=torch.int64, device=whole.device)
+            whole = whole.index_select(dim, torch.cat([none, *places]))
+    return whole
+
+
+def saved_part(saved: Any, param: Any) -> Tensor:
+    """What is loaded of a saved state of the whole parameter: this rank's part, or the whole where that is plain.
+
+    A DTensor that lies otherwise is gathered first, by all ranks.
+    """
+    if is_dtensor(saved):
+        by = saved.dim() - param.dim()
+        if (
+            is_dtensor(param)
+            and saved.device_mesh == param.device_mesh
+            and list(saved.placements) == [_shifted(placement, by) for placement in param.placements]
+        ):
+            return waited(local(saved))
+        saved = saved.full_tensor()
+    return cut(saved, param) if is_dtensor(param) else saved
+
+
+# -- a step ------------------------------------------------------------------------------------------------------------
+
+
+def localize(call: StepCall, known: dict[Hashable, Known]) -> None:
+    """Put local tensors into a call whose gradients are local already, and tell which elements they are.
+
+    Args:
+        call: the step; some of its parameters are DTensors.
+        known: the maps of earlier steps' parameters, by the calls' table_key; entered here.
+
+    Raises:
+        ValueError: a parameter's placements are not for this step.
+    """
+    params, maps = known.get(call.table_key, ([], []))
+    if len(params) != len(call.params) or not all(map(is_, params, call.params)):
+        params = list(call.params)
+        maps = [index_map(param) if is_dtensor(param) else None for param in params]
+        known[call.table_key] = params, maps
+    if call.centralize:
+        for param in filter(is_dtensor, params):
+            check_centralize(param)
+    call.index_maps = maps if any(maps) else None
+    call.params = list(map(local, params))
+    call.states = {name: list(map(local, column)) for name, column in call.states.items()}
+
+
+def counts(param: Any) -> bool:
+    """Whether sums over all ranks count this rank's elements: of several ranks that have the same ones, the first's."""
+    coordinate = param.device_mesh.get_coordinate()
+    return all(place == 0 for place, at in zip(coordinate, param.placements, strict=True) if at.is_replicate())
+
+
+class ShardSlopes:
+    """Slopes of parameters on meshes, which all ranks of a mesh add up after the step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[torch.device, Any], Tensor] = {}
+
+    def of(self, param: Any) -> Tensor:
+        """What the slope of parameters such as this one is added to."""
+        key = param.device, param.device_mesh
+        total = self._sums.setdefault(key, torch.zeros((), dtype=torch.float64, device=param.device))
+        return total if counts(param) else torch.zeros_like(total)
+
+    def add_to(self, slopes: dict[torch.device, Tensor]) -> None:
+        """Add the sums over all ranks to those of the devices, and forget them."""
+        for (device, mesh), total in self._sums.items():
+            on_mesh = total.to(mesh.device_type)
+            for dim in range(mesh.ndim):
+                torch.distributed.all_reduce(on_mesh, group=mesh.get_group(dim))
+            slopes[device] += on_mesh.to(device)
+        self._sums = {}
