@@ -2,84 +2,27 @@
 
 import copy
 import functools
-import io
 from types import SimpleNamespace
 
 import pytest
 import ranks
+import sharded
 import torch
-from helpers import assert_same_bits, everything, leaves, same_bits, train
+from helpers import assert_same_bits, leaves, same_bits, train
 from inventory import RICH
+from sharded import Net, all_of, by_rows, drive, hybrid, only_some, part_of, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import lrtricks_fused as lrt
 from lrtricks_fused.optim import shards
-from lrtricks_fused.step.keep import IndexMap
 
-BACKEND = "reference"
 STEPS = 20
 F32, BF16 = torch.float32, torch.bfloat16
-# Every rule, and centralization where a rank holds whole slices.
 RUNS = [(case.name, dtype) for case in RICH for dtype in (F32, BF16)]
-CENTRALIZED = {"centralize": True}
 by_name = {case.name: case for case in RICH}
-
-
-class Net(nn.Module):
-    """Even, uneven, tiny and 4-d parameters."""
-
-    def __init__(self, dtype=F32):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b = nn.Linear(24, 50, dtype=dtype), nn.Linear(50, 7, dtype=dtype)
-        self.c = nn.Conv2d(2, 3, 3, dtype=dtype)
-        self.d = nn.Parameter(torch.randn(1, dtype=dtype))
-
-    def forward(self, x):
-        """The model's output, without the convolution."""
-        return self.b(self.a(x).relu()) * self.d
-
-
-def part_of(whole, param):
-    """``whole`` as a DTensor that lies as ``param``."""
-    placed = whole
-    for dim, placement in enumerate(param.placements):
-        if not placement.is_replicate():
-            size, place = param.device_mesh.size(dim), param.device_mesh.get_coordinate()[dim]
-            placed = placement._split_tensor(placed, size, with_padding=False)[0][place]
-    stride = torch.empty(whole.shape, device="meta").stride()
-    return DTensor.from_local(
-        placed.contiguous(), param.device_mesh, param.placements, shape=whole.shape, stride=stride
-    )
-
-
-def set_grads(model, step):
-    """The same gradients of the whole parameters, cut as these are."""
-    generator = torch.Generator().manual_seed(500 + step)
-    for param in model.parameters():
-        grad = torch.randn(param.shape, generator=generator).to(param.dtype)
-        param.grad = part_of(grad, param) if shards.is_dtensor(param) else grad
-
-
-def drive(model, optimizer, steps=range(STEPS)):
-    for step in steps:
-        set_grads(model, step)
-        optimizer.step()
-
-
-def whole(value):
-    return value.full_tensor() if shards.is_dtensor(value) else value
-
-
-def all_of(model, optimizer):
-    """Whole parameters and states."""
-    return [whole(torch.as_tensor(value)).detach() for param in model.parameters()
-            for value in [param, *[v for _, v in sorted(optimizer.state[param].items())]]]  # fmt: skip
 
 
 def make(name, model, **options):
@@ -90,65 +33,25 @@ def make(name, model, **options):
 def single(name, dtype, steps=STEPS, **options):
     """What one process makes of the plain model."""
     model = Net(dtype)
-    optimizer = make(name, model, backend="native", **dict(options))
+    optimizer = make(name, model, **{**options, "backend": "native"})
     drive(model, optimizer, range(steps))
     return all_of(model, optimizer)
 
 
-# -- ways to cut a model -----------------------------------------------------------------------------------------------
-
-
-def by_rows(model, size):
-    fully_shard(model.a)
-    fully_shard(model)
-
-
-def by_columns(model, size):
-    def where(param):
-        return Shard(1) if param.dim() > 1 and param.shape[1] % size == 0 else Shard(0)
-
-    fully_shard(model, mesh=init_device_mesh("cpu", (size,)), shard_placement_fn=where)
-
-
-def hybrid(model, size):
-    fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard")))
-
-
-def tensor_parallel(model, mesh):
-    parallelize_module(model, mesh, {"a": ColwiseParallel(), "b": RowwiseParallel()})
-    for module, name in ((model.c, "weight"), (model.c, "bias"), (model, "d")):
-        param = nn.Parameter(distribute_tensor(getattr(module, name).data, mesh, [Replicate()]))
-        module.register_parameter(name, param)
-
-
-def in_tensors(model, size):
-    tensor_parallel(model, init_device_mesh("cpu", (size,)))
-
-
-def in_both(model, size):
-    mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("rows", "tensors"))
-    tensor_parallel(model, mesh["tensors"])
-    fully_shard(model, mesh=mesh["rows"])
-
-
-def only_some(model, size):
-    """DTensors beside plain tensors, which all ranks have alike."""
-    fully_shard(model.a)
-
-
 WAYS = {
     "rows-1": (by_rows, 1), "rows-2": (by_rows, 2), "rows-3": (by_rows, 3), "rows-4": (by_rows, 4),
-    "columns-2": (by_columns, 2), "hybrid-4": (hybrid, 4), "tensors-2": (in_tensors, 2), "both-4": (in_both, 4),
+    "columns-2": (sharded.by_columns, 2), "hybrid-4": (hybrid, 4),
+    "tensors-2": (sharded.in_tensors, 2), "both-4": (sharded.in_both, 4),
     "some-2": (only_some, 2),
 }  # fmt: skip
 
 
-def _same_as_single(rank, size, way, runs):
+def _same_as_single(_, size, way, runs):
     for name, dtype, options in runs:
         model = Net(dtype)
         WAYS[way][0](model, size)
-        optimizer = make(name, model, backend=BACKEND, **options)
-        drive(model, optimizer)
+        optimizer = make(name, model, **options)
+        drive(model, optimizer, range(STEPS))
         assert all(
             type(value) is type(param.data)
             for param in model.parameters()
@@ -161,5 +64,161 @@ def _same_as_single(rank, size, way, runs):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_bits_of_the_single_process(way):
     runs = [(name, dtype, {}) for name, dtype in RUNS]
-    runs = runs if way in ("rows-2", "rows-3") else runs[::3]
+    if way not in ("rows-2", "rows-3"):
+        runs = [*runs[::3], (RUNS[0][0], F32, {"backend": "reference"})]
+    if "tensors" not in way and "both" not in way and "columns" not in way:
+        runs.append((RUNS[2][0], F32, {"centralize": True}))
     ranks.run(_same_as_single, WAYS[way][1], way, runs)
+
+
+# -- which elements they are -------------------------------------------------------------------------------------------
+
+
+def numbered(shape, mesh, placements):
+    """The whole's element numbers as a DTensor."""
+    full = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape)
+    return part_of(full, SimpleNamespace(device_mesh=mesh, placements=tuple(placements)))
+
+
+def _maps(_, size):
+    flat, mesh = init_device_mesh("cpu", (size,)), init_device_mesh("cpu", (2, size // 2))
+    strided, same = _StridedShard(0, split_factor=2), Replicate()
+    for shape, on, placements in [
+        *(((n, 3), flat, [Shard(0)]) for n in (8, 7, 3, 2, 1)), ((5,), flat, [Shard(0)]), ((1,), flat, [Shard(0)]),
+        ((0, 3), flat, [Shard(0)]), ((3, 8), flat, [Shard(1)]), ((3, 7), flat, [Shard(1)]), ((3, 3), flat, [Shard(1)]),
+        ((3, 4, 6), flat, [Shard(2)]), ((3, 5, 4), flat, [Shard(1)]), ((3, 4), flat, [same]), ((), flat, [same]),
+        ((8, 6), mesh, [Shard(0), Shard(1)]), ((8, 6), mesh, [Shard(1), Shard(0)]), ((1, 8, 1), flat, [Shard(1)]),
+        ((7, 2), mesh, [Shard(0), Shard(0)]), ((1, 6, 4), mesh, [same, Shard(2)]),
+        ((4, 6, 5), mesh, [Shard(0), Shard(1)]), ((4, 6, 5), mesh, [Shard(0), Shard(2)]),
+        *(((n, 2), mesh, [strided, Shard(0)]) for n in (8, 7, 5, 3)), ((8, 3), mesh, [strided, same]),
+        ((3, 8, 2), mesh, [_StridedShard(1, split_factor=2), same]), ((8, 1, 1), mesh, [same, Shard(0)]),
+    ]:  # fmt: skip
+        tensor = numbered(shape, on, placements)
+        held, where = tensor.to_local().flatten(), shards.index_map(tensor)
+        whole_numel = torch.Size(shape).numel()
+        expected = torch.arange(whole_numel) if where is None else where.elements(held.numel())
+        if where is not None:
+            where.check(held.numel())
+        if held.numel():
+            assert torch.equal(held.long(), expected), (shape, placements, where)
+        assert same_bits(shards.cut(numbered(shape, on, [same] * on.ndim).to_local(), tensor), tensor.to_local())
+    for shape, placements in [((4, 6, 4), [Shard(1), Shard(2)]), ((8, 3), [Partial(), same])]:
+        with pytest.raises(ValueError, match=r"Invalid parameter of shape .* with placements .*(Shard|Partial)"):
+            lrt.Adam([nn.Parameter(DTensor.from_local(numbered(shape, mesh, [
+                p if isinstance(p, Shard) else same for p in placements]).to_local(), mesh, placements))])  # fmt: skip
+
+
+def test_maps_are_the_elements_a_rank_holds():
+    ranks.run(_maps, 4)
+
+
+def _surface(_, size):
+    mesh = init_device_mesh("cpu", (size,))
+    rows, columns = (nn.Parameter(distribute_tensor(torch.ones(6, 10), mesh, [Shard(dim)])) for dim in (0, 1))
+    optimizer = lrt.SGD([("rows", rows), ("columns", columns)], lr=0.5, momentum_window=2, keep_prob=0.5)
+    plain = lrt.SGD([(name, torch.ones(6, 10, requires_grad=True)) for name in ("rows", "columns")], keep_prob=0.5)
+    for param, twin in zip((rows, columns), plain.param_groups[0]["params"], strict=True):
+        mask = optimizer.keep_mask(param, 3)
+        assert isinstance(mask, DTensor) and mask.placements == param.placements
+        assert torch.equal(mask.full_tensor(), plain.keep_mask(twin, 3))
+    rows.grad, columns.grad = (part_of(torch.ones(6, 10), param) for param in (rows, columns))
+    optimizer.step()
+    ring = optimizer.state[columns]["window_buffer"]
+    assert ring.shape == (2, 6, 10) and ring.placements == (Shard(2),) and optimizer.state[rows]["step"] == 1
+    assert torch.equal(rows.full_tensor() == 0.5, optimizer.keep_mask(rows, 1).full_tensor())
+    # Not whole slices: refused before anything is touched, the first group too.
+    before = [p.full_tensor().clone() for p in (rows, columns)]
+    optimizer.param_groups[0]["centralize"] = True
+    with pytest.raises(ValueError, match=r"Invalid centralize=True for a parameter of shape \(6, 10\) with placements"):
+        optimizer.step()
+    assert_same_bits([p.full_tensor() for p in (rows, columns)], before)
+    assert optimizer.state[rows]["step"] == 1
+    # A gradient that lies otherwise is redistributed; one that is a plain tensor is none of a DTensor.
+    rows.grad, columns.grad = None, DTensor.from_local(torch.full((6, 10), 1.0 / size), mesh, [Partial()])
+    optimizer.param_groups[0]["centralize"] = False
+    optimizer.step()
+    assert torch.equal(optimizer.state[columns]["window_buffer"].full_tensor()[1], torch.ones(6, 10))
+    copied = copy.deepcopy(optimizer)
+    twin = copied.param_groups[0]["params"][1]
+    assert torch.equal(copied.keep_mask(twin, 9).full_tensor(), optimizer.keep_mask(columns, 9).full_tensor())
+
+
+def test_masks_states_and_gradients():
+    ranks.run(_surface, 2)
+
+
+def _slopes(rank, size):
+    results = []
+    for way in (None, by_rows, hybrid, only_some):
+        model = Net()
+        if way is not None:
+            way(model, size)
+        optimizer = make(RUNS[2][0], model)
+        slopes = {}
+        with optimizer.add_slopes_to(slopes):
+            drive(model, optimizer, range(3))
+        results.append(float(slopes[torch.device("cpu")]))
+    # Sums over other orders of some 1,700 terms of float32.
+    assert results[0] != 0 and results[1:] == pytest.approx(results[:1] * 3, rel=1e-6)
+
+
+def test_a_slope_counts_each_element_once():
+    ranks.run(_slopes, 4)
+
+
+def _tuned(rank, size):
+    ends = []
+    for way in (None, by_rows):
+        model = Net()
+        params = [param for name, param in model.named_parameters() if not name.startswith("c.")]
+        if way is not None:
+            way(model, size)
+            params = [param for name, param in model.named_parameters() if not name.startswith("c.")]
+        optimizer = lrt.SGD(params, lr=0.05, momentum=0.9)
+        tuned = lrt.LossGrad(optimizer, all_reduce=False, reject_nonfinite=True)
+        x = torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
+        for _ in range(5):
+            tuned.step(lambda model=model, x=x: (model(x) ** 2).mean())
+        ends.append((float(optimizer.param_groups[0]["lr"]), [whole(param).detach() for param in params]))
+    assert ends[0][0] == ends[1][0] != 0.05
+    torch.testing.assert_close(ends[1][1], ends[0][1])  # the gradient's mean over the ranks is rounded
+
+
+def test_lossgrad_tunes_shards():
+    ranks.run(_tuned, 2)
+
+
+def test_what_fsdp1_has_flattened_is_referred_to_fully_shard():
+    (param,) = leaves((12,))
+    param._fsdp_flattened = True
+    for option in ({"keep_prob": 0.5}, {"centralize": True}):
+        with pytest.raises(ValueError, match=r"FullyShardedDataParallel: .*fully_shard"):
+            lrt.Adam([param], **option)
+    optimizer = lrt.Adam([param])
+    with pytest.raises(ValueError, match=r"Invalid add_slopes_to=True .*fully_shard"), optimizer.add_slopes_to({}):
+        train(optimizer, range(1))
+    assert not optimizer.state
+    train(optimizer, range(1))
+
+
+def _trained(rank, size):
+    """Whole training steps, in which fully_shard makes the gradients."""
+    models = Net(), Net()
+    by_rows(models[1], size)
+    optimizers = [lrt.AdamW([pair for pair in model.named_parameters() if pair[0][0] != "c"], keep_prob=0.5, seed=3)
+                  for model in models]  # fmt: skip
+    for step in range(3):
+        x = torch.randn(16, 24, generator=torch.Generator().manual_seed(step))
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            (model(x) ** 2).mean().backward()
+            optimizer.step()
+    for (name, mine), theirs in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
+        before = dict(Net().named_parameters())[name]
+        # Equal but for the mean over two ranks, a power of two: the gradients are the same bits.
+        assert same_bits(mine.full_tensor().detach(), theirs.detach())
+        assert name[0] == "c" or not torch.equal(before, theirs)
+
+
+def test_whole_training_steps():
+    ranks.run(_trained, 2)
