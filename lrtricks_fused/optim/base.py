@@ -21,7 +21,7 @@ from .checkpoints import SavedOptimizer
 from .checks import as_seed
 from .groups import CheckedGroup, Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
-from .shards import ShardSlopes, counts, gradient, index_map, is_dtensor, local, localize, placed
+from .shards import ShardSlopes, counts, gradients, index_map, is_dtensor, local, localize, placed
 
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
@@ -135,8 +135,7 @@ class MaskedOptimizer(SavedOptimizer):
         kinds, sharded = {*map(type, grads)}, False
         if not kinds <= PLAIN and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds - PLAIN)):
             sharded = any(map(is_dtensor, grads))
-            pairs = zip(params, grads, strict=True)
-            grads = [grad if grad is None else gradient(param, grad) for param, grad in pairs]
+            grads = gradients(params, grads)
         apart = sharded and self._slopes is not None  # what several ranks have is counted once
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and not apart and type(None) not in kinds and all(param.is_cpu for param in params):

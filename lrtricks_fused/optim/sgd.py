@@ -11,7 +11,7 @@ from .arguments import SharedArguments, with_shared_arguments
 from .base import MaskedOptimizer
 from .checks import check_range
 from .groups import Group, Hyper
-from .shards import local
+from .shards import is_dtensor, local
 
 
 @with_shared_arguments
@@ -114,7 +114,11 @@ class SGD(MaskedOptimizer):
         for param in params:
             state = self.state.get(param)
             ring = state.get("window_buffer") if state else None
-            if ring is not None and (not isinstance(ring, Tensor) or is_wrapper(type(local(ring))) or ring.dim() == 0):
+            if ring is not None and (
+                not isinstance(ring, Tensor)
+                or is_wrapper(type(local(ring) if is_dtensor(param) else ring))
+                or ring.dim() == 0
+            ):
                 continue  # of no window at all, which is said when the states are looked at
             if state and (ring is None or len(ring) != window):
                 before = None if ring is None else len(ring)

@@ -8,7 +8,7 @@ they hold.
 import sys
 from collections.abc import Hashable
 from itertools import pairwise
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -22,10 +22,17 @@ Runs = list[tuple[int, int]]  # (first index, how many) in the order in which a 
 Known = tuple[list[Tensor], list[IndexMap | None]]  # parameters of a call and their maps
 
 
+_spec, _local_tensor = attrgetter("_spec"), attrgetter("_local_tensor")
+
+
+def _dtensor() -> Any:
+    """The class, or nothing: the module, which takes long to import, is there where one has been made."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+
+
 def is_dtensor(tensor: object) -> bool:
-    """Whether it is a DTensor; the module, which takes long to import, is there where one has been made."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    """Whether it is a DTensor."""
+    return isinstance(tensor, _dtensor())
 
 
 def local(tensor: Any) -> Tensor:
@@ -154,6 +161,15 @@ def placed(values: Tensor, param: Any) -> Tensor:
     )
 
 
+def gradients(params: list[Tensor], grads: list[Any]) -> list[Any]:
+    """The plain tensors of gradients, some of which are wrappers or None; see :func:`gradient`."""
+    kind = _dtensor()
+    if {*map(type, params)} == {*map(type, grads)} == {kind} and all(map(is_, map(_spec, params), map(_spec, grads))):
+        held = list(map(_local_tensor, grads))  # cut alike, as fully_shard makes them: nothing else to ask of many
+        return held if {*map(type, held)} == {Tensor} else list(map(waited, held))
+    return [grad if grad is None else gradient(param, grad) for param, grad in zip(params, grads, strict=True)]
+
+
 def gradient(param: Any, grad: Tensor) -> Tensor:
     """The plain tensor of a gradient: of a DTensor this rank's part, cut as the parameter is.
 
@@ -222,8 +238,12 @@ def localize(call: StepCall, known: dict[Hashable, Known]) -> None:
         for param in filter(is_dtensor, params):
             check_centralize(param)
     call.index_maps = maps if any(maps) else None
-    call.params = list(map(local, params))
-    call.states = {name: list(map(local, column)) for name, column in call.states.items()}
+    call.params = _locals(params)
+    call.states = {name: _locals(column) for name, column in call.states.items()}
+
+
+def _locals(tensors: list[Tensor]) -> list[Tensor]:
+    return list(map(_local_tensor if {*map(type, tensors)} == {_dtensor()} else local, tensors))
 
 
 def counts(param: Any) -> bool:
