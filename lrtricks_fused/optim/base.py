@@ -115,8 +115,8 @@ class MaskedOptimizer(SavedOptimizer):
         self._finish_shards(work)
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
-        if len(self._maps) > len(calls):
-            forget(self._maps, {call.table_key for call in calls})
+        if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):
+            forget(self._maps, used)
 
     def _finish_shards(self, work: list[_Part]) -> None:
         """What a step of DTensors still has to do, once their local tensors are stepped."""

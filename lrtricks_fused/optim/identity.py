@@ -190,7 +190,10 @@ def _check_owners(groups: list[Group], known: Mapping[Tensor, int]) -> None:
         own = param in named and identity == of_name(named[param])  # two names may, by chance, have one identity
         if identity in owners and not own:
             shapes = f"{tuple(owners[identity].shape)} and {tuple(param.shape)}"
-            raise ValueError(f"Invalid state_dict: two parameters, of shapes {shapes}, have identity={identity}")
+            raise ValueError(
+                f"Invalid state_dict: two parameters, of shapes {shapes}, have identity={identity}; without the "
+                "entries 'identity' they would draw by their names or indices"
+            )
         if identity in of_names and not own:
             raise ValueError(
                 f"Invalid state_dict: identity={identity} of {named.get(param)!r} is that of "

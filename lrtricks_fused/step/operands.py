@@ -97,7 +97,8 @@ def check_grad(param: Tensor, grad: Tensor) -> None:
 def check_param(param: Tensor) -> None:
     """Raises TypeError or ValueError unless a kernel can step the parameter."""
     if is_wrapper(type(param)):
-        raise TypeError(f"Invalid parameter of type {type(param).__name__}: must be a plain tensor")
+        kind = type(param).__name__
+        raise TypeError(f"Invalid parameter of type {kind}: must be a plain tensor, or a DTensor whose gradient is one")
     if param.dtype not in STATE_DTYPES:
         raise TypeError(f"Invalid parameter of dtype {param.dtype}: must be one of {', '.join(map(str, STATE_DTYPES))}")
     if param.layout is not torch.strided:

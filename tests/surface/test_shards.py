@@ -222,3 +222,33 @@ def _trained(rank, size):
 
 def test_whole_training_steps():
     ranks.run(_trained, 2)
+
+
+def _swapped(_, size):
+    """The optimizer first, its parameters swapped once the model is sharded: accelerate's order."""
+    model = Net()
+    expected = all_of(model, _grouped(model, STEPS))
+    model = Net()
+    optimizer = _grouped(model, 0)
+    old = [param for _, param in model.named_parameters()]
+    by_rows(model, size)
+    new = dict(zip(old, model.parameters(), strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [new[param] for param in group["params"]]
+    drive(model, optimizer, range(STEPS))
+    assert_same_bits(all_of(model, optimizer), expected)
+    removed = optimizer.param_groups.pop()  # nothing may hold what is gone
+    drive(model, optimizer, range(STEPS, STEPS + 1))
+    held = {id(param) for params, _ in optimizer._maps.values() for param in params}
+    assert held and not held & {id(param) for param in removed["params"]}
+
+
+def _grouped(model, steps):
+    kinds = [[param for param in model.parameters() if (param.dim() > 1) == several] for several in (True, False)]
+    optimizer = lrt.AdamW([{"params": kind} for kind in kinds], names=model, keep_prob=0.5, seed=3)
+    drive(model, optimizer, range(steps))
+    return optimizer
+
+
+def test_parameters_swapped_for_shards_after_construction():
+    ranks.run(_swapped, 2)
