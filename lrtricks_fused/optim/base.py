@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..step.backends import resolve
+from ..step.backends import prepare
 from ..step.call import StepCall
 from ..step.keep import keep_mask
 from ..step.operands import check_param as check_operand
@@ -19,6 +19,7 @@ from ..step.table import forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
 from .checkpoints import SavedOptimizer
 from .checks import as_seed
+from .compiled import step_in_graph
 from .groups import CheckedGroup, Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
 from .shards import ShardSlopes, counts, gradients, index_map, is_dtensor, local, localize, placed
@@ -104,12 +105,12 @@ class MaskedOptimizer(SavedOptimizer):
         work = [part for group in self.param_groups for part in self._gather(group)]
         new: dict[Tensor, dict[str, Any]] = {}
         calls = [call for part in work for call in self._calls(part, new)]
-        backends = [resolve(self.backend, call.params[0].device) for call in calls]
-        for backend, call in zip(backends, calls, strict=True):
-            call.alone = len(calls) == 1
-            backend.prepare(call)
+        compiling = torch.compiler.is_compiling()
+        backends = [] if compiling else prepare(self.backend, calls)
         for param, states in new.items():
             self.state[param].update(states)
+        if compiling:
+            return step_in_graph(self, calls)
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
         self._finish_shards(work)

@@ -46,7 +46,7 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
             raise ValueError(f"Invalid {name} of {described}: must be a float or a real tensor of one element")
         if value.is_meta:
             raise ValueError(f"Invalid {name} on meta: must have a value")
-        if value.device.type != "cpu":
+        if value.device.type != "cpu" or torch.compiler.is_compiling():  # see compiled.py, which looks later
             return
         value = float(value)
     else:
@@ -57,6 +57,16 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
         raise ValueError(f"Invalid {name}={value}: must be {wanted}")
     if isinstance(value, int) and abs(value) > 2**1023:
         raise ValueError(f"Invalid {name} of {len(hex(value)) * 4} bits: too large for a float")
+
+
+def check_lr(value: float | Tensor) -> None:
+    """Raises ValueError unless ``value`` is a learning rate."""
+    check_range("lr", value, 0.0, math.inf)
+
+
+def check_grad_weight(value: float | Tensor, allow_negative: bool) -> None:
+    """Raises ValueError unless ``value`` is a gradient weight."""
+    check_range("grad_weight", value, -math.inf if allow_negative else 0.0, math.inf)
 
 
 def is_negative(value: float | Tensor) -> bool:
@@ -79,7 +89,9 @@ def check_bool(name: str, value: Any) -> None:
 
 def as_seed(seed: Any) -> int:
     """``seed`` as an int; raises ValueError unless it is one in [0, 2**64), of any library."""
-    number = seed if type(seed) is int else plain(seed)
+    if type(seed) is int and 0 <= seed < 2**64:
+        return seed
+    number = plain(seed)
     if isinstance(number, Tensor) or not hasattr(number, "__index__") or not 0 <= operator.index(number) < 2**64:
         raise ValueError(f"Invalid seed={seed!r}: must be an int in [0, 2**64)")
     return operator.index(number)
@@ -87,13 +99,12 @@ def as_seed(seed: Any) -> int:
 
 def check_seed(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a seed."""
-    if not (type(value) is int and 0 <= value < 2**64):
-        as_seed(value)
+    as_seed(value)
 
 
 def check_group(group: dict[str, Any]) -> None:
     """Raises ValueError or TypeError unless what torch.optim's rules share is valid."""
-    check_range("lr", group["lr"], 0.0, math.inf)
+    check_lr(group["lr"])
     check_range("weight_decay", group["weight_decay"], 0.0, math.inf)
     for name in FLAGS:
         value = group.get(name, False)

@@ -1,18 +1,18 @@
 """Parameter groups and the states of their parameters: what may be in them, and what a new one starts from."""
 
-import math
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ..step.backends import resolve
 from ..step.operands import check_step
 from ..step.rule import RULES
-from . import identity
+from . import compiled, identity
 from .arguments import GROUP_CHECKS
-from .checks import as_seed, check_group, check_kind, check_param, check_range
+from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
 from .shards import ShardSlopes, index_map, is_dtensor, local, placed
 
 Group = dict[str, Any]
@@ -94,6 +94,12 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _shard_slopes = ShardSlopes()
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Whether it is constructed, copied or unpickled."""
+        optimizer = super().__new__(cls)
+        compiled.enter(optimizer)
+        return optimizer
+
     # -- what a subclass defines ---------------------------------------------------------------------------
 
     def _rule(self, group: Group) -> str:
@@ -137,8 +143,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         check_group(group)
         for name, check in GROUP_CHECKS:
             check(name, group[name])
-        lowest = -math.inf if allow_negative or self.allow_negative_grad_weight else 0.0
-        check_range("grad_weight", group["grad_weight"], lowest, math.inf)
+        check_grad_weight(group["grad_weight"], allow_negative or self.allow_negative_grad_weight)
         self._check_rule(group)
         if group.get("param_names") is not None and "params" in group:
             identity.check_count(group["param_names"], len(group["params"]))

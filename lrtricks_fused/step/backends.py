@@ -216,6 +216,19 @@ def resolve(backend: str, device: torch.device) -> Backend:
     return chosen
 
 
+def prepare(backend: str, calls: list[StepCall]) -> list[Backend]:
+    """The backends of the calls of one step, each of which has prepared its call: none is refused any more.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: a backend cannot run, or an operand does not fit; nothing has been changed.
+    """
+    backends = [resolve(backend, call.params[0].device) for call in calls]
+    for chosen, call in zip(backends, calls, strict=True):
+        call.alone = len(calls) == 1
+        chosen.prepare(call)
+    return backends
+
+
 register(Backend("native", native.native_step, native.prepare))
 register(Backend("triton", _triton_step, _triton_prepare))
 register(Backend("reference", reference.step))

@@ -1,20 +1,63 @@
-"""torch.compile of a step, without a break of the graph: the same bits as eagerly, from the first step on."""
+"""torch.compile of a step, without a break of the graph: the bits of an eager one, and no graph anew for a schedule."""
+
+import copy
+import gc
+import warnings
+import weakref
+from functools import partial
 
 import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, random_grads
 from inventory import RICH
+from torch._dynamo.utils import counters
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+import lrtricks_fused
+from lrtricks_fused import SGD, Adam, CosineKDecayLR, NAdam
+
+STEPS = 6
+NAMES = ("lr", "keep_prob", "grad_weight")
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call")  # functools.cache, of what does not change
-@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
-def test_a_compiled_step_takes_the_same_bits(case):
+@pytest.fixture(autouse=True)
+def _fresh():
     torch.compiler.reset()
+    counters.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for of_torch in (".*torch.jit.script", "The .grad attribute of a Tensor that is not a leaf"):
+            warnings.filterwarnings("ignore", of_torch)
+        yield
+    torch.set_grad_enabled(True)  # which a compiled no_grad forgets when something raises in it
+    torch.compiler.reset()
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def compiled(optimizer, **options):
+    return torch.compile(optimizer.step, **{"fullgraph": True, "backend": "eager", **options})
+
+
+def run(optimizer, step, between=lambda number: None):
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for number in range(STEPS):
+        random_grads(params, number)
+        step()
+        between(number)
+    return everything(optimizer)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+def test_a_compiled_step_takes_the_same_bits(case, backend):
     results = []
-    for compiled in (False, True):
+    for compile_it in (False, True):
         params = leaves((6, 50), (700,), (0,))
-        optimizer = case.make(params, keep_prob=0.5, backend="native")
-        step = torch.compile(optimizer.step, fullgraph=True, backend="eager") if compiled else optimizer.step
+        optimizer = case.make(params, keep_prob=0.5, backend=backend)
+        step = compiled(optimizer) if compile_it else optimizer.step
         for number in range(3):
             random_grads(params, number)
             if number == 0:  # gets its first step in the second
@@ -22,3 +65,204 @@ def test_a_compiled_step_takes_the_same_bits(case):
             step()
         results.append(everything(optimizer))
     assert_same_bits(*results)
+
+
+def scheduled(optimizer, kind):
+    """Groups whose three numbers differ at every step, as new floats or written into tensors."""
+    for group in optimizer.param_groups:
+        group.update({name: kind(value) for name, value in zip(NAMES, (0.01, 0.5, 1.0), strict=True)})
+
+    def between(number):
+        for group in optimizer.param_groups:
+            for name in NAMES:
+                if isinstance(group[name], torch.Tensor):
+                    group[name].mul_(0.9)
+                else:
+                    group[name] *= 0.9
+
+    return between
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["floats", "tensors"])
+def test_a_schedule_makes_no_further_graph(kind, backend):
+    """The first step makes the states, the second finds them; a float that has changed is an input from then on."""
+    results = []
+    for compile_it in (True, False):
+        first, second = leaves((6, 50), (700,))
+        optimizer = Adam([{"params": [first]}, {"params": [second], "eps": 1e-6}])
+        between = scheduled(optimizer, kind)
+        step = compiled(optimizer, backend=backend) if compile_it else optimizer.step
+        results.append(run(optimizer, step, between))
+    assert graphs() == 2
+    assert_same_bits(*results)
+
+
+SCHEDULERS = {
+    "LambdaLR": lambda optimizer: LambdaLR(optimizer, lambda epoch: 0.9**epoch),
+    "OneCycleLR": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=STEPS + 1),  # of the betas, too
+    "CosineKDecayLR": lambda optimizer: CosineKDecayLR(optimizer, STEPS),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float", "tensor"])
+def test_a_scheduler_that_was_attached_before(lr, scheduler):
+    """torch's schedulers wrap ``step`` in something that is not traced: the graph begins inside, as torch.optim's."""
+
+    def graphs_of(make, compile_it):
+        torch.compiler.reset()
+        counters.clear()
+        optimizer = make(leaves((6, 50), (700,)), lr=copy.deepcopy(lr))
+        schedule = scheduler(optimizer)
+        step = compiled(optimizer, fullgraph=False) if compile_it else optimizer.step
+        return run(optimizer, step, lambda number: schedule.step())
+
+    ours = partial(Adam, keep_prob=0.5)
+    results = [graphs_of(ours, True)]
+    made, broken = graphs(), sum(counters["graph_break"].values())
+    assert made == 2
+    if isinstance(lr, float):  # a tensor torch's own would take on a GPU alone
+        graphs_of(partial(torch.optim.Adam, foreach=True), True)
+        assert made <= graphs() and broken <= sum(counters["graph_break"].values())
+    assert_same_bits(results[0], graphs_of(ours, False))
+
+
+def test_a_whole_training_step_in_one_compile():
+    results = []
+    for compile_it in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        optimizer = NAdam(model.parameters(), keep_prob=0.5)
+        between = scheduled(optimizer, float)
+
+        def train(inputs, model=model, optimizer=optimizer):
+            loss = model(inputs).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        step = torch.compile(train, backend="eager") if compile_it else train
+        for number in range(STEPS):
+            step(torch.randn(4, 8, generator=torch.Generator().manual_seed(number)))
+            between(number)
+        results.append(everything(optimizer))
+    assert graphs() == 3  # the forward pass, and the two of the step
+    assert_same_bits(*results)
+
+
+def test_several_optimizers_through_one_compiled_function():
+    """Their integers differ, which makes them inputs of the graph; a seed takes 64 bits without a sign."""
+    step = torch.compile(lambda optimizer: optimizer.step(), backend="eager", fullgraph=True)
+    pairs = []
+    for number, seed in enumerate((0, 5, 2**63 + 1, 2**64 - 1)):
+        options = dict(lr=0.1, keep_prob=0.5, seed=seed, momentum_window=number + 2)
+        pairs.append([SGD(leaves((5 + number, 6)), **options) for _ in range(2)])
+    for one, other in pairs:
+        assert_same_bits(run(one, partial(step, one)), run(other, other.step))
+
+
+def test_steps_compiled_and_eager_by_turns_and_a_checkpoint_between():
+    optimizers = [NAdam(leaves((6, 50), (700,)), keep_prob=0.5) for _ in range(2)]
+    step = compiled(optimizers[0])
+    for number in range(STEPS):
+        for optimizer, steps in zip(optimizers, ((step, optimizers[0].step), (optimizers[1].step,) * 2), strict=True):
+            random_grads(optimizer.param_groups[0]["params"], number)
+            steps[number % 2]()
+            if number == 3:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert_same_bits(*map(everything, optimizers))
+
+
+def test_slopes_are_added_up():
+    totals = []
+    for compile_it in (True, False):
+        first, second = leaves((6, 50), (700,))
+        optimizer = Adam([{"params": [first]}, {"params": [second], "eps": 1e-6}], keep_prob=0.5)
+        slopes = {}
+        with optimizer.add_slopes_to(slopes):
+            run(optimizer, compiled(optimizer) if compile_it else optimizer.step)
+        totals.append(list(slopes.values()))
+    assert totals[0][0] != 0
+    assert_same_bits(*totals)
+
+
+def test_an_overflow_is_skipped():
+    results = []
+    for compile_it in (True, False):
+        params = leaves((6, 50))
+        optimizer = Adam(params, keep_prob=0.5, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        if compile_it:
+            optimizer.step = compiled(optimizer)
+        for number in range(4):
+            optimizer.zero_grad()
+            scaler.scale(params[0].square().sum() * (float("inf") if number == 1 else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(everything(optimizer))
+    assert results[0][-1] == 3  # steps
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("name, value", [("lr", -1.0), ("keep_prob", 1.5), ("grad_weight", -0.5), ("lr", torch.nan)])
+def test_a_bad_tensor_is_refused_when_the_graph_runs(name, value):
+    number = torch.tensor(0.5)
+    optimizer = Adam(leaves((6, 50)), **{name: number})
+    step = compiled(optimizer)
+    run(optimizer, step)
+    before = [tensor.clone() for tensor in everything(optimizer)]
+    number.fill_(value)
+    with pytest.raises(ValueError, match=f"Invalid {name}="):
+        step()
+    assert_same_bits(everything(optimizer), before)
+
+
+def test_a_group_that_cannot_be_stepped_leaves_the_others_alone():
+    first, second = leaves((6, 50), (700,))
+    optimizer = Adam([{"params": [first]}, {"params": [second], "eps": 1e-6}], keep_prob=0.5)
+    step = compiled(optimizer)
+    run(optimizer, step)
+    optimizer.state[second]["step"].fill_(0.5)
+    before = [tensor.clone() for tensor in everything(optimizer)]
+    with pytest.raises(ValueError, match="Invalid state step="):
+        step()
+    assert_same_bits(everything(optimizer), before)
+
+
+def test_tables_are_kept_where_the_optimizers_own_tensors_are_stepped():
+    optimizer = Adam(leaves((6, 50), (700,)), keep_prob=0.5)
+    run(optimizer, compiled(optimizer))
+    (table,) = optimizer._tables.values()
+    random_grads(optimizer.param_groups[0]["params"], 9)
+    compiled(optimizer)()
+    assert list(optimizer._tables.values()) == [table]
+
+
+def test_nothing_of_an_optimizer_outlives_it():
+    params = leaves((6, 50))
+    optimizer = Adam(params, keep_prob=0.5)
+    run(optimizer, compiled(optimizer))
+    gone = [weakref.ref(optimizer), weakref.ref(params[0])]
+    del optimizer, params
+    torch.compiler.reset()
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+
+
+def test_copies_have_names_of_their_own():
+    optimizer = lrtricks_fused.RMSprop(leaves((6, 50)))
+    assert len({optimizer._serial, copy.deepcopy(optimizer)._serial, copy.copy(optimizer)._serial}) == 3
+
+
+def test_opcheck():
+    """The op alone: schema, fake tensors, functionalization."""
+    optimizer = Adam(leaves((6, 50), (700,)), keep_prob=0.5)
+    run(optimizer, compiled(optimizer), scheduled(optimizer, float))
+    ((layout, _),) = optimizer._tables
+    params = [param.detach() for param in optimizer.param_groups[0]["params"]]
+    columns = [[state[name] for state in optimizer.state.values()] for name in ("exp_avg", "exp_avg_sq", "step")]
+    written = [tensor.clone() for column in (params, *columns) for tensor in column]
+    operands = (written, list(map(torch.ones_like, params)), torch.tensor([0.01, 0.5, 1.0]).double(), [], layout)
+    torch.library.opcheck(torch.ops.lrtricks_fused.step_.default, operands)

@@ -1,0 +1,202 @@
+"""A compiled step: one op of its own in the graph, which takes an ordinary step whenever the graph runs.
+
+[note: What a graph holds] torch.compile traces how a step is made up: groups, states that are missing, gradients. The
+calls themselves go into one op, ``lrtricks_fused::step_``, so that no backend breaks the graph, and what can only be
+seen in memory (addresses, layouts, values of tensors) is looked at when the graph runs. A float that has changed
+between two steps is an input of the graph from then on, as a tensor: it reaches the op in ``numbers``; an argument of
+type float would have to be a constant. All else is in ``layout``, a text, so that graphs can be kept.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
+
+from ..step.backends import prepare
+from ..step.call import StepCall
+from ..step.keep import IndexMap
+from ..step.table import forget
+from .arguments import GROUP_CHECKS
+from .checks import check_grad_weight, check_lr
+
+_PACKED = tuple(
+    field.name
+    for field in fields(StepCall)
+    if field.name not in ("tables", "table_key", "alone", "prepared", "table", "copies", "pieces")
+)
+_WRITTEN = {"params", "states", "scalar_states", "steps", "slope"}
+_check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]
+_POOLS = ("written", "read", "numbers", "integers")
+_REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool
+
+_serials = itertools.count()
+_optimizers: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+
+def enter(optimizer: Any) -> None:
+    """Give an optimizer the name by which its graphs find its tables: a text, which a guard takes for a constant."""
+    optimizer._serial = str(next(_serials))
+    _optimizers[optimizer._serial] = optimizer
+
+
+# -- while a graph is made -------------------------------------------------------------------------------------
+
+
+class _Pools:
+    """What the op takes of several calls, in lists."""
+
+    def __init__(self) -> None:
+        self.written: list[Tensor] = []
+        self.read: list[Tensor] = []
+        self.numbers: list[float] = []
+        self.integers: list[int] = []
+
+    def encoded(self, value: Any, written: bool) -> str:
+        """``value`` in JSON, with references in the place of tensors and of floats that are not constant."""
+        if isinstance(value, Tensor):
+            return self._tensor(value, written)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            pool = self.written if written else self.read
+            pool.extend(value)
+            return _reference("written" if written else "read", f"[{len(pool) - len(value)}, {len(pool)}]")
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join([self.encoded(entry, written) for entry in value]) + "]"
+        if isinstance(value, dict):
+            return "{" + ", ".join([f'"{name}": {self.encoded(entry, written)}' for name, entry in value.items()]) + "}"
+        return self._constant(value)
+
+    def _tensor(self, value: Tensor, written: bool) -> str:
+        pool = self.written if written else self.read
+        place = len(pool)
+        if written:  # by several calls, of which a graph must not hear as of several tensors
+            for number, other in enumerate(pool):
+                place = number if other is value else place
+        if place == len(pool):
+            pool.append(value)
+        return _reference("written" if written else "read", f"{place}")
+
+    def _constant(self, value: Any) -> str:
+        if value is None:
+            return "null"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, str):
+            return f'"{value}"'
+        if isinstance(value, float) and not (has_static_value(value) and math.isfinite(value)):
+            self.numbers.append(value)
+            return _reference("numbers", f"{len(self.numbers) - 1}")
+        if isinstance(value, int) and not has_static_value(value):
+            self.integers += [value // 2**32, value % 2**32]  # an op takes integers of 64 bits with a sign
+            return _reference("integers", f"{len(self.integers) // 2 - 1}")
+        return f"{guard_scalar(value)!r}"
+
+
+def _reference(pool: str, place: str) -> str:
+    return '{"' + _REFERENCE + pool + '": ' + place + "}"
+
+
+def step_in_graph(optimizer: Any, calls: list[StepCall]) -> None:
+    """Put a step of these calls into the graph that is being made."""
+    if not calls:
+        return
+    pools = _Pools()
+    encoded = []
+    for call in calls:
+        entries = [f'"{name}": {pools.encoded(getattr(call, name), name in _WRITTEN)}' for name in _PACKED]
+        encoded.append("{" + ", ".join(entries) + "}")
+    negative = "true" if optimizer.allow_negative_grad_weight else "false"
+    layout = (
+        f'{{"optimizer": "{optimizer._serial}", "backend": "{optimizer.backend}", "allow_negative": {negative}, '
+        f'"calls": [{", ".join(encoded)}]}}'
+    )
+    # A product, because torch makes tensors of floats where these meet tensors, and there alone.
+    one = torch.ones((), dtype=torch.float64, device="cpu")
+    numbers = [one * number for number in pools.numbers]
+    packed = torch.stack(numbers) if numbers else torch.empty(0, dtype=torch.float64, device="cpu")
+    torch.ops.lrtricks_fused.step_(pools.written, pools.read, packed, pools.integers, layout)
+
+
+# -- while a graph runs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a pool, or a range of them."""
+
+    pool: int
+    place: int | slice
+
+
+def _referred(value: dict[str, Any]) -> Any:
+    for number, pool in enumerate(_POOLS):
+        if _REFERENCE + pool in value:
+            place = value[_REFERENCE + pool]
+            return _Entry(number, slice(*place) if isinstance(place, list) else place)
+    return value
+
+
+@lru_cache(maxsize=256)
+def _parsed(layout: str) -> Mapping[str, Any]:
+    return json.loads(layout, object_hook=_referred)
+
+
+def _filled(value: Any, pools: tuple[Any, ...]) -> Any:
+    if isinstance(value, _Entry):
+        return pools[value.pool][value.place]
+    if isinstance(value, dict):
+        return {name: _filled(entry, pools) for name, entry in value.items()}
+    if isinstance(value, list) and any(isinstance(entry, (_Entry, dict, list)) for entry in value):
+        return [_filled(entry, pools) for entry in value]
+    return value
+
+
+def _tables(optimizer: Any, calls: list[StepCall], layout: str) -> None:
+    """Have the calls keep tables where the tensors are the optimizer's own, and not copies of one run of a graph."""
+    if optimizer is None or not all(call.params[0] in optimizer.state for call in calls):
+        return
+    for number, call in enumerate(calls):
+        call.tables, call.table_key = optimizer._tables, (layout, number)
+    forget(optimizer._tables, {call.table_key for call in calls})
+
+
+@torch.library.custom_op(
+    "lrtricks_fused::step_",
+    mutates_args=("written",),
+    tags=(torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else (),
+)
+def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: Sequence[int], layout: str) -> None:
+    """The step that ``layout`` describes; errors as an ordinary step's, before anything is changed.
+
+    Args:
+        written: parameters, states and counts of steps.
+        read: gradients and tensors of one number.
+        numbers: the floats that are not constants of the graph, float64 on the CPU.
+        integers: the integers that are not, in halves of 32 bits.
+        layout: which calls these are the operands of, in JSON.
+    """
+    parsed = _parsed(layout)
+    halves = zip(integers[::2], integers[1::2], strict=True)
+    pools = (written, read, numbers.tolist(), [high << 32 | low for high, low in halves])
+    calls = [StepCall(**_filled(call, pools)) for call in parsed["calls"]]
+    for call in calls:
+        if call.index_maps is not None:
+            call.index_maps = [index_map and IndexMap(*index_map) for index_map in call.index_maps]
+        check_lr(call.lr)
+        _check_keep_prob("keep_prob", call.keep_prob)
+        check_grad_weight(call.grad_weight, parsed["allow_negative"])
+    _tables(_optimizers.get(parsed["optimizer"]), calls, layout)
+    for backend, call in zip(prepare(parsed["backend"], calls), calls, strict=True):
+        backend.step(call)
+
+
+@_step.register_fake
+def _(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: Sequence[int], layout: str) -> None:
+    """Nothing is returned."""
