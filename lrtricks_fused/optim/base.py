@@ -101,8 +101,14 @@ class MaskedOptimizer(SavedOptimizer):
         return loss
 
     def _step(self) -> None:
-        """The step, after the closure: every call is built and checked before the first one runs."""
-        work = [part for group in self.param_groups for part in self._gather(group)]
+        """The step, after the closure."""
+        self._take([part for group in self.param_groups for part in self._gather(group)])
+
+    def _take(self, work: list[_Part], whole: bool = True) -> None:
+        """The step of these parts: every call is built and checked before the first one runs.
+
+        Tables and maps of others go where this is the whole step, unless nothing is stepped: see in_backward.py.
+        """
         new: dict[Tensor, dict[str, Any]] = {}
         calls = [call for part in work for call in self._calls(part, new)]
         compiling = torch.compiler.is_compiling()
@@ -114,6 +120,8 @@ class MaskedOptimizer(SavedOptimizer):
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
         self._finish_shards(work)
+        if not whole or not calls:
+            return
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
         if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):

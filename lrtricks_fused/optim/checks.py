@@ -31,6 +31,17 @@ def check_real(name: str, value: Any) -> float:
     return number if type(number) is int or type(number) is float else float(number)
 
 
+def check_count(name: str, value: Any, least: int) -> int:
+    """``value`` as an int; raises TypeError unless it is a whole one, no bool; ValueError if below ``least``."""
+    count = plain(value)
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise TypeError(f"Invalid {name}={value!r}: must be an int")
+    count = operator.index(count)
+    if count < least:
+        raise ValueError(f"Invalid {name}={count}: must be >= {least}")
+    return count
+
+
 def check_range(name: str, value: float | Tensor, low: float, high: float, brackets: str = "[]") -> None:
     """Raises ValueError unless low <= value <= high (with ``brackets="[)"``: < high); NaN is refused.
 

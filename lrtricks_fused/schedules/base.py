@@ -5,13 +5,12 @@ greatest value it ever takes, and ``at_step(step)``, for one that depends on the
 """
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..optim.checks import check_real, plain
+from ..optim.checks import check_real
 
 
 def between(start: float | Tensor, end: float | Tensor, share: float) -> float | Tensor:
@@ -43,17 +42,6 @@ def check_not_negative(name: str, value: Any) -> float:
     if number < 0:
         raise ValueError(f"Invalid {name}={number}: must be >= 0")
     return number
-
-
-def check_count(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; raises TypeError unless it is a whole one, no bool; ValueError if below ``least``."""
-    count = plain(value)
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
-        raise TypeError(f"Invalid {name}={value!r}: must be an int")
-    count = operator.index(count)
-    if count < least:
-        raise ValueError(f"Invalid {name}={count}: must be >= {least}")
-    return count
 
 
 class Schedule:

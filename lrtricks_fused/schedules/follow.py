@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .base import check_real, plain
+from ..optim.checks import check_real, plain
 
 Group = dict[str, Any]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..optim.checks import check_range
+from ..optim.checks import check_count, check_range
 from ..optim.groups import allow_negative_grad_weight
-from .base import Schedule, check_count, check_finite
+from .base import Schedule, check_finite
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]

@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Decay, check_not_negative, check_positive, plain
+from ..optim.checks import plain
+from .base import Decay, check_not_negative, check_positive
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .base import Schedule, between, check_count, check_not_negative, plain
+from ..optim.checks import check_count, plain
+from .base import Schedule, between, check_not_negative
 from .follow import FollowingLR
 from .k_decay import cosine_k_decay, exponential_k_decay, multi_k_decay, polynomial_k_decay
 from .shapes import tanh_decay, trapezoid

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..optim.checks import check_range
+from ..optim.checks import check_count, check_range, plain
 from ..step.keep import uniform
-from .base import Decay, Schedule, check_count, check_finite, check_not_negative, plain
+from .base import Decay, Schedule, check_finite, check_not_negative
 
 
 @dataclass(frozen=True)

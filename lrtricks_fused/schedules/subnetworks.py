@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from .base import check_count, check_real
+from ..optim.checks import check_count, check_real
 from .follow import FollowingLR
 
 Group = dict[str, Any]

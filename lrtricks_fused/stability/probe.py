@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..schedules.base import check_count
+from ..optim.checks import check_count
 from ..tuning.untouched import seeded, untouched
 from .report import StabilityReport
 
