@@ -2,6 +2,7 @@
 # Switches, at any run: PYTHON=python3.x, DEBUG=1, USE_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CXX, CUDA_HOME.
 PYTHON ?= python3
 VENV := .venv
+FRAMEWORKS := .venv-frameworks
 BIN := $(VENV)/bin
 SOURCES := setup.py build_backend.py pyproject.toml $(shell find csrc -type f)
 CPP_FILES = $(shell find csrc tests bench -regex '.*\.\(h\|cuh\|cpp\|cu\)')
@@ -18,13 +19,17 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all bench bench-pytest bench-check bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
+.PHONY: demo test test-all test-frameworks bench bench-pytest bench-check bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Training by Lightning, accelerate, transformers, timm and fastai, in an environment of its own, with the same library.
+test-frameworks: $(VENV)/.built $(FRAMEWORKS)/.installed
+	PYTHONPATH=. $(FRAMEWORKS)/bin/python -m pytest -q tests/frameworks
 
 # The same, with the oldest Triton, and every pair of types of its kernels compiled for every GPU (some minutes more).
 test-all: export LRTRICKS_FULL = 1
@@ -79,13 +84,18 @@ sanitize: $(VENV)/.built
 	  $(BIN)/python -m pytest -q -n 2 tests/kernels/test_cuda_on_host.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info lrtricks_fused/_native.so
+	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info lrtricks_fused/_native.so
 	$(MAKE) -C tests/cpp clean
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed"'
 	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(FRAMEWORKS)/.installed: requirements-frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-frameworks.txt
 	touch $@
 
 # Written only when it changes.

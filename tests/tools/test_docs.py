@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"python", "sh", "text", "cpp", "math"}
+LANGUAGES = {"python", "py", "sh", "text", "cpp", "math"}  # py: needs a framework, tests/frameworks runs it
 OURS = ("bench", "examples", "lrtricks_fused")
 
 

@@ -1,0 +1,18 @@
+"""What stands in for torchvision, which timm and fastai import."""
+
+import importlib.util
+import sys
+from unittest.mock import MagicMock
+
+import pytest
+
+_MODULES = ("", ".datasets", ".models", ".models.feature_extraction", ".ops", ".ops.misc", ".transforms",
+            ".transforms.functional")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_torchvision(monkeypatch):
+    """PyPI has no CPU wheel of torchvision that goes with torch's; groups, schedulers and wrappers do not use it."""
+    if importlib.util.find_spec("torchvision") is None:
+        for name in _MODULES:
+            monkeypatch.setitem(sys.modules, f"torchvision{name}", MagicMock(__spec__=None))
