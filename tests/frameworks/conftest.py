@@ -10,9 +10,12 @@ _MODULES = ("", ".datasets", ".models", ".models.feature_extraction", ".ops", ".
             ".transforms.functional")  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _no_torchvision(monkeypatch):
-    """PyPI has no CPU wheel of torchvision that goes with torch's; groups, schedulers and wrappers do not use it."""
+@pytest.fixture
+def no_torchvision(monkeypatch):
+    """For timm and fastai alone, whose groups, schedulers and wrappers do not use it: others look whether it is there.
+
+    PyPI has no CPU wheel of torchvision that goes with torch's.
+    """
     if importlib.util.find_spec("torchvision") is None:
         for name in _MODULES:
             monkeypatch.setitem(sys.modules, f"torchvision{name}", MagicMock(__spec__=None))

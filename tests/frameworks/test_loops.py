@@ -151,7 +151,7 @@ def test_transformers_trainer_makes_ours_and_resumes(tmp_path):
 # -- timm, fastai ------------------------------------------------------------------------------------------------------
 
 
-def test_timms_groups_and_scheduler():
+def test_timms_groups_and_scheduler(no_torchvision):
     optim, scheduler = pytest.importorskip("timm.optim"), pytest.importorskip("timm.scheduler")
 
     def run(optimizer_class, **options):
@@ -174,7 +174,7 @@ def test_timms_groups_and_scheduler():
     torch.testing.assert_close(ours, torchs)  # other statement order
 
 
-def test_fastais_wrapper():
+def test_fastais_wrapper(no_torchvision):
     optimizers = pytest.importorskip("fastai.optimizer")
     model = model_of()
     optimizer = optimizers.OptimWrapper(model.parameters(), SGD, lr=0.1, momentum=0.9, keep_prob=0.5)

@@ -24,7 +24,9 @@ def test_every_framework_has_one():
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_snippet_runs(framework, tmp_path, monkeypatch):
+def test_a_snippet_runs(framework, request, tmp_path, monkeypatch):
+    if framework == "timm":
+        request.getfixturevalue("no_torchvision")
     pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
