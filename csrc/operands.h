@@ -42,4 +42,9 @@ inline const TableRow* table_rows(const Tensor& table) {
   return static_cast<const TableRow*>(table.const_data_ptr());
 }
 
+inline const TableRow* cpu_rows(const Tensor& table) {
+  require(on_cpu(table), "Invalid table: must be on the CPU");
+  return table_rows(table);
+}
+
 }  // namespace lrt

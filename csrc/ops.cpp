@@ -4,6 +4,7 @@
 #include "cpu/entry.h"
 #include "cpu/isa.h"
 #include "cpu/lossgrad.h"
+#include "cpu/norms.h"
 #include "rules/all.h"
 #if defined(LRT_CUDA_ARCHS)
 #include "cuda/entry.h"
@@ -37,6 +38,11 @@ STABLE_TORCH_LIBRARY(lrtricks_fused, m) {
       "lossgrad_(Tensor loss, Tensor trial, Tensor slope, Tensor(a!) ratio, Tensor(b!)[] lrs, float c,"
       " float resolution) -> ()");
   m.def("check_table(Tensor table) -> ()");
+  m.def("squared_norms_(Tensor[] grads, Tensor(a!) squares) -> ()");
+  m.def(
+      "table_squared_norms_(Tensor table, Tensor(a!) squares, Tensor? chunk_tensors, Tensor? scratch,"
+      " int param_dtype) -> ()");
+  m.def("write_clip_(Tensor(a!) squares, Tensor(b!) norm, Tensor(c!) clip, Tensor? grad_scale, float max_norm) -> ()");
   m.def("upload_(Tensor(a!) target, Tensor words) -> ()");
 }
 
@@ -47,6 +53,9 @@ STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CPU, m) {
   });
   m.impl("check_table", TORCH_BOX(&lrt::cpu::check_table));
   m.impl("lossgrad_", TORCH_BOX(&lrt::cpu::adapt_lrs));
+  m.impl("squared_norms_", TORCH_BOX(&lrt::cpu::squared_norms));
+  m.impl("table_squared_norms_", TORCH_BOX(&lrt::cpu::table_squared_norms));
+  m.impl("write_clip_", TORCH_BOX(&lrt::cpu::write_clip));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CompositeExplicitAutograd, m) {
@@ -61,5 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(lrtricks_fused, CUDA, m) {
     m.impl(lrt::op_name<Record>(true).c_str(), lrt::table_op<Record, lrt::cuda::step<Record>>);
   });
   m.impl("upload_", TORCH_BOX(&lrt::cuda::upload_words));
+  m.impl("table_squared_norms_", TORCH_BOX(&lrt::cuda::table_squared_norms));
+  m.impl("write_clip_", TORCH_BOX(&lrt::cuda::write_clip));
 }
 #endif

@@ -21,7 +21,7 @@ constexpr const char* kPacked = "Tensor table, Tensor(a!)? slope, int[] integers
 constexpr const char* kScalars =
     "float lr, float weight_decay, bool decoupled_weight_decay, bool maximize, float keep_prob, float grad_weight,"
     " int seed, Tensor? lr_tensor=None, Tensor? keep_prob_tensor=None, Tensor? grad_weight_tensor=None,"
-    " Tensor? grad_scale=None, Tensor? found_inf=None";
+    " Tensor? grad_scale=None, Tensor? found_inf=None, Tensor? clip=None";
 
 template <class Record>
 std::string list_operands() {
@@ -180,6 +180,7 @@ class Arguments {
     arguments.grad_weight = take_scalar(grad_weight, "grad_weight");
     arguments.grad_scale = take_scalar(1.0, "grad_scale");
     arguments.found_inf = take_scalar(0.0, "found_inf");
+    arguments.clip = take_scalar(1.0, "clip");
     return arguments;
   }
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lrtricks_fused.step.call import StepCall
-from lrtricks_fused.step.device import prepare_on_device, scalar, step_on_device
+from lrtricks_fused.step.device import on, prepare_on_device, scalar, squares_on_device, step_on_device
 from lrtricks_fused.step.rule import RULES
 from lrtricks_fused.step.storage import STATE_DTYPES, compute_dtype
 from lrtricks_fused.step.table import ACCESS, CHUNK, SLOPE_COLUMNS, AddressTable
@@ -21,6 +21,7 @@ from .doubles import in_halves, scalars_in_halves
 from .prepare import DECOUPLED_WEIGHT_DECAY, MAXIMIZE, prepare_kernel
 from .slices import find_means, sum_partials
 from .slope import add_columns, sum_chunks, sum_columns
+from .squares import find_clip, square_units, sum_tensor_columns, sum_tensors
 from .step import Variant, step_kernel
 from .upload import upload
 
@@ -147,7 +148,8 @@ def _run(call: StepCall, table: AddressTable) -> None:
     device = call.params[0].device
     scale = 1.0 if call.grad_scale is None else call.grad_scale
     found_inf = 0.0 if call.found_inf is None else call.found_inf
-    given = (call.lr, call.keep_prob, call.grad_weight, scale, found_inf, call.weight_decay)
+    clip = 1.0 if call.clip is None else call.clip
+    given = (call.lr, call.keep_prob, call.grad_weight, scale, found_inf, clip, call.weight_decay)
     scalars = [_readable(value, device) for value in given]  # tensors, too, that must live until the launches
     flags = call.decoupled_weight_decay * DECOUPLED_WEIGHT_DECAY.value | call.maximize * MAXIMIZE.value
     hypers = in_halves([float(call.hyper[name]) for name in RULES[call.rule].hypers])
@@ -188,17 +190,62 @@ def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:
     return scratch.data_ptr() + table.partials * scratch.element_size()
 
 
-def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
-    chunks, dtype = len(table.chunk_tensors), call.params[0].dtype
+def _sum_chunks(table: AddressTable, scratch: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sums of chunks from those of units; both lie in the scratch."""
+    chunks = len(table.chunk_tensors)
     sums = scratch[-8 * (chunks + SLOPE_COLUMNS) :].view(torch.float64)
-    units = scratch.view(torch.int64)
-    unit = ACCESS // dtype.itemsize
     sum_chunks[(triton.cdiv(chunks, SUM_BLOCK),)](
-        table.rows, table.chunk_tensors, units, sums, chunks, REAL=real_of(dtype), UNIT=unit, BLOCK=SUM_BLOCK,
-        enable_fp_fusion=False,
+        table.rows, table.chunk_tensors, scratch.view(torch.int64), sums, chunks, REAL=real_of(dtype),
+        UNIT=ACCESS // dtype.itemsize, BLOCK=SUM_BLOCK, enable_fp_fusion=False,
     )  # fmt: skip
+    return sums
+
+
+def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
+    chunks, sums = len(table.chunk_tensors), _sum_chunks(table, scratch, call.params[0].dtype)
     sum_columns[(1,)](sums, chunks, enable_fp_fusion=False)
     add_columns[(1,)](sums, chunks, call.slope, prepared, enable_fp_fusion=False, num_warps=1)
+
+
+def square_units_constexprs(dtype: torch.dtype, warp_size: int) -> dict[str, object]:
+    """What an instance of square_units is compiled for."""
+    return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize,
+                BLOCK=block_sizes(dtype, dtype, warp_size)[0])  # fmt: skip
+
+
+def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
+    dtype, scratch = call.params[0].dtype, table.slope_scratch()
+    chunks, tensors = len(table.chunk_tensors), len(table.rows)
+    sums = scratch.view(torch.float64)
+    if chunks:
+        square_units[(chunks,)](
+            table.rows, table.chunk_tensors, scratch.view(torch.int64),
+            **square_units_constexprs(dtype, 64 if torch.version.hip else 32), **options(_compiler()),
+        )  # fmt: skip
+        sums = _sum_chunks(table, scratch, dtype)
+        sum_tensor_columns[(triton.cdiv(chunks, SUM_BLOCK),)](
+            table.rows, table.chunk_tensors, sums, chunks, BLOCK=SUM_BLOCK, enable_fp_fusion=False
+        )
+    sum_tensors[(triton.cdiv(tensors, SUM_BLOCK),)](
+        table.rows, sums, out, tensors, BLOCK=SUM_BLOCK, enable_fp_fusion=False
+    )
+
+
+def squares(call: StepCall, out: Tensor) -> None:
+    """Writes the squared norms of a prepared call's gradients into ``out``."""
+    squares_on_device(call, out, _run_squares)
+
+
+def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
+    """Writes the norm of all gradients, and the factor that takes it to ``max_norm`` at most."""
+    count, device = len(squares) - SLOPE_COLUMNS, squares.device
+    scale = 1.0 if grad_scale is None else _readable(grad_scale, device)  # must live until the launch
+    with on(device):
+        sum_columns[(1,)](squares, count, enable_fp_fusion=False)
+        find_clip[(1,)](
+            squares, norm, factor, count, scalars_in_halves([scale]), in_halves([max_norm]), enable_fp_fusion=False,
+            num_warps=1,
+        )  # fmt: skip
 
 
 def prepare(call: StepCall) -> None:

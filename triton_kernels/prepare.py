@@ -30,7 +30,7 @@ def is_step_count(count):
 # Names of the numbers that change from step to step; tuples take care of theirs.
 NUMBERS = ("tensors", "flags", "slice_means", "slope_units")
 # Scalars of a step, in their order in its tuple, and flags.
-LR, KEEP_PROB, GRAD_WEIGHT, GRAD_SCALE, FOUND_INF, WEIGHT_DECAY = (tl.constexpr(k) for k in range(6))
+LR, KEEP_PROB, GRAD_WEIGHT, GRAD_SCALE, FOUND_INF, CLIP, WEIGHT_DECAY = (tl.constexpr(k) for k in range(7))
 DECOUPLED_WEIGHT_DECAY, MAXIMIZE = tl.constexpr(1), tl.constexpr(2)
 
 
@@ -56,7 +56,7 @@ def prepare_kernel(
     skip = read_scalar(scalars, FOUND_INF) != 0
     if tl.program_id(0) == 0:
         inv_scale = 1.0 / read_scalar(scalars, GRAD_SCALE)
-        factor = read_scalar(scalars, GRAD_WEIGHT) * inv_scale
+        factor = inv_scale * read_scalar(scalars, CLIP) * read_scalar(scalars, GRAD_WEIGHT)
         factor = tl.where(flags & MAXIMIZE != 0, -factor, factor)
         decay = read_scalar(scalars, WEIGHT_DECAY)
         threshold = keep_threshold(read_scalar(scalars, KEEP_PROB))

@@ -229,7 +229,7 @@ def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
 
     record = VARIANTS[rule].record
     given = launch.prepare_constexprs(record.name, getattr(torch, DTYPES[dtype][0]))
-    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"), "scalars": ("i64",) * 18,
+    types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"), "scalars": ("i64",) * 21,
              "hypers": ("i64",) * 2 * len(record.hypers)}  # fmt: skip
     return _compile(prepare.prepare_kernel, given, types, arch)[0]
 

@@ -19,12 +19,13 @@ struct Scalar {
 
 struct StepArguments {
   Scalar lr, keep_prob, grad_weight, grad_scale, found_inf;
+  Scalar clip;  // of the gradients of all calls of a step to their global norm; 1 where they are not
   double weight_decay;
   bool decoupled_weight_decay, maximize;
   uint64_t seed;
 
   LRT_HD StepScalars scalars() const {
-    const double factor = grad_weight.read() * inverse_grad_scale();
+    const double factor = inverse_grad_scale() * clip.read() * grad_weight.read();
     return {lr.read(), weight_decay, maximize ? -factor : factor, decoupled_weight_decay};
   }
   LRT_HD double inverse_grad_scale() const { return 1.0 / grad_scale.read(); }

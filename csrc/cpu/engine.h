@@ -42,6 +42,7 @@ struct TensorWork {
 // Elements that go through buffers at a time, and of which the means are found before they are stepped.
 constexpr int64_t kBlock = 8 * kTile, kMeansBlock = 64 * kTile;
 
+constexpr int64_t kGrainTiles = 64;    // 32,768 elements, torch's own grain for elementwise work
 constexpr int64_t kMaxSlab = 1 << 15;  // elements, whose decisions go through a buffer
 
 // Steps slabs [first, last) of a tensor whose operands lie in channels_last: in the order of memory, with the decisions

@@ -15,8 +15,6 @@ namespace {
 
 using IntArray = torch::headeronly::IntHeaderOnlyArrayRef;
 
-constexpr int64_t kGrainTiles = 64;  // 32,768 elements, torch's own grain for elementwise work
-
 std::optional<StridedView> view_of(const Tensor& tensor) {
   if (tensor.is_contiguous()) return std::nullopt;
   return StridedView(tensor.sizes().data(), tensor.strides().data(), tensor.dim());
@@ -25,11 +23,6 @@ std::optional<StridedView> view_of(const Tensor& tensor) {
 double next_step(double step, size_t i) {
   require(is_step_count(step), "Invalid step=", step, " of params[", i, "]: must be a whole number in [0, 2**53)");
   return step + 1;
-}
-
-const TableRow* cpu_rows(const Tensor& table) {
-  require(on_cpu(table), "Invalid table: must be on the CPU");
-  return table_rows(table);
 }
 
 ListStep list_step(const StepArguments& arguments, const void* hyper) {

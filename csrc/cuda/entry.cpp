@@ -36,13 +36,22 @@ void check_slices(const Operands& operands, Dtype param_dtype) {
           "Invalid slice_scratch: must be ", bytes, " bytes on the table's device");
 }
 
+void check_sums(const Tensor& table, int64_t chunks, const std::optional<Tensor>& scratch, Dtype param_dtype) {
+  const int64_t bytes = slope_bytes(chunks, param_dtype);
+  require(lies_beside(table, scratch) && bytes_of(*scratch) >= bytes, "Invalid slope_scratch: must be ", bytes,
+          " bytes on the table's device");
+}
+
 void check_slope(const Operands& operands, Dtype param_dtype) {
   require(lies_beside(*operands.table, operands.slope) && operands.slope->numel() == 1 &&
               dtype_code(*operands.slope) == kDoubleCode,
           "Invalid slope: must be one float64 on the table's device");
-  const int64_t bytes = slope_bytes(operands.chunk_tensors->numel(), param_dtype);
-  require(lies_beside(*operands.table, operands.slope_scratch) && bytes_of(*operands.slope_scratch) >= bytes,
-          "Invalid slope_scratch: must be ", bytes, " bytes on the table's device");
+  check_sums(*operands.table, operands.chunk_tensors->numel(), operands.slope_scratch, param_dtype);
+}
+
+void check_chunks(const Tensor& table, const std::optional<Tensor>& chunk_tensors) {
+  require(lies_beside(table, chunk_tensors) && chunk_tensors->element_size() == 4,
+          "Invalid chunk_tensors: must be int32 on the table's device");
 }
 
 }  // namespace
@@ -53,10 +62,9 @@ void run(const Operands& operands, const StepArguments& arguments,
   const Tensor& table = *operands.table;
   const int32_t device = table.get_device_index();
   const TableRow* rows = table_rows(table);
-  require(lies_beside(table, operands.chunk_tensors) && lies_beside(table, operands.prepared),
-          "Invalid chunk_tensors, prepared: must be on the table's device");
+  check_chunks(table, operands.chunk_tensors);
+  require(lies_beside(table, operands.prepared), "Invalid prepared: must be on the table's device");
   const Tensor &chunks = *operands.chunk_tensors, &prepared = *operands.prepared;
-  require(chunks.element_size() == 4, "Invalid chunk_tensors: must be int32");
   require(bytes_of(prepared) >= prepared_bytes(table.size(0)), "Invalid prepared: must be ",
           prepared_bytes(table.size(0)), " bytes");
   const auto param_dtype = static_cast<Dtype>(operands.param_dtype);
@@ -80,6 +88,45 @@ void run(const Operands& operands, const StepArguments& arguments,
                      .slope = operands.slope ? static_cast<double*>(operands.slope->mutable_data_ptr()) : nullptr,
                      .stream = current_stream(device)};
   check(launch(step));
+}
+
+void table_squared_norms(Tensor table, Tensor squares, std::optional<Tensor> chunk_tensors,
+                         std::optional<Tensor> scratch, int64_t param_dtype) {
+  const int32_t device = table.get_device_index();
+  const TableRow* rows = table_rows(table);
+  const auto dtype = static_cast<Dtype>(param_dtype);
+  check_chunks(table, chunk_tensors);
+  check_sums(table, chunk_tensors->numel(), scratch, dtype);
+  require(lies_beside(table, squares) && dtype_code(squares) == kDoubleCode && squares.numel() == table.size(0),
+          "Invalid squares: must be ", table.size(0), " float64 on the table's device");
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  check(use_device(device));
+  Step step = {};
+  step.rows = rows;
+  step.chunk_tensors = static_cast<const int32_t*>(chunk_tensors->const_data_ptr());
+  step.tensors = table.size(0);
+  step.chunks = chunk_tensors->numel();
+  step.param = dtype;
+  step.slope_scratch = scratch->mutable_data_ptr();
+  step.stream = current_stream(device);
+  check(launch_squared_norms(step, static_cast<double*>(squares.mutable_data_ptr())));
+}
+
+void write_clip(Tensor squares, Tensor norm, Tensor clip, std::optional<Tensor> grad_scale, double max_norm) {
+  const int32_t device = squares.get_device_index();
+  const auto doubles = [&](const Tensor& tensor, const char* name) {
+    require(lies_beside(squares, tensor) && dtype_code(tensor) == kDoubleCode, "Invalid ", name,
+            ": must be float64 on the device of squares");
+    return static_cast<double*>(tensor.mutable_data_ptr());
+  };
+  require(squares.numel() >= kSlopeColumns && norm.numel() == 1 && clip.numel() == 1,
+          "Invalid squares, norm, clip: they are too small");
+  double *const all = doubles(squares, "squares"), *const out = doubles(norm, "norm");
+  double* const factor = doubles(clip, "clip");
+  const Scalar scale = scalar_of(1.0, grad_scale, "grad_scale", &squares);
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  check(use_device(device));
+  check(launch_clip(all, squares.numel() - kSlopeColumns, scale, max_norm, out, factor, current_stream(device)));
 }
 
 void upload_words(Tensor target, Tensor words) {

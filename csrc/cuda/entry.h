@@ -21,4 +21,11 @@ void step(const Operands& operands, const StepArguments& arguments, const typena
 // Copies int64 words from the CPU to the device of `target`, in stream order (see upload.h).
 void upload_words(Tensor target, Tensor words);
 
+// squares[i] becomes the squared norm of the gradient of the table's row i (core/squares.h).
+void table_squared_norms(Tensor table, Tensor squares, std::optional<Tensor> chunk_tensors,
+                         std::optional<Tensor> scratch, int64_t param_dtype);
+
+// norm and clip become what core/squares.h says of all gradients. Of `squares` the last kSlopeColumns are scratch.
+void write_clip(Tensor squares, Tensor norm, Tensor clip, std::optional<Tensor> grad_scale, double max_norm);
+
 }  // namespace lrt::cuda

@@ -32,12 +32,11 @@ __global__ void sum_chunks(Step call) {
   slope_chunks<Param>(call)[chunk] = sum;
 }
 
-template <class Param>
-__global__ void sum_columns(Step call) {
-  const double* chunks = slope_chunks<Param>(call);
+// The columns lie behind the values.
+static __global__ void sum_columns(double* values, int64_t count) {
   double sum = 0.0;
-  for (int64_t chunk = threadIdx.x; chunk < call.chunks; chunk += kSlopeColumns) sum = sum + chunks[chunk];
-  slope_chunks<Param>(call)[call.chunks + threadIdx.x] = sum;
+  for (int64_t i = threadIdx.x; i < count; i += kSlopeColumns) sum = sum + values[i];
+  values[count + threadIdx.x] = sum;
 }
 
 template <class Param>
@@ -51,7 +50,9 @@ template <class Param>
 const char* launch_slope(const Step& call) {
   constexpr int threads = 128;
   const char* error = LAUNCH((sum_chunks<Param>), (call.chunks + threads - 1) / threads, threads, call.stream, call);
-  if (!error) error = LAUNCH((sum_columns<Param>), 1, static_cast<int>(kSlopeColumns), call.stream, call);
+  if (!error)
+    error =
+        LAUNCH(sum_columns, 1, static_cast<int>(kSlopeColumns), call.stream, slope_chunks<Param>(call), call.chunks);
   return error ? error : LAUNCH((add_slope<Param>), 1, 1, call.stream, call);
 }
 

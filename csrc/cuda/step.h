@@ -49,4 +49,12 @@ constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 +
 template <class Record>
 const char* launch(const Step& step, const typename Record::Hyper& hyper, const Flags<Record>& flags);
 
+// The squared norm of each gradient (core/squares.h), to squares[tensors]. Of `step` it needs the rows and chunks, the
+// dtype of the parameters, the scratch of a slope and the stream. Defined in squares.cu.
+const char* launch_squared_norms(const Step& step, double* squares);
+
+// norm and clip become what core/squares.h says of `count` gradients. Behind their squares there is room for columns.
+const char* launch_clip(double* squares, int64_t count, Scalar grad_scale, double max_norm, double* norm, double* clip,
+                        void* stream);
+
 }  // namespace lrt::cuda

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..step.backends import check_backend
-from .checks import check_bool, check_range, check_seed
+from .checks import check_bool, check_max_norm, check_range, check_seed
 
 Check = Callable[[str, Any], object]  # of a name and a value; raises ValueError or TypeError
 Class = TypeVar("Class", bound=type)
@@ -64,6 +64,10 @@ class SharedArguments(TypedDict, total=False):
     state_dtype: Annotated[torch.dtype | None, Argument(
         None, None,  # checked with each parameter, whose dtype decides
         "dtype of the states of bf16 and fp16 parameters; None is torch.float32.", place="optimizer")]
+    max_norm: Annotated[float | None, Argument(
+        None, check_max_norm,
+        "largest L2 norm of all gradients together, to which a step scales them as "
+        "torch.nn.utils.clip_grad_norm_ would; ``.grad`` stays as it is. None does not clip.", place="optimizer")]
     names: Annotated[nn.Module | Iterable[tuple[str, Tensor]] | None, Argument(
         None, None,  # checked when it is read
         "the model, or pairs of name and parameter, where ``params`` has no names itself: the keep decisions of a "

@@ -19,6 +19,7 @@ from ..step.table import forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
 from .checkpoints import SavedOptimizer
 from .checks import as_seed
+from .clipping import Clipping, Places, places
 from .compiled import step_in_graph
 from .groups import CheckedGroup, Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
@@ -53,6 +54,8 @@ class MaskedOptimizer(SavedOptimizer):
             a weight sets it.
     """
 
+    max_norm: float | None = None  # which earlier versions have not pickled
+
     def __init__(self, params: Iterable, defaults: Group, **shared: Unpack[SharedArguments]) -> None:
         arguments = completed(type(self), shared)
         for name in OF_OPTIMIZER:
@@ -63,6 +66,7 @@ class MaskedOptimizer(SavedOptimizer):
         self._tables: dict[Hashable, Any] = {}
         self._maps = {}
         self._checked_groups = {}
+        self._measured: dict[str, Tensor] = {}  # by the last step
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
@@ -111,21 +115,34 @@ class MaskedOptimizer(SavedOptimizer):
         """
         new: dict[Tensor, dict[str, Any]] = {}
         calls = [call for part in work for call in self._calls(part, new)]
-        compiling = torch.compiler.is_compiling()
-        backends = [] if compiling else prepare(self.backend, calls)
+        if torch.compiler.is_compiling():
+            for param, states in new.items():
+                self.state[param].update(states)
+            return step_in_graph(self, calls, self._places(calls))
+        at = self._places(calls)
+        clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
+        backends = prepare(self.backend, calls)
+        norm = None if clipping is None else clipping.measure(backends)
         for param, states in new.items():
             self.state[param].update(states)
-        if compiling:
-            return step_in_graph(self, calls)
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
         self._finish_shards(work)
-        if not whole or not calls:
+        if not whole:
+            return
+        self._measured.clear()  # a dict, because torch.compile drops what is set on an optimizer
+        if norm is not None:
+            self._measured["grad_norm"] = norm
+        if not calls:
             return
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
         if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):
             forget(self._maps, used)
+
+    def _places(self, calls: list[StepCall]) -> Places | None:
+        """Where clipping has the calls' parameters; None where nothing is clipped."""
+        return None if self.max_norm is None else places(calls, map(local, self._params()))
 
     def _finish_shards(self, work: list[_Part]) -> None:
         """What a step of DTensors still has to do, once their local tensors are stepped."""
@@ -251,6 +268,16 @@ class MaskedOptimizer(SavedOptimizer):
         if device not in self._slopes:
             self._slopes[device] = torch.zeros((), dtype=torch.float64, device=device)
         return self._shard_slopes.of(param) if is_dtensor(param) else self._slopes[device]
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The L2 norm of all gradients of the last step, not multiplied by torch.amp.GradScaler's scale, and unclipped.
+
+        A 0-dim float64 on the parameters' device; nothing waits for the device until it is read, as by ``float``. None
+        before the first step, and after one with ``max_norm=None``; math.inf as ``max_norm`` measures, and clips
+        nothing.
+        """
+        return self._measured.get("grad_norm")
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
         """Which elements of ``param`` its ``step``-th update moves, at the group's present keep_prob and seed.

@@ -24,12 +24,13 @@ class SavedOptimizer(GroupedOptimizer):
         """What pickle and copy.deepcopy keep."""
         names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
         own = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **own, "_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None}
+        fresh = {"_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}}
+        return {**super().__getstate__(), **own, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what pickle, copy.deepcopy or ``load_state_dict`` bring."""
         super().__setstate__(state)
-        for name in ("_checked_groups", "_maps"):  # not in what earlier versions have pickled
+        for name in ("_checked_groups", "_maps", "_measured"):  # not in what earlier versions have pickled
             self.__dict__.setdefault(name, {})
         for group in self.param_groups:
             self._take_over(group)

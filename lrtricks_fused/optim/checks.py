@@ -113,6 +113,14 @@ def check_seed(name: str, value: Any) -> None:
     as_seed(value)
 
 
+def check_max_norm(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError unless ``value`` is None or a number that is at least 0; it is read on the CPU."""
+    if value is not None:
+        check_range(name, value, 0.0, math.inf)
+        if isinstance(value, Tensor) and not value.is_cpu:
+            raise ValueError(f"Invalid {name} on {value.device}: must be on the CPU")
+
+
 def check_group(group: dict[str, Any]) -> None:
     """Raises ValueError or TypeError unless what torch.optim's rules share is valid."""
     check_lr(group["lr"])

@@ -26,11 +26,12 @@ from ..step.keep import IndexMap
 from ..step.table import forget
 from .arguments import GROUP_CHECKS
 from .checks import check_grad_weight, check_lr
+from .clipping import Clipping, Places
 
 _PACKED = tuple(
     field.name
     for field in fields(StepCall)
-    if field.name not in ("tables", "table_key", "alone", "prepared", "table", "copies", "pieces")
+    if field.name not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "pieces")
 )
 _WRITTEN = {"params", "states", "scalar_states", "steps", "slope"}
 _check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]
@@ -103,11 +104,19 @@ def _reference(pool: str, place: str) -> str:
     return '{"' + _REFERENCE + pool + '": ' + place + "}"
 
 
-def step_in_graph(optimizer: Any, calls: list[StepCall]) -> None:
-    """Put a step of these calls into the graph that is being made."""
+def step_in_graph(optimizer: Any, calls: list[StepCall], places: Places | None) -> None:
+    """Put a step of these calls into the graph that is being made; ``places`` where it clips, see clipping.py."""
+    optimizer._measured.clear()
     if not calls:
         return
     pools = _Pools()
+    clipping = "null"
+    if places is not None:
+        norm = torch.empty((), dtype=torch.float64, device=calls[0].params[0].device)
+        optimizer._measured["grad_norm"] = norm
+        max_norm = "Infinity" if optimizer.max_norm == math.inf else f"{float(optimizer.max_norm)!r}"
+        listed = [list(own) for own in places]
+        clipping = f'{{"max_norm": {max_norm}, "places": {listed!r}, "norm": {pools.encoded(norm, True)}}}'
     encoded = []
     for call in calls:
         entries = [f'"{name}": {pools.encoded(getattr(call, name), name in _WRITTEN)}' for name in _PACKED]
@@ -115,7 +124,7 @@ def step_in_graph(optimizer: Any, calls: list[StepCall]) -> None:
     negative = "true" if optimizer.allow_negative_grad_weight else "false"
     layout = (
         f'{{"optimizer": "{optimizer._serial}", "backend": "{optimizer.backend}", "allow_negative": {negative}, '
-        f'"calls": [{", ".join(encoded)}]}}'
+        f'"clipping": {clipping}, "calls": [{", ".join(encoded)}]}}'
     )
     # A product, because torch makes tensors of floats where these meet tensors, and there alone.
     one = torch.ones((), dtype=torch.float64, device="cpu")
@@ -176,7 +185,7 @@ def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: 
     """The step that ``layout`` describes; errors as an ordinary step's, before anything is changed.
 
     Args:
-        written: parameters, states and counts of steps.
+        written: parameters, states and counts of steps, and where the norm of the gradients goes.
         read: gradients and tensors of one number.
         numbers: the floats that are not constants of the graph, float64 on the CPU.
         integers: the integers that are not, in halves of 32 bits.
@@ -193,7 +202,12 @@ def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: 
         _check_keep_prob("keep_prob", call.keep_prob)
         check_grad_weight(call.grad_weight, parsed["allow_negative"])
     _tables(_optimizers.get(parsed["optimizer"]), calls, layout)
-    for backend, call in zip(prepare(parsed["backend"], calls), calls, strict=True):
+    clips = parsed["clipping"]
+    clipping = clips and Clipping(clips["max_norm"], calls, clips["places"])
+    backends = prepare(parsed["backend"], calls)
+    if clipping:
+        _filled(clips["norm"], pools).copy_(clipping.measure(backends))
+    for backend, call in zip(backends, calls, strict=True):
         backend.step(call)
 
 

@@ -1,5 +1,6 @@
 """Parameter groups and the states of their parameters: what may be in them, and what a new one starts from."""
 
+from collections.abc import Iterator
 from operator import is_
 from typing import Any
 
@@ -234,6 +235,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if isinstance(param, Tensor) and param.requires_grad:  # a frozen one may be of any dtype, on any device
             check_param(param, self.state_dtype)
             resolve(self.backend, param.device)
+
+    def _params(self) -> Iterator[Tensor]:
+        """All parameters, in state_dict order."""
+        return (param for group in self.param_groups for param in group["params"])
 
     # -- states --------------------------------------------------------------------------------------------
 

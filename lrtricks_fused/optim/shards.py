@@ -267,8 +267,28 @@ class ShardSlopes:
     def add_to(self, slopes: dict[torch.device, Tensor]) -> None:
         """Add the sums over all ranks to those of the devices, and forget them."""
         for (device, mesh), total in self._sums.items():
-            on_mesh = total.to(mesh.device_type)
-            for dim in range(mesh.ndim):
-                torch.distributed.all_reduce(on_mesh, group=mesh.get_group(dim))
-            slopes[device] += on_mesh.to(device)
+            slopes[device] += _sum_over_mesh(total, mesh)
         self._sums = {}
+
+
+def add_over_ranks(values: Tensor, params: list[tuple[int, Any]]) -> None:
+    """Make the values of DTensors' local parts, at these places, those of the wholes; every element counts once.
+
+    All ranks of a mesh take part, each with the same parameters in the same order.
+    """
+    of_meshes: dict[Any, list[tuple[int, Any]]] = {}
+    for place, param in params:
+        of_meshes.setdefault(param.device_mesh, []).append((place, param))
+    for mesh, members in of_meshes.items():
+        index = torch.tensor([place for place, _ in members], device=values.device)
+        own = torch.tensor([counts(param) for _, param in members], device=values.device)
+        part = values[index]
+        values[index] = _sum_over_mesh(torch.where(own, part, torch.zeros_like(part)), mesh)
+
+
+def _sum_over_mesh(values: Tensor, mesh: Any) -> Tensor:
+    """The sum of the ranks' values, the same on each."""
+    on_mesh = values.to(mesh.device_type)
+    for dim in range(mesh.ndim):
+        torch.distributed.all_reduce(on_mesh, group=mesh.get_group(dim))
+    return on_mesh.to(values.device)

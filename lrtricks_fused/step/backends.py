@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy
 import torch
+from torch import Tensor
 
 from . import native, reference
 from .call import StepCall
@@ -144,6 +145,20 @@ def _triton_step(call: StepCall) -> None:
 
 
 @torch._disable_dynamo
+def _triton_squares(call: StepCall, out: Tensor) -> None:
+    from ..triton_kernels.launch import squares
+
+    squares(call, out)
+
+
+@torch._disable_dynamo
+def _triton_clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
+    from ..triton_kernels.launch import clip
+
+    clip(squares, norm, factor, grad_scale, max_norm)
+
+
+@torch._disable_dynamo
 def _triton_prepare(call: StepCall) -> None:
     from ..triton_kernels.launch import prepare
 
@@ -159,11 +174,15 @@ class Backend:
         step: takes one step; whatever it refuses, it refuses before it writes.
         prepare: refuses now whatever ``step`` would refuse, and can do a part of its work before the step: raises
             ValueError, TypeError or RuntimeError where an operand does not fit, and changes nothing.
+        squares: writes the squared norms of a prepared call's gradients into a float64 for each parameter.
+        clip: writes norm and factor from the squares of all parameters, see :func:`.reference.clip`.
     """
 
     name: str
     step: Callable[[StepCall], None]
     prepare: Callable[[StepCall], None] = check_operands
+    squares: Callable[[StepCall, Tensor], None] = reference.squares
+    clip: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None] = reference.clip
 
 
 _registered: dict[str, Backend] = {}
@@ -229,6 +248,6 @@ def prepare(backend: str, calls: list[StepCall]) -> list[Backend]:
     return backends
 
 
-register(Backend("native", native.native_step, native.prepare))
-register(Backend("triton", _triton_step, _triton_prepare))
+register(Backend("native", native.native_step, native.prepare, native.squares, native.clip))
+register(Backend("triton", _triton_step, _triton_prepare, _triton_squares, _triton_clip))
 register(Backend("reference", reference.step))

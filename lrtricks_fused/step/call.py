@@ -30,6 +30,7 @@ class StepCall:
     ``scalar_states`` are those of one float64 per parameter that the rule's record names; they advance with the steps.
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
     ``centralize``: the mean of each slice is taken off the gradients (see ``csrc/core/slice_mean.h``).
+    ``clip``, a 0-dim float64 on the parameters' device or the CPU, is a further factor on the gradients.
     ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
     ``index_maps``: of parameters that are shards, which elements they hold; None for whole ones, or where all are.
     """
@@ -52,6 +53,7 @@ class StepCall:
     found_inf: Tensor | None
     centralize: bool = False
     slope: Tensor | None = None
+    clip: Tensor | None = None
     index_maps: list[IndexMap | None] | None = None
     scalar_states: dict[str, list[Tensor]] = field(default_factory=dict)
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py

@@ -29,10 +29,12 @@ def _kernels(call: StepCall, run: Run) -> Hashable:
     states = tuple(column[0].dtype if column else None for column in call.states.values())
     slices = call.centralize and any(map(call.slice_length, call.params))
     dtype, slope = call.params[0].dtype, call.slope is not None
-    return run, call.params[0].device, dtype, call.rule, states, call.variant, slices, slope, call.has_shards
+    variant = call.rule, states, call.variant, slices, slope, call.clip is not None, call.has_shards
+    return run, call.params[0].device, dtype, *variant
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on(device: torch.device) -> AbstractContextManager:
+    """A context in which the device is the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -45,7 +47,7 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
         RuntimeError: a graph is being captured, and no step of the kind was taken before: its kernels would be loaded
             now, which not every driver permits (before CUDA 12.3 none, and none a module of Triton's).
     """
-    with _on(call.params[0].device):
+    with on(call.params[0].device):
         call.table = address_table(call, upload)
         if call.table is None and shares_memory(call):
             call.pieces = one_by_one(call)
@@ -67,6 +69,19 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
 
 
 @torch._disable_dynamo
+def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, AddressTable, Tensor], None]) -> None:
+    """Writes the squared norms of a prepared call's gradients to ``out`` by ``run``, which reads the table alone."""
+    for number, piece in enumerate(call.pieces):
+        squares_on_device(piece, out[number : number + 1], run)
+    if call.pieces:
+        return
+    with on(call.params[0].device):
+        if call.params[0].is_cuda:
+            call.table.use_on(torch.cuda.current_stream())
+        run(call, call.table, out)
+
+
+@torch._disable_dynamo
 def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     """One step by ``run``, which reads the table alone; errors as :func:`prepare_on_device`.
 
@@ -78,7 +93,7 @@ def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
         step_on_device(piece, run, upload)
     if call.pieces:
         return
-    with _on(call.params[0].device):
+    with on(call.params[0].device):
         if call.params[0].is_cuda:
             call.table.use_on(torch.cuda.current_stream())
         run(call.copies or call, call.table)

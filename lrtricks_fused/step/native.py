@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import reference  # noqa: F401 (enters the records of the rules)
 from .call import StepCall
-from .device import prepare_on_device, scalar, step_on_device
+from .device import prepare_on_device, scalar, squares_on_device, step_on_device
 from .operands import check_operands, copy_back, is_lazy, one_by_one, operands, plain, shares_memory
 from .rule import RULES
 from .table import AddressTable, address_table
@@ -30,7 +30,7 @@ def _load() -> str | None:
     for rule in RULES:
         torch.library.register_fake(f"lrtricks_fused::{rule}_", _fake)
         torch.library.register_fake(f"lrtricks_fused::{rule}_table_", _fake)
-    for name in ("lossgrad_", "check_table"):
+    for name in ("lossgrad_", "check_table", "squared_norms_", "table_squared_norms_", "write_clip_"):
         torch.library.register_fake(f"lrtricks_fused::{name}", _fake)
     return None
 
@@ -139,7 +139,7 @@ def packed(
     numbers = [0.0 if isinstance(value, Tensor) else value for value in given]
     there = 0
     tensors: list[Any] = []
-    for bit, tensor in enumerate((*memory, *given, call.grad_scale, call.found_inf)):
+    for bit, tensor in enumerate((*memory, *given, call.grad_scale, call.found_inf, call.clip)):
         if isinstance(tensor, Tensor):
             there |= 1 << bit
             tensors.append(tensor if bit < len(memory) else scalar(tensor, device))
@@ -193,4 +193,27 @@ def _run_on_lists(call: StepCall) -> None:
         grad_weight_tensor=grad_weight_tensor,
         grad_scale=scalar(call.grad_scale, device),
         found_inf=scalar(call.found_inf, device),
+        clip=scalar(call.clip, device),
     )
+
+
+def squares(call: StepCall, out: Tensor) -> None:
+    """Writes the squared norms of the gradients of a prepared call, one float64 per parameter, into ``out``."""
+    if not call.params[0].is_cpu:
+        squares_on_device(call, out, _run_squares)
+    elif call.table is not None:
+        _run_squares(call, call.table, out)
+    else:
+        grads = (call.copies or (plain(call) if call.pieces else call)).grads
+        _refused_by_name(call, torch.ops.lrtricks_fused.squared_norms_, grads, out)
+
+
+def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
+    scratch = None if table.chunk_tensors is None else table.slope_scratch()
+    torch.ops.lrtricks_fused.table_squared_norms_(table.rows, out, table.chunk_tensors, scratch, table.codes[1])
+
+
+def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
+    """Writes the norm of all gradients, and the factor that takes it to ``max_norm``, see :func:`.reference.clip`."""
+    scale = scalar(grad_scale, squares.device)
+    torch.ops.lrtricks_fused.write_clip_(squares, norm, factor, scale, max_norm)

@@ -18,12 +18,13 @@ from . import storage
 from .call import StepCall
 from .keep import keep_mask
 from .rule import RULES, rule
-from .sums import centralized, slope_of_chunks, slope_total
-from .table import ACCESS
+from .sums import centralized, slope_of_chunks, slope_total, squared_norm
+from .table import ACCESS, SLOPE_COLUMNS
 
 State = dict[str, Tensor]
 Hyper = dict[str, float | bool]
 Const = Callable[[float], Tensor]
+CLIP_EPS = 1e-6  # of torch.nn.utils.clip_grad_norm_
 
 
 def int_pow(base: float, exponent: int) -> float:
@@ -176,7 +177,8 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
     if call.found_inf is not None and float(call.found_inf) != 0:
         return
     scale = 1.0 if call.grad_scale is None else float(call.grad_scale)
-    grad_factor = float(call.grad_weight) * (1.0 / scale)
+    clip = 1.0 if call.clip is None else float(call.clip)
+    grad_factor = (1.0 / scale) * clip * float(call.grad_weight)
     grad_factor = -grad_factor if call.maximize else grad_factor
     chunks = []
     for i in range(len(call.params)):
@@ -184,6 +186,24 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
         chunks.append(_step_one(call, i, grad_factor, compute_dtype))
     if call.slope is not None:
         call.slope += slope_total(chunks) * (1.0 / scale)
+
+
+def squares(call: StepCall, out: Tensor) -> None:
+    """Writes the squared norm of each gradient, one float64 per parameter."""
+    for i, grad in enumerate(call.grads):
+        out[i] = squared_norm(grad.to(storage.compute_dtype(grad.dtype)), ACCESS // grad.dtype.itemsize)
+
+
+def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
+    """Writes the norm of all gradients, and the factor that takes it to ``max_norm`` at most.
+
+    ``squares``: those of each parameter, and behind them scratch for columns.
+    """
+    scale = 1.0 if grad_scale is None else float(grad_scale)
+    value = math.sqrt(float(slope_total([squares[:-SLOPE_COLUMNS]]))) * (1.0 / scale)
+    norm.fill_(value)
+    wanted = max_norm / (value + CLIP_EPS)
+    factor.fill_(1.0 if wanted > 1.0 else wanted)  # a NaN stays one
 
 
 def _store(state: Tensor, new: Tensor) -> None:

@@ -30,11 +30,18 @@ def centralized(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def slope_of_chunks(grad: Tensor, old_param: Tensor, new_param: Tensor, lanes: int) -> Tensor:
-    """<grad, old_param - new_param> of each chunk of 16 tiles, as float64, in the order of ``csrc/core/slope.h``.
+    """<grad, old_param - new_param> of each chunk, in the order of ``csrc/core/slope.h``; ``lanes``: of a unit."""
+    return sums_of_chunks(grad * (old_param - new_param), lanes)
 
-    ``lanes``: how many neighbouring lanes make a unit.
-    """
-    terms = (grad * (old_param - new_param)).flatten()
+
+def squared_norm(grad: Tensor, lanes: int) -> Tensor:
+    """The sum of the squares of a gradient, as float64, in the order of ``csrc/core/squares.h``."""
+    return slope_total([sums_of_chunks(grad * grad, lanes)])
+
+
+def sums_of_chunks(terms: Tensor, lanes: int) -> Tensor:
+    """The sum of each chunk of 16 tiles, as float64; ``lanes``: how many neighbouring lanes make a unit."""
+    terms = terms.flatten()
     chunks = -(-terms.numel() // (CHUNK_TILES * TILE))
     terms = torch.nn.functional.pad(terms, (0, chunks * CHUNK_TILES * TILE - terms.numel()))
     of_lanes = in_order(terms.view(chunks, CHUNK_TILES, TILE // LANES, LANES), 2)

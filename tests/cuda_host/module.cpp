@@ -66,6 +66,7 @@ void step(const std::string& rule, const std::vector<double>& hyper, const std::
                                          .grad_weight = number(numbers[2]),
                                          .grad_scale = number(numbers[3]),
                                          .found_inf = number(numbers[4]),
+                                         .clip = number(numbers[5]),
                                          .weight_decay = weight_decay,
                                          .decoupled_weight_decay = decoupled,
                                          .maximize = maximize,
@@ -88,6 +89,25 @@ void step(const std::string& rule, const std::vector<double>& hyper, const std::
   if (!found) throw std::runtime_error("no rule " + rule);
 }
 
+// Of a table in memory[0]; the tensors of chunks and the scratch of a slope behind it.
+void squares(const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int param, uint64_t out) {
+  cuda::Step call = {};
+  call.rows = static_cast<const TableRow*>(address(memory[0]));
+  call.chunk_tensors = static_cast<const int32_t*>(address(memory[1]));
+  call.slope_scratch = const_cast<void*>(address(memory[2]));
+  call.tensors = tensors;
+  call.chunks = chunks;
+  call.param = static_cast<Dtype>(param);
+  check(cuda::launch_squared_norms(call, static_cast<double*>(const_cast<void*>(address(out)))));
+}
+
+void clip(uint64_t squares, int64_t count, const pybind11::tuple& grad_scale, double max_norm, uint64_t norm,
+          uint64_t clip) {
+  const auto doubles = [](uint64_t at) { return static_cast<double*>(const_cast<void*>(address(at))); };
+  check(
+      cuda::launch_clip(doubles(squares), count, number(grad_scale), max_norm, doubles(norm), doubles(clip), nullptr));
+}
+
 void upload(uint64_t target, uint64_t words, int64_t count) {
   check(cuda::upload(static_cast<int64_t*>(const_cast<void*>(address(target))),
                      static_cast<const int64_t*>(address(words)), count, nullptr));
@@ -97,6 +117,8 @@ void upload(uint64_t target, uint64_t words, int64_t count) {
 
 PYBIND11_MODULE(cuda_on_host, m) {
   m.def("step", &step);
+  m.def("squares", &squares);
+  m.def("clip", &clip);
   m.def("upload", &upload);
   pybind11::dict constants;  // by the names that Python has for them
   constants["MAX_STATES"] = kMaxStates;

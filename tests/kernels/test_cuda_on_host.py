@@ -123,7 +123,7 @@ def test_any_alignment_and_nothing_outside(case, dtype, on_host):
 def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
     param = torch.zeros(5)
     arguments = [torch.zeros(1, table.COLUMNS, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), torch.zeros(128)]
-    numbers = [(0.0, 0, False)] * 5
+    numbers = [(0.0, 0, False)] * 6
     with pytest.raises(RuntimeError, match="no kernel"):
         memory = [*(tensor.data_ptr() for tensor in arguments), 0, 0, 0]
         module().step("adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1, False)
@@ -163,8 +163,8 @@ def test_elements_beyond_2_to_the_31(aligned):
     chunk, prepared = torch.zeros(2, dtype=torch.int32), torch.zeros(2 * table.PREPARED_BYTES, dtype=torch.uint8)
     module().step(
         "sgd", [0.0, 0.0], [False], 0, [*(t.data_ptr() for t in (row, chunk, prepared)), 0, 0, 0], 1, 1, 0, 0,
-        [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False)], 0.0, False, False,
-        SEED, 0, 0, False,
+        [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False), (1.0, 0, False)], 0.0,
+        False, False, SEED, 0, 0, False,
     )  # fmt: skip
     kept = keep_bits(numpy.arange(first, first + count), SEED, 7, 3) < 32768
     assert torch.equal(param != 0, torch.from_numpy(kept))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrtricks_fused.step.call import StepCall
-from lrtricks_fused.step.table import AddressTable
+from lrtricks_fused.step.table import SLOPE_COLUMNS, AddressTable
 
 ROOT = Path(__file__).parents[2]
 POISON = 0xCD
@@ -80,7 +80,24 @@ def step(call: StepCall) -> None:
         [*(tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)), slices, *slope],
         len(table.rows), len(table.chunk_tensors), table.slices, table.partials,
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
-         number(call.found_inf)],
+         number(call.found_inf), number(call.clip, 1.0)],
         call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,
         call.has_shards,
     )  # fmt: skip
+
+
+def squares(call: StepCall, out: Tensor) -> None:
+    """The squared norms of the gradients of ``call`` by the kernels, into poisoned numbers."""
+    table = HostTable(call)
+    memory = [table.rows, table.chunk_tensors, table.slope_scratch().fill_(POISON)]
+    out.fill_(float("nan"))
+    addresses = [tensor.data_ptr() for tensor in memory]
+    module().squares(addresses, len(table.rows), len(table.chunk_tensors), table.codes[1], out.data_ptr())
+
+
+def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
+    """The norm of all gradients and the factor on them by the kernels."""
+    count = squares.numel() - SLOPE_COLUMNS
+    squares[count:] = norm.fill_(float("nan"))
+    scale = number(grad_scale, 1.0)
+    module().clip(squares.data_ptr(), count, scale, max_norm, norm.data_ptr(), factor.data_ptr())

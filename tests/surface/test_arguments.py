@@ -49,7 +49,11 @@ def test_where_each_argument_ends_up(case):
     optimizer = case.make(leaves((3,)))
     assert [name for name in optimizer.defaults if name in ARGUMENTS] == list(OF_GROUP)
     assert all(optimizer.defaults[name] == ARGUMENTS[name].default for name in OF_GROUP)
-    assert {name: getattr(optimizer, name) for name in OF_OPTIMIZER} == {"backend": "auto", "state_dtype": None}
+    assert {name: getattr(optimizer, name) for name in OF_OPTIMIZER} == {
+        "backend": "auto",
+        "state_dtype": None,
+        "max_norm": None,
+    }
 
 
 def test_a_subclass_may_have_a_constructor_of_its_own():

@@ -24,7 +24,7 @@ class Recorded:
         nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
         fused: bool | None = None, keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0,
         centralize: bool = False, seed: int = 0, momentum_window: int | None = None, backend: str = "auto",
-        state_dtype: Dtype = None, names: Names = None,
+        state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def Adam(
@@ -32,7 +32,8 @@ class Recorded:
         weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False,
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         decoupled_weight_decay: bool = False, keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0,
-        centralize: bool = False, seed: int = 0, backend: str = "auto", state_dtype: Dtype = None, names: Names = None,
+        centralize: bool = False, seed: int = 0, backend: str = "auto", state_dtype: Dtype = None,
+        max_norm: float | None = None, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def AdamW(
@@ -40,7 +41,7 @@ class Recorded:
         weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def RMSprop(
@@ -48,7 +49,7 @@ class Recorded:
         momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
         maximize: bool = False, differentiable: bool = False, *, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def RAdam(
@@ -56,7 +57,7 @@ class Recorded:
         weight_decay: float = 0, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
         maximize: bool = False, capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def AdaBelief(
@@ -64,7 +65,7 @@ class Recorded:
         weight_decay: float = 0, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
         maximize: bool = False, capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
     ) -> None: ...  # fmt: skip
 
 
