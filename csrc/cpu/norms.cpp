@@ -13,10 +13,6 @@
 namespace lrt::cpu {
 namespace {
 
-// A thread reads its gradients from the last to the first, so many tiles at a time: the step that follows finds the
-// first ones in the cache.
-constexpr int64_t kBackTiles = 64;
-
 int64_t tiles_of(const Gradient& gradient) { return (gradient.numel + kTile - 1) / kTile; }
 
 // Where the tiles of each gradient begin in the list of all, and their number behind them.
@@ -56,12 +52,12 @@ void write_squares(const std::vector<Gradient>& gradients, const Tensor& squares
   const std::unique_ptr<double[]> sums(new double[first.back()]);  // each will be written
   const SquareTiles square = with_active_isa([](auto isa) -> SquareTiles { return square_tiles<decltype(isa)>; });
   torch::stable::parallel_for(0, first.back(), kGrainTiles, [&](int64_t begin, int64_t end) {
-    size_t i = std::upper_bound(first.begin(), first.end(), end - 1) - first.begin() - 1;  // of the last tile
-    while (begin < end) {
-      const int64_t own_begin = std::max({begin, first[i], end - kBackTiles});
-      square(gradients[i], own_begin - first[i], end - first[i], sums.get() + own_begin);
-      end = own_begin;
-      while (i != 0 && first[i] == end) --i;  // empty ones, too
+    size_t i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+    for (; begin < end; ++i) {
+      const int64_t own_end = std::min(end, first[i + 1]);
+      if (begin == own_end) continue;  // an empty one
+      square(gradients[i], begin - first[i], own_end - first[i], sums.get() + begin);
+      begin = own_end;
     }
   });
   double* const out = static_cast<double*>(squares.mutable_data_ptr());

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ Places = list[Sequence[int]]
 def places(calls: list[StepCall], params: Iterable[Tensor]) -> Places:
     """Of each call's parameters the places among all that are stepped, in the order of the groups.
 
-    ``params`` are those of all groups, of DTensors the local tensors. Backends differ in how they spread the parameters of a group over calls; places do not.
+    Backends differ in how they spread the parameters of a group over calls; places do not. ``params`` are those of all
+    groups, of DTensors the local tensors.
     """
-    groups = {call.table_key[0] for call in calls}
+    groups = {cast("tuple[Any, ...]", call.table_key)[0] for call in calls}
     if len(groups) == len(calls):  # one call of each, as nearly always
         ends = list(accumulate(len(call.params) for call in calls))
         return [range(end - len(call.params), end) for call, end in zip(calls, ends, strict=True)]
@@ -112,8 +113,7 @@ class Clipping:
         """
         size = sum(map(len, self._places)) + SLOPE_COLUMNS
         of_devices = {device: torch.zeros(size, dtype=torch.float64, device=device) for device in self._clips}
-        # The last ones first: the step that follows finds the first ones' gradients in the cache.
-        for backend, call, places in reversed(list(zip(backends, self._calls, self._places, strict=True))):
+        for backend, call, places in zip(backends, self._calls, self._places, strict=True):
             _write_squares(backend, call, places, of_devices[call.params[0].device])
         squares, *others = of_devices.values()
         for other in others:

@@ -45,6 +45,7 @@ def look(opt):
             values[f"group {g} param {p}"] = param
             values[f"group {g} grad {p}"] = param.grad
             values.update({f"group {g} param {p} {n}": v for n, v in sorted(opt.state.get(param, {}).items())})
+    values["norm"] = opt.grad_norm
     values["states"] = sorted(len(state) for state in opt.state.values())
     return {label: seen(value) for label, value in values.items()}
 

@@ -385,6 +385,13 @@ def scaled_gradients(opt, rng):
     opt.found_inf = rng.choice([torch.tensor(0.0), torch.tensor(1.0), torch.tensor([0.0]), LAZY[1], LAZY[0]])
 
 
+def clipped(opt, rng):
+    bounds = [None, 0.0, 0.5, 3, math.inf, np.float32(2), torch.tensor(0.5), *LAZY]
+    return put(
+        vars(opt), "max_norm", rng.choice(bounds if rng.random() < 0.8 else [n for n in NO_NUMBER if n is not None])
+    )
+
+
 # -- structure ---------------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +458,6 @@ EVENTS = [
     moved_data, other_dtype, transposed_data, emptied_storage, one_flat_storage, expanded_data, lazy_data, frozen,
     wrapper_param, other_grad, other_grad, no_grads, other_state, other_step, other_identity, step_in_place,
     deleted_entry, deleted_states, foreign_entry, good_option, good_option, bad_option, lost_option,
-    scaled_gradients, added_group, removed_group, other_order, moved_param, loaded, loaded_damaged, deep_copied,
-    pickled,
+    scaled_gradients, clipped, clipped, added_group, removed_group, other_order, moved_param, loaded,
+    loaded_damaged, deep_copied, pickled,
 ]  # fmt: skip

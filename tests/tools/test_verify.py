@@ -15,7 +15,7 @@ from lrtricks_fused.tools.verify.inventory import RICH
 
 CPU = verify.Target(torch.device("cpu"))
 ACCEPTED_ONLY = {"self", "params", "lr", "foreach", "fused", "capturable", "differentiable", "keep_prob", "grad_weight",
-                 "centralize", "seed", "backend", "state_dtype"}  # fmt: skip
+                 "centralize", "seed", "backend", "state_dtype", "max_norm"}  # fmt: skip
 
 
 def few_checks(quick, interpreted):
@@ -97,7 +97,8 @@ def test_every_flag_of_every_class_is_tried_at_another_value():
         for name in parameters.keys() - ACCEPTED_ONLY:
             assert any(row.get(name, parameters[name].default) != parameters[name].default for row in options), name
         centralized = [check.name for check in verify.FURTHER if check.section == "gradient centralization"]
-        assert str(variant) in centralized
+        clipped = [check.name for check in verify.FURTHER if check.section == "clipping"]
+        assert str(variant) in centralized and str(variant) in clipped
 
 
 def test_full_inventory_is_the_product():

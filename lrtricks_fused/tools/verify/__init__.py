@@ -13,6 +13,7 @@ from typing import Any
 from .checks import (
     check_backend,
     check_bits,
+    check_clip,
     check_groups,
     check_overflow,
     check_resume,
@@ -85,6 +86,7 @@ FURTHER = [
     *_per_variant("tensor scalars", check_tensor_scalars, cuda_only=False),
     *_per_variant("slope for LOSSGRAD", check_slope, cuda_only=False),
     *_per_variant("gradient centralization", check_slope, cuda_only=False, work=SLICES, centralize=True),
+    *_per_variant("clipping", check_clip, cuda_only=False),
     *_per_variant("overflow on the first step", check_overflow, cuda_only=False),
     *(Check("resume", s.name, functools.partial(check_resume, storage=s)) for s in STORAGES),
     *_per_variant("CUDA graph", check_graph),

@@ -70,6 +70,24 @@ def check_slope(target: Target, *, variant: Variant, work: Work = SMALL, **extra
     return mismatch(ours, expected)
 
 
+def check_clip(target: Target, *, variant: Variant) -> str | None:
+    """The norm of all gradients, to the bit, and the step that is clipped to it; the second of several dtypes."""
+    for dtypes in ((None, None), (None, torch.bfloat16)):
+        ours, expected = both = make_both(target, variant, SMALL, max_norm=0.5)
+        for optimizer in both:
+            for param, dtype in zip(params_of(optimizer), 4 * dtypes, strict=False):
+                param.data = param.data.to(dtype or param.dtype)
+        for step in range(3):
+            for optimizer in both:
+                vars(optimizer)["grad_scale"] = torch.full((), 1.5 + step, device=params_of(optimizer)[0].device)
+                take_step(optimizer, SMALL, step)
+            if text := difference(*(norm for optimizer in both if (norm := optimizer.grad_norm) is not None)):
+                return f"step {step}: {text}"
+        if text := mismatch(ours, expected):
+            return text
+    return None
+
+
 def check_overflow(target: Target, *, variant: Variant) -> str | None:
     """GradScaler: an overflow on the first step leaves everything as it was, step counts and keep bits included."""
     ours, expected = make_both(target, variant, SMALL)
