@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..step.operands import check_identity
@@ -28,10 +27,13 @@ def canonical(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-@torch.compiler.assume_constant_result  # which a tracer cannot look into
 def of_name(name: str) -> int:
     """The identity of a parameter of this name, which wrappers do not change."""
     return zlib.crc32(canonical(name).encode())
+
+
+# A tracer cannot look into it: torch.compiler.assume_constant_result, which would import the compiler, and Triton, now.
+vars(of_name)["_dynamo_marked_constant"] = True
 
 
 def by_param(names: Names | None) -> dict[Tensor, str] | None:
