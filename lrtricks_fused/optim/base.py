@@ -142,7 +142,11 @@ class MaskedOptimizer(SavedOptimizer):
 
     def _places(self, calls: list[StepCall]) -> Places | None:
         """Where clipping has the calls' parameters; None where nothing is clipped."""
-        return None if self.max_norm is None else places(calls, map(local, self._params()))
+        if self.max_norm is None:
+            return None
+        if self._flattened:
+            self._check_flattened({"max_norm": self.max_norm})
+        return places(calls, map(local, self._params()))
 
     def _finish_shards(self, work: list[_Part]) -> None:
         """What a step of DTensors still has to do, once their local tensors are stepped."""

@@ -24,7 +24,7 @@ class SavedOptimizer(GroupedOptimizer):
         """What pickle and copy.deepcopy keep."""
         names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
         own = {name: getattr(self, name) for name in names}
-        fresh = {"_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}}
+        fresh: dict[str, Any] = {"_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}}
         return {**super().__getstate__(), **own, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -174,10 +174,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """Raises ValueError for what takes a parameter's elements or shape, which FSDP1 has flattened."""
         keep_prob = group.get("keep_prob", 1.0)
         masked = isinstance(keep_prob, Tensor) or keep_prob != 1
-        for name, used in (
-            ("keep_prob", masked),
-            *((name, group.get(name)) for name in ("centralize", "add_slopes_to")),
-        ):
+        wholes = [(name, group.get(name)) for name in ("centralize", "add_slopes_to")]
+        for name, used in (("keep_prob", masked), *wholes, ("max_norm", group.get("max_norm") is not None)):
             if used:
                 raise ValueError(
                     f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: they do "

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import warnings
 import weakref
 from functools import partial
@@ -95,6 +96,23 @@ def test_a_schedule_makes_no_further_graph(kind, backend):
         step = compiled(optimizer, backend=backend) if compile_it else optimizer.step
         results.append(run(optimizer, step, between))
     assert graphs() == 2
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, math.inf])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_compiled_step_clips(backend, max_norm):
+    results = []
+    for compile_it in (True, False):
+        first, second, third = leaves((6, 50), (700,), (3,))
+        optimizer = Adam([{"params": [first, second]}, {"params": [third], "eps": 1e-6}], max_norm=max_norm)
+        norms = []
+        step = compiled(optimizer, backend=backend) if compile_it else optimizer.step
+        state = run(
+            optimizer, step, lambda _, norms=norms, optimizer=optimizer: norms.append(optimizer.grad_norm.clone())
+        )
+        results.append([*norms, *state])
+    assert graphs() == 2 and len({float(norm) for norm in norms}) == STEPS
     assert_same_bits(*results)
 
 

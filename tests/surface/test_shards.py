@@ -166,6 +166,28 @@ def test_a_slope_counts_each_element_once():
     ranks.run(_slopes, 4)
 
 
+def _clipped(_, size):
+    norms, ends = [], []
+    for way in (None, by_rows, hybrid, only_some):
+        model = Net()
+        if way is not None:
+            way(model, size)
+        optimizer = lrt.SGD(model.parameters(), lr=0.1, max_norm=2.0)
+        drive(model, optimizer, range(3))
+        norms.append(float(optimizer.grad_norm))
+        ends.append([whole(param).detach() for param in model.parameters()])
+    # Sums over other orders of some 1,700 terms of float32; of shards nothing else than that differs.
+    assert norms[0] > 2.0 and norms[1:] == pytest.approx(norms[:1] * 3, rel=1e-6)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0])
+    return norms
+
+
+def test_the_norm_of_shards_is_that_of_the_wholes():
+    norms, *others = ranks.run(_clipped, 4)
+    assert all(other == norms for other in others)  # or replicas would drift apart
+
+
 def _tuned(rank, size):
     ends = []
     for way in (None, by_rows):
@@ -198,6 +220,11 @@ def test_what_fsdp1_has_flattened_is_referred_to_fully_shard():
     with pytest.raises(ValueError, match=r"Invalid add_slopes_to=True .*fully_shard"), optimizer.add_slopes_to({}):
         train(optimizer, range(1))
     assert not optimizer.state
+    optimizer.max_norm = 1.0
+    with pytest.raises(ValueError, match=r"Invalid max_norm=1.0 .*fully_shard"):
+        train(optimizer, range(1))
+    assert not optimizer.state
+    optimizer.max_norm = None
     train(optimizer, range(1))
 
 
