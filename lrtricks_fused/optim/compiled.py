@@ -201,7 +201,10 @@ def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: 
         check_lr(call.lr)
         _check_keep_prob("keep_prob", call.keep_prob)
         check_grad_weight(call.grad_weight, parsed["allow_negative"])
-    _tables(_optimizers.get(parsed["optimizer"]), calls, layout)
+    optimizer = _optimizers.get(parsed["optimizer"])
+    if optimizer is not None:
+        vars(optimizer)["_opt_called"] = True  # by which torch's schedulers know that a step came before theirs
+    _tables(optimizer, calls, layout)
     clips = parsed["clipping"]
     clipping = clips and Clipping(clips["max_norm"], calls, clips["places"])
     backends = prepare(parsed["backend"], calls)

@@ -46,5 +46,6 @@ void test_strided();
 void test_lists();
 void test_strided_lists();
 void test_formulas();
+void test_squares();
 
 }  // namespace lrt::test

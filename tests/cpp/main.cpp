@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   test_lists();
   test_strided_lists();
   test_formulas();
+  test_squares();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0 || passed == 0;
 }
