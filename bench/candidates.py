@@ -110,6 +110,26 @@ def centralized_by_hand(rule: str) -> Candidate:
     return Candidate("ours after centralization by hand", build)
 
 
+def clipped(rule: str) -> Candidate:
+    """Ours with clipping to a global norm inside the step."""
+    return Candidate("ours, max_norm=1", lambda params: OptimizerStep(optimizer_of(rule, params, max_norm=1.0)))
+
+
+def clipped_by_hand(rule: str) -> Candidate:
+    """Ours after torch's own clipping."""
+
+    def build(params: list[Tensor]) -> Step:
+        optimizer = optimizer_of(rule, params)
+
+        def step() -> None:
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+
+        return OptimizerStep(optimizer, step)
+
+    return Candidate("ours after clip_grad_norm_", build)
+
+
 def lossgrad(rule: str) -> Candidate:
     """Ours inside LossGrad: a step with its slope and the new step size, without the evaluations of the loss."""
 

@@ -12,6 +12,8 @@ from .candidates import (
     Candidate,
     centralized,
     centralized_by_hand,
+    clipped,
+    clipped_by_hand,
     deepspeed,
     lossgrad,
     ours,
@@ -134,6 +136,16 @@ def _centralize(rule: str) -> Experiment:
     return Experiment(workloads.RESNET50, rule, (ours(rule), inside, by_hand), bars)
 
 
+def _clipping(rule: str) -> Experiment:
+    inside, by_hand = clipped(rule), clipped_by_hand(rule)
+    work = f"16M fp32, {rule} keep 0.5, clipping to a global norm"
+    bars = (
+        Bar(f"{work} / clip_grad_norm_ before the step", inside.name, by_hand.name, 1.00),
+        Bar(f"{work} / ours without", inside.name, "ours", 1.20),
+    )
+    return Experiment(workloads.BIG, rule, (ours(rule), inside, by_hand), bars)
+
+
 LIMITS_OF_SMALL = (0.40, 0.40, 0.40, 0.40, 0.70, 0.70)
 
 
@@ -160,6 +172,7 @@ def all_experiments(compiled: bool = False) -> list[Experiment]:
         _lossgrad("Adam", "16M fp32, Adam keep 0.5"),
         _lossgrad("SGD+momentum", "16M fp32, SGD+momentum keep 0.5"),
         _centralize("Adam"),
+        _clipping("Adam"),
         *_against_deepspeed(),
         *(_small(workload, limit) for workload, limit in zip(workloads.SMALL, LIMITS_OF_SMALL, strict=True)),
     ]

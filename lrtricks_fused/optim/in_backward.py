@@ -14,6 +14,7 @@ from ..step.operands import waited
 from .base import MaskedOptimizer, _Part
 from .checks import check_count
 from .groups import Group
+from .shards import is_dtensor
 
 # Wrappers that reduce gradients over processes after autograd has accumulated them, by module and class.
 _REDUCING = (
@@ -153,6 +154,11 @@ def _check_model(model: nn.Module, optimizer: MaskedOptimizer) -> None:
         for param in group["params"]:
             if param not in known:
                 raise ValueError(f"Invalid model: it lacks a parameter of the optimizer, of shape {tuple(param.shape)}")
+            if is_dtensor(param):
+                raise TypeError(
+                    f"Invalid model: its parameter of shape {tuple(param.shape)} is a DTensor, whose gradient may have "
+                    "to be reduced by all ranks"
+                )
 
 
 def step_in_backward(model: nn.Module, optimizer: MaskedOptimizer, n: int = 1) -> StepInBackward:
@@ -181,7 +187,7 @@ def step_in_backward(model: nn.Module, optimizer: MaskedOptimizer, n: int = 1) -
 
     Raises:
         TypeError: the optimizer is a wrapper (LossGrad) or another's; the model reduces gradients over processes, as
-            DistributedDataParallel and FSDP do after these hooks.
+            DistributedDataParallel and FSDP do after these hooks, or has DTensors.
         ValueError: n < 1; the optimizer has parameters that the model lacks, is attached already, or clips.
     """
     return StepInBackward(model, optimizer, n)

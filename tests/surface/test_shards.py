@@ -112,7 +112,15 @@ def test_maps_are_the_elements_a_rank_holds():
     ranks.run(_maps, 4)
 
 
+def _refuses_steps_in_backward(size):
+    model = Net()
+    sharded.in_tensors(model, size)
+    with pytest.raises(TypeError, match="Invalid model: .* DTensor"):
+        lrt.step_in_backward(model, lrt.SGD(model.parameters()))
+
+
 def _surface(_, size):
+    _refuses_steps_in_backward(size)
     mesh = init_device_mesh("cpu", (size,))
     rows, columns = (nn.Parameter(distribute_tensor(torch.ones(6, 10), mesh, [Shard(dim)])) for dim in (0, 1))
     optimizer = lrt.SGD([("rows", rows), ("columns", columns)], lr=0.5, momentum_window=2, keep_prob=0.5)
