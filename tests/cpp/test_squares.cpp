@@ -1,10 +1,14 @@
 // Sums of squares by tiles equal those of the order in core/squares.h, element by element, whatever the layout.
+#include <algorithm>
+#include <vector>
+
 #include "check.h"
 #include "core/pairs.h"
 #include "core/squares.h"
 #include "cpu/kernels.h"
 #include "cpu/squares.h"
 #include "shapes.h"
+#include "variants.h"
 
 namespace lrt::test {
 namespace {

@@ -115,7 +115,7 @@ def test_maps_are_the_elements_a_rank_holds():
 def _refuses_steps_in_backward(size):
     model = Net()
     sharded.in_tensors(model, size)
-    with pytest.raises(TypeError, match="Invalid model: .* DTensor"):
+    with pytest.raises(TypeError, match=r"Invalid model: .* DTensor"):
         lrt.step_in_backward(model, lrt.SGD(model.parameters()))
 
 
