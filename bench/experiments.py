@@ -126,24 +126,23 @@ def _lossgrad(rule: str, work: str) -> Experiment:
     return Experiment(workloads.BIG, rule, (ours(rule), lossgrad(rule)), (bar,))
 
 
-def _centralize(rule: str) -> Experiment:
-    inside, by_hand = centralized(rule), centralized_by_hand(rule)
-    work = f"ResNet-50, {rule} keep 0.5, gradient centralization"
+def _beside(workload: Workload, rule: str, work: str, hand: str, inside: Candidate, by_hand: Candidate) -> Experiment:
+    """What a step does inside beside the same by ``hand`` before it, and beside a step without."""
     bars = (
-        Bar(f"{work} / the same in tensor operations before the step", inside.name, by_hand.name, 1.00),
+        Bar(f"{work} / {hand} before the step", inside.name, by_hand.name, 1.00),
         Bar(f"{work} / ours without", inside.name, "ours", 1.20),
     )
-    return Experiment(workloads.RESNET50, rule, (ours(rule), inside, by_hand), bars)
+    return Experiment(workload, rule, (ours(rule), inside, by_hand), bars)
+
+
+def _centralize(rule: str) -> Experiment:
+    work, hand = f"ResNet-50, {rule} keep 0.5, gradient centralization", "the same in tensor operations"
+    return _beside(workloads.RESNET50, rule, work, hand, centralized(rule), centralized_by_hand(rule))
 
 
 def _clipping(rule: str) -> Experiment:
-    inside, by_hand = clipped(rule), clipped_by_hand(rule)
     work = f"16M fp32, {rule} keep 0.5, clipping to a global norm"
-    bars = (
-        Bar(f"{work} / clip_grad_norm_ before the step", inside.name, by_hand.name, 1.00),
-        Bar(f"{work} / ours without", inside.name, "ours", 1.20),
-    )
-    return Experiment(workloads.BIG, rule, (ours(rule), inside, by_hand), bars)
+    return _beside(workloads.BIG, rule, work, "clip_grad_norm_", clipped(rule), clipped_by_hand(rule))
 
 
 LIMITS_OF_SMALL = (0.40, 0.40, 0.40, 0.40, 0.70, 0.70)

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "core/slope.h"
+#include "cpu/columns.h"
 
 namespace lrt::cpu {
 namespace {
@@ -198,16 +198,11 @@ void ListWork::run(int64_t begin, int64_t end) const {
 }
 
 double ListWork::slope() const {
-  double columns[kSlopeColumns] = {};
-  int64_t chunk = 0;
+  Columns columns;
   for (const TensorWork& tensor : tensors) {
-    const int64_t count = (tensor.step.numel + kTile - 1) / kTile;
-    for (int64_t tile = 0; tile < count; tile += kChunkTiles, ++chunk) {
-      double& column = columns[chunk % kSlopeColumns];
-      column = column + slope_sum(tile_slopes + tensor.first_tile + tile, std::min(kChunkTiles, count - tile));
-    }
+    columns.add_chunks(tile_slopes + tensor.first_tile, (tensor.step.numel + kTile - 1) / kTile);
   }
-  return slope_sum(columns, kSlopeColumns);
+  return columns.sum();
 }
 
 }  // namespace lrt::cpu

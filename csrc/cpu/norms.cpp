@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/squares.h"
+#include "cpu/columns.h"
 #include "cpu/engine.h"
 #include "cpu/kernels.h"
 #include "cpu/squares.h"
@@ -20,28 +21,6 @@ std::vector<int64_t> first_tiles(const std::vector<Gradient>& gradients) {
   std::vector<int64_t> first = {0};
   for (const Gradient& gradient : gradients) first.push_back(first.back() + tiles_of(gradient));
   return first;
-}
-
-// Numbers summed in columns.
-class Columns {
- public:
-  void add(double value) {
-    double& column = columns_[count_++ % kSlopeColumns];
-    column = column + value;
-  }
-  double sum() const { return slope_sum(columns_, columns_of(count_)); }
-
- private:
-  double columns_[kSlopeColumns] = {};
-  int64_t count_ = 0;
-};
-
-double squared_norm(const double* tile_sums, int64_t tiles) {
-  Columns chunks;
-  for (int64_t tile = 0; tile < tiles; tile += kChunkTiles) {
-    chunks.add(slope_sum(tile_sums + tile, std::min(kChunkTiles, tiles - tile)));
-  }
-  return chunks.sum();
 }
 
 void write_squares(const std::vector<Gradient>& gradients, const Tensor& squares) {
@@ -62,7 +41,9 @@ void write_squares(const std::vector<Gradient>& gradients, const Tensor& squares
   });
   double* const out = static_cast<double*>(squares.mutable_data_ptr());
   for (size_t i = 0; i < gradients.size(); ++i) {
-    out[i] = squared_norm(sums.get() + first[i], first[i + 1] - first[i]);
+    Columns columns;
+    columns.add_chunks(sums.get() + first[i], first[i + 1] - first[i]);
+    out[i] = columns.sum();
   }
 }
 

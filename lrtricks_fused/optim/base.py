@@ -115,16 +115,15 @@ class MaskedOptimizer(SavedOptimizer):
         """
         new: dict[Tensor, dict[str, Any]] = {}
         calls = [call for part in work for call in self._calls(part, new)]
-        if torch.compiler.is_compiling():
-            for param, states in new.items():
-                self.state[param].update(states)
-            return step_in_graph(self, calls, self._places(calls))
-        at = self._places(calls)
-        clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
-        backends = prepare(self.backend, calls)
-        norm = None if clipping is None else clipping.measure(backends)
+        at, compiling = self._places(calls), torch.compiler.is_compiling()
+        if not compiling:
+            clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
+            backends = prepare(self.backend, calls)
+            norm = None if clipping is None else clipping.measure(backends)
         for param, states in new.items():
             self.state[param].update(states)
+        if compiling:
+            return step_in_graph(self, calls, at)
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
         self._finish_shards(work)

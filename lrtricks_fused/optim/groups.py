@@ -147,7 +147,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         check_grad_weight(group["grad_weight"], allow_negative or self.allow_negative_grad_weight)
         self._check_rule(group)
         if group.get("param_names") is not None and "params" in group:
-            identity.check_count(group["param_names"], len(group["params"]))
+            identity.check_name_count(group["param_names"], len(group["params"]))
         if self._flattened:
             self._check_flattened(group)
 

@@ -88,7 +88,7 @@ def check_names(groups: list[Group], names: list[str] | None, count: int) -> Non
     """
     if names is None:
         return
-    check_count(names, count)
+    check_name_count(names, count)
     seen = {canonical(name): name for group in groups for name in group.get("param_names", ())}
     for name in names:
         if not isinstance(name, str):
@@ -101,7 +101,7 @@ def check_names(groups: list[Group], names: list[str] | None, count: int) -> Non
         seen[canonical(name)] = name
 
 
-def check_count(names: list[str], count: int) -> None:
+def check_name_count(names: list[str], count: int) -> None:
     """Raises ValueError unless there is one name for each of ``count`` parameters."""
     if len(names) != count:
         raise ValueError(
@@ -129,7 +129,7 @@ def identities(
     for group in groups:
         params, names = group["params"], group.get("param_names")
         if names is not None:
-            check_count(names, len(params))
+            check_name_count(names, len(params))
         for place, param in enumerate(params):
             if param in known:
                 found[param] = known[param]

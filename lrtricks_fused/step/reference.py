@@ -242,7 +242,7 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     if call.weight_decay != 0 and call.decoupled_weight_decay:
         direction = direction + const(call.weight_decay) * old_param
     new_param = old_param - const(float(call.lr)) * direction
-    index, index_map = call.param_indices[i], call.maps[i]
+    index, index_map = call.param_indices[i], call.index_maps[i] if call.index_maps else None
     keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, index, param.device, index_map)
     param.copy_(torch.where(keep, new_param.to(param.dtype), param))
     if call.slope is None:
