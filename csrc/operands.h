@@ -24,7 +24,7 @@ struct Operands {
   std::vector<int64_t> param_indices;
   bool centralize = false;
   std::vector<int64_t> index_maps;  // base, run, pitch of each parameter; none where all are whole
-  std::optional<Tensor> slope;      // one float64 that gains the step's slope (core/slope.h)
+  std::optional<Tensor> sums;       // float64 that gain the step's slope, or all its sums (core/sums.h)
   int64_t window = 0;               // slots of the states' ring; 0: the states are no ring
 
   bool empty() const { return table ? table->size(0) == 0 : params.empty(); }

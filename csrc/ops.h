@@ -16,7 +16,7 @@ namespace lrt {
 // What a step over a table takes is packed into three lists, because each argument of an op costs some 0.3 us:
 // integers, numbers and tensors, each in the order in which they are taken here. Of the tensors that may be missing,
 // the bits of the first integer say which are there. lrtricks_fused/step/native.py packs them.
-constexpr const char* kPacked = "Tensor table, Tensor(a!)? slope, int[] integers, float[] numbers, Tensor[] tensors";
+constexpr const char* kPacked = "Tensor table, Tensor(a!)? sums, int[] integers, float[] numbers, Tensor[] tensors";
 
 constexpr const char* kScalars =
     "float lr, float weight_decay, bool decoupled_weight_decay, bool maximize, float keep_prob, float grad_weight,"
@@ -34,7 +34,7 @@ std::string list_operands() {
     operands += std::string("Tensor(") + alias++ + "!)[] " + Record::kScalar + ", ";
   }
   operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, bool centralize=False, ";
-  return operands + "Tensor(" + alias + "!)? slope=None, int[] index_maps=[]";
+  return operands + "Tensor(" + alias + "!)? sums=None, int[] index_maps=[]";
 }
 
 template <class Record>
@@ -139,7 +139,7 @@ class Arguments {
     operands.steps = take<std::vector<Tensor>>();
     operands.param_indices = take<std::vector<int64_t>>();
     operands.centralize = take<bool>();
-    operands.slope = take<std::optional<Tensor>>();
+    operands.sums = take<std::optional<Tensor>>();
     operands.index_maps = take<std::vector<int64_t>>();
     return operands;
   }
@@ -237,12 +237,12 @@ template <class Record, StepOf<Record> kStep>
 void table_op(StableIValue* arguments, uint64_t, uint64_t) {
   Stack stack(arguments);
   const auto table = stack.take<Tensor>();
-  const auto slope = stack.take<std::optional<Tensor>>();
+  const auto sums = stack.take<std::optional<Tensor>>();
   Lists lists(stack);
   Arguments<Lists> in(lists);
   Operands operands = in.take_table();
   operands.table = table;
-  operands.slope = slope;
+  operands.sums = sums;
   step_on<Record, kStep>(operands, in);
 }
 

@@ -157,7 +157,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
     states = [column for column in call.states.values() if column]
     dtype = call.params[0].dtype
     state_dtype = states[0][0].dtype if states else dtype
-    scratch = table.slope_scratch() if call.slope is not None else None
+    scratch = table.slope_scratch() if call.sums is not None else None
     centralize = call.centralize and table.slices != 0
     warp_size = 64 if torch.version.hip else 32
     means = _launch_means(table, dtype) if centralize else 0
@@ -204,7 +204,7 @@ def _sum_chunks(table: AddressTable, scratch: Tensor, dtype: torch.dtype) -> Ten
 def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
     chunks, sums = len(table.chunk_tensors), _sum_chunks(table, scratch, call.params[0].dtype)
     sum_columns[(1,)](sums, chunks, enable_fp_fusion=False)
-    add_columns[(1,)](sums, chunks, call.slope, prepared, enable_fp_fusion=False, num_warps=1)
+    add_columns[(1,)](sums, chunks, call.sums, prepared, enable_fp_fusion=False, num_warps=1)
 
 
 def square_units_constexprs(dtype: torch.dtype, warp_size: int) -> dict[str, object]:

@@ -12,10 +12,11 @@ void* advance(const void* base, int64_t elements, int64_t element_size) {
   return const_cast<char*>(static_cast<const char*>(base)) + elements * element_size;
 }
 
-Range part_of(const TensorWork& tensor, int64_t first_tile, int64_t count, double* tile_slopes) {
+Range part_of(const ListWork& work, const TensorWork& tensor, int64_t first_tile, int64_t count) {
   Range part = tensor.part(first_tile * kTile, count);
   part.first_tile += first_tile;
-  if (tile_slopes) part.slopes = tile_slopes + tensor.first_tile + first_tile;
+  if (work.tile_sums) part.slopes = work.tile_sums + tensor.first_tile + first_tile;
+  if (work.sums > 1) part.metrics_pitch = work.tiles;
   return part;
 }
 
@@ -116,7 +117,7 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
     gather(base, offsets.of(*view), count, size, buffer);
     return buffer;
   };
-  Range part = part_of(tensor, tile, count, work.tile_slopes);
+  Range part = part_of(work, tensor, tile, count);
   if (layouts.param) part.param = fetch(layouts.param, whole.param, tensor.param_size, own.param);
   if (layouts.grad) part.grad = fetch(layouts.grad, whole.grad, tensor.param_size, own.grad);
   for (int k = 0; k < kMaxStates; ++k) {
@@ -172,12 +173,12 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor_end <= begin) continue;  // an empty tensor
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
-    if (tensor->slab.elements && !tensor->slice_length && !tile_slopes) {
+    if (tensor->slab.elements && !tensor->slice_length && !tile_sums) {
       // Those slabs whose first element is in these tiles, to their ends.
       const int64_t slab = tensor->slab.elements, slabs = tensor->step.numel / slab;
       const auto slabs_before = [=](int64_t tile) { return (tile * kTile + slab - 1) / slab; };
       step_slabs(step, *tensor, slabs_before(first), std::min(slabs_before(last), slabs));
-    } else if (tensor->layouts || tensor->slice_length || (draws_apart(*tensor) && tile_slopes)) {
+    } else if (tensor->layouts || tensor->slice_length || (draws_apart(*tensor) && tile_sums)) {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
       const bool buffered = tensor->layouts || tensor->slice_length % kLanes != 0 || draws_apart(*tensor);
@@ -190,17 +191,17 @@ void ListWork::run(int64_t begin, int64_t end) const {
       if (draws_apart(*tensor)) {
         shard_functions->step(step, *tensor, first * kTile, count);
       } else {
-        tensor->kernel(step, tensor->step, part_of(*tensor, first, count, tile_slopes));
+        tensor->kernel(step, tensor->step, part_of(*this, *tensor, first, count));
       }
     }
     begin = tensor_end;
   }
 }
 
-double ListWork::slope() const {
+double ListWork::sum(int k) const {
   Columns columns;
   for (const TensorWork& tensor : tensors) {
-    columns.add_chunks(tile_slopes + tensor.first_tile, (tensor.step.numel + kTile - 1) / kTile);
+    columns.add_chunks(tile_sums + k * tiles + tensor.first_tile, (tensor.step.numel + kTile - 1) / kTile);
   }
   return columns.sum();
 }

@@ -71,7 +71,8 @@ struct ListWork {
   StepSlabs step_slabs = nullptr;                   // where they lie in channels_last
   const ShardFunctions* shard_functions = nullptr;  // where there is a map
   int64_t tiles = 0;
-  double* tile_slopes = nullptr;  // where each tile's part of the slope goes, if it is asked for
+  double* tile_sums = nullptr;  // where each tile's part of the slope goes, if it is asked for; of each sum, if all are
+  int sums = 0;
 
   void add(TensorWork tensor) {
     tensor.first_tile = tiles;
@@ -82,8 +83,8 @@ struct ListWork {
   bool draws_apart(const TensorWork& tensor) const { return !tensor.map.is_whole() && is_masked(step.threshold); }
   // Tiles [begin, end) of the list; ranges that do not meet may run at the same time.
   void run(int64_t begin, int64_t end) const;
-  // The slope of the whole list, after all tiles have run.
-  double slope() const;
+  // The k-th sum over the whole list (core/sums.h), after all tiles have run.
+  double sum(int k) const;
 };
 
 }  // namespace lrt::cpu

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/pairs.h"
+#include "core/sums.h"
 #include "cpu/engine.h"
 
 namespace lrt::cpu {
@@ -175,7 +176,7 @@ class CheckedWork {
     require(there && row.numel >= 0, "Invalid table: row ", i, " lacks an address");
     if (row.slab == 0) return;
     require(row.slab > 0 && row.slab <= kMaxSlab && row.numel % row.slab == 0 && row.channels > 0 &&
-                row.slab % row.channels == 0 && row.slice_length == 0 && !operands_.slope,
+                row.slab % row.channels == 0 && row.slice_length == 0 && !operands_.sums,
             "Invalid table: row ", i, " cannot be stepped in channels_last");
   }
 
@@ -216,26 +217,40 @@ class CheckedWork {
   std::deque<Layouts> layouts_;  // stable addresses
 };
 
-void check_slope(const Tensor& slope) {
-  require(on_cpu(slope) && slope.numel() == 1 && dtype_of(slope) == Dtype::kDouble,
-          "Invalid slope: must be one float64 on the CPU");
+void check_sums(const Tensor& sums) {
+  require(on_cpu(sums) && is_number_of_sums(sums.numel()) && sums.is_contiguous() && dtype_of(sums) == Dtype::kDouble,
+          "Invalid sums: must be 1 or ", kSumsAndCount, " float64 on the CPU");
+}
+
+int64_t elements_of(const ListWork& work) {
+  int64_t elements = 0;
+  for (const TensorWork& tensor : work.tensors) elements += tensor.step.numel;
+  return elements;
+}
+
+// After the step: what its sums have become.
+void add_sums(const ListWork& work, double inverse_grad_scale, double* sums) {
+  sums[kSlope] = sums[kSlope] + work.sum(kSlope) * inverse_grad_scale;
+  if (work.sums == 1) return;
+  for (int k = kSlope + 1; k < kSums; ++k) sums[k] = sums[k] + work.sum(k);
+  sums[kSums] = sums[kSums] + static_cast<double>(elements_of(work));
 }
 
 }  // namespace
 
 void run(const Operands& operands, const StepArguments& arguments, const RuleEntry& rule) {
   CheckedWork checked(operands, list_step(arguments, rule.hyper), rule);
-  if (operands.slope) check_slope(*operands.slope);
+  if (operands.sums) check_sums(*operands.sums);
   if (arguments.skips()) return;
   ListWork& work = checked.work;
-  const std::unique_ptr<double[]> tile_slopes(operands.slope ? new double[work.tiles]
-                                                             : nullptr);  // each will be written
-  work.tile_slopes = tile_slopes.get();
+  if (operands.sums) work.sums = operands.sums->numel() == 1 ? 1 : kSums;
+  const std::unique_ptr<double[]> tile_sums(work.sums ? new double[work.sums * work.tiles]
+                                                      : nullptr);  // each will be written
+  work.tile_sums = tile_sums.get();
   checked.write_steps();
   torch::stable::parallel_for(0, work.tiles, kGrainTiles, [&](int64_t begin, int64_t end) { work.run(begin, end); });
-  if (!operands.slope) return;
-  double* slope = static_cast<double*>(operands.slope->mutable_data_ptr());
-  *slope = *slope + work.slope() * arguments.inverse_grad_scale();
+  if (!operands.sums) return;
+  add_sums(work, arguments.inverse_grad_scale(), static_cast<double*>(operands.sums->mutable_data_ptr()));
 }
 
 void check_table(Tensor table) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/sums.h"
 #include "cpu/lanes.h"
 #include "cpu/tile_slope.h"
 #include "cpu/work.h"
@@ -16,6 +17,7 @@ void ring_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
   const UpdateScalars<Real<Param>> scalars(list.scalars);
   const KeepStream stream = keep_stream(list, tensor);
   TileKeeps tile_keeps;
+  Param old_tile[kTile];
   for (int64_t begin = 0; begin < range.count; begin += kTile) {
     Param* const params = static_cast<Param*>(range.param) + begin;
     const Param* const grads = static_cast<const Param*>(range.grad) + begin;
@@ -42,6 +44,8 @@ void ring_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
     if (!range.keeps) decide_tile<Isa>(stream, list.threshold, range.first_tile + begin / kTile, tile_keeps);
     const int32_t* const keeps = range.keeps ? range.keeps + begin : tile_keeps.row[0];
     Real<Param>* const terms = mean;  // of the slope, in their place
+    Param* const old_params = range.metrics_pitch ? old_tile : nullptr;
+    if (old_params) std::copy(params, params + count, old_params);
 #pragma GCC ivdep
     for (int i = 0; i < count; ++i) {
       const Param old_param = params[i];
@@ -51,9 +55,15 @@ void ring_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
       terms[i] = slope_term(to_real(stored_grads[i]), to_real(old_param), to_real(stored));
     }
     if (!range.slopes) continue;
-    Real<Param> lanes[kLanes] = {};
-    for (int i = 0; i < count; ++i) lanes[i % kLanes] = lanes[i % kLanes] + terms[i];
-    range.slopes[begin / kTile] = tile_slope<Isa, Param>(lanes);
+    Real<Param> sums[kSums][kLanes] = {};
+    for (int i = 0; i < count; ++i) {
+      const int lane = i % kLanes;
+      sums[kSlope][lane] = sums[kSlope][lane] + terms[i];
+      if (old_params) add_metrics<Param>(&sums[0][lane], kLanes, keeps[i] < 0, old_params[i], params[i]);
+    }
+    for (int k = 0; k < (old_params ? kSums : 1); ++k) {
+      range.slopes[k * range.metrics_pitch + begin / kTile] = tile_slope<Isa, Param>(sums[k]);
+    }
   }
 }
 

@@ -5,14 +5,16 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/sums.h"
 #include "cpu/lanes.h"
 #include "cpu/tile_slope.h"
 #include "cpu/work.h"
 
 namespace lrt::cpu {
 
-// Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored.
-enum class Slopes { kNone, kOfGrad, kOfStored };
+// Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored, and
+// with this all that a step can sum.
+enum class Slopes { kNone, kOfGrad, kOfStored, kAndMetrics };
 
 // `count` consecutive elements and their decisions, as signs; the gradient loses `mean`, if it is to be centralized.
 // State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
@@ -32,6 +34,9 @@ LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scala
     if constexpr (kSlopes != Slopes::kNone) {
       const Param of_slope = kSlopes == Slopes::kOfGrad ? grads[i] : stored_grads[i];
       slopes[i] = slopes[i] + slope_term(to_real(of_slope), to_real(old_param), to_real(stored));
+    }
+    if constexpr (kSlopes == Slopes::kAndMetrics) {
+      add_metrics<Param>(slopes + i, kLanes, keeps[i] < 0, old_param, stored);
     }
   }
 }
@@ -146,20 +151,23 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
   if (tiles != 0) store_slope(tiles - 1);
 }
 
-// A tile or a part of it, of any step: what a range may end with, and the slopes of a gradient that is centralized.
+// A tile or a part of it, of any step: what a range may end with, the slopes of a gradient that is centralized, and
+// metrics.
 // Nothing is asked for ahead: at an end the lines would be lost. The constants come by value, or the loops above would
 // find them in memory, where what they store might change them.
-template <class Isa, class Rule, class Param, class State>
+template <class Isa, Slopes kSlopes, class Rule, class Param, class State>
 __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>> scalars, const Range& range,
                                             int64_t tile, const int32_t* keeps) {
-  Real<Param> slopes[kLanes] = {};
+  constexpr int kCount = kSlopes == Slopes::kAndMetrics ? kSums : 1;
+  Real<Param> sums[kCount][kLanes] = {};
   const int64_t first = tile * kTile, end = std::min(range.count, first + kTile);
   for (int64_t begin = first; begin < end; begin += kLanes) {
-    step_row<Decay::kSelect, Slopes::kOfStored, true, Rule, Param, State>(
-        rule, scalars, range, Prefetch{}, begin, static_cast<int>(std::min(kLanes, end - begin)),
-        keeps + (begin - first), slopes);
+    step_row<Decay::kSelect, kSlopes, true, Rule, Param, State>(rule, scalars, range, Prefetch{}, begin,
+                                                                static_cast<int>(std::min(kLanes, end - begin)),
+                                                                keeps + (begin - first), sums[0]);
   }
-  if (range.slopes) range.slopes[tile] = tile_slope<Isa, Param>(slopes);
+  if (!range.slopes) return;
+  for (int k = 0; k < kCount; ++k) range.slopes[k * range.metrics_pitch + tile] = tile_slope<Isa, Param>(sums[k]);
 }
 
 // Of which types a loop is compiled for each way in which weight decay enters, which saves some 10 % of what it
@@ -196,11 +204,11 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
   }
   const int64_t tile = range.count / kTile;
   if (range.count % kTile != 0)
-    run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2].row[0]);
+    run_any_tile<Isa, Slopes::kOfStored, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2].row[0]);
 }
 
-template <class Isa, class Rule, class Hyper, class Param, class State>
-void run_any_tiles(const ListStep& list, const TensorStep& tensor, const Range& range) {
+template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
+__attribute__((noinline)) void run_any_tiles(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<Real<Param>> scalars(list.scalars);
   const KeepStream stream = keep_stream(list, tensor);
@@ -208,7 +216,7 @@ void run_any_tiles(const ListStep& list, const TensorStep& tensor, const Range& 
   for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
     if (!range.keeps) decide_tile<Isa>(stream, list.threshold, range.first_tile + tile, keeps);
     const int32_t* const own = range.keeps ? range.keeps + tile * kTile : keeps.row[0];
-    run_any_tile<Isa, Rule, Param, State>(rule, scalars, range, tile, own);
+    run_any_tile<Isa, kSlopes, Rule, Param, State>(rule, scalars, range, tile, own);
   }
 }
 
@@ -233,9 +241,12 @@ void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
   }
   if (!range.slopes && !range.keeps)
     return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
+  if (range.metrics_pitch) {
+    return run_any_tiles<Isa, Slopes::kAndMetrics, Rule, Hyper, Param, State>(list, tensor, range);
+  }
   const bool any = range.stored_grad || range.row_means || range.keeps;
   if (!any) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
-  run_any_tiles<Isa, Rule, Hyper, Param, State>(list, tensor, range);
+  run_any_tiles<Isa, Slopes::kOfStored, Rule, Hyper, Param, State>(list, tensor, range);
 }
 
 }  // namespace lrt::cpu

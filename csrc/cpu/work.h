@@ -32,7 +32,8 @@ struct Range {
   void* states[kMaxStates];
   int64_t first_tile;  // index of the run's first tile in the whole parameter
   int64_t count;
-  double* slopes = nullptr;           // of its tiles, or null
+  double* slopes = nullptr;   // of its tiles, or null
+  int64_t metrics_pitch = 0;  // from the slopes to each next sum of the tiles (core/sums.h), or 0: the slopes alone
   const double* row_means = nullptr;  // what the gradient of each row of kLanes loses, or null
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
   const int32_t* keeps = nullptr;     // decisions, as signs, of elements that are not those of the tiles, in order

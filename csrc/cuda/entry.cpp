@@ -43,9 +43,9 @@ void check_sums(const Tensor& table, int64_t chunks, const std::optional<Tensor>
 }
 
 void check_slope(const Operands& operands, Dtype param_dtype) {
-  require(lies_beside(*operands.table, operands.slope) && operands.slope->numel() == 1 &&
-              dtype_code(*operands.slope) == kDoubleCode,
-          "Invalid slope: must be one float64 on the table's device");
+  require(lies_beside(*operands.table, operands.sums) && is_number_of_sums(operands.sums->numel()) &&
+              dtype_code(*operands.sums) == kDoubleCode,
+          "Invalid sums: must be 1 or ", kSumsAndCount, " float64 on the table's device");
   check_sums(*operands.table, operands.chunk_tensors->numel(), operands.slope_scratch, param_dtype);
 }
 
@@ -69,7 +69,7 @@ void run(const Operands& operands, const StepArguments& arguments,
           prepared_bytes(table.size(0)), " bytes");
   const auto param_dtype = static_cast<Dtype>(operands.param_dtype);
   if (operands.slices) check_slices(operands, param_dtype);
-  if (operands.slope) check_slope(operands, param_dtype);
+  if (operands.sums) check_slope(operands, param_dtype);
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));
   const Step step = {.rows = rows,
@@ -84,8 +84,8 @@ void run(const Operands& operands, const StepArguments& arguments,
                      .slices = operands.slices,
                      .partials = operands.partials,
                      .slice_scratch = operands.slices ? operands.slice_scratch->mutable_data_ptr() : nullptr,
-                     .slope_scratch = operands.slope ? operands.slope_scratch->mutable_data_ptr() : nullptr,
-                     .slope = operands.slope ? static_cast<double*>(operands.slope->mutable_data_ptr()) : nullptr,
+                     .slope_scratch = operands.sums ? operands.slope_scratch->mutable_data_ptr() : nullptr,
+                     .slope = operands.sums ? static_cast<double*>(operands.sums->mutable_data_ptr()) : nullptr,
                      .stream = current_stream(device)};
   check(launch(step));
 }

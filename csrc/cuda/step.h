@@ -4,7 +4,7 @@
 #include "core/arguments.h"
 #include "core/pairs.h"
 #include "core/record.h"
-#include "core/slope.h"
+#include "core/sums.h"
 #include "core/table.h"
 
 namespace lrt::cuda {

@@ -68,6 +68,9 @@ class SharedArguments(TypedDict, total=False):
         None, check_max_norm,
         "largest L2 norm of all gradients together, to which a step scales them as "
         "torch.nn.utils.clip_grad_norm_ would; ``.grad`` stays as it is. None does not clip.", place="optimizer")]
+    track_metrics: Annotated[bool, Argument(
+        False, check_bool,
+        "sum up in every step what ``metrics()`` tells of it; may be set at any time.", place="optimizer")]
     names: Annotated[nn.Module | Iterable[tuple[str, Tensor]] | None, Argument(
         None, None,  # checked when it is read
         "the model, or pairs of name and parameter, where ``params`` has no names itself: the keep decisions of a "

@@ -23,7 +23,8 @@ from .clipping import Clipping, Places, places
 from .compiled import step_in_graph
 from .groups import CheckedGroup, Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
-from .shards import ShardSlopes, counts, gradients, index_map, is_dtensor, local, localize, placed
+from .shards import counts, gradients, index_map, is_dtensor, local, localize, placed
+from .sums import StepSums, metrics
 
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
 
@@ -55,6 +56,7 @@ class MaskedOptimizer(SavedOptimizer):
     """
 
     max_norm: float | None = None  # which earlier versions have not pickled
+    track_metrics: bool = False
 
     def __init__(self, params: Iterable, defaults: Group, **shared: Unpack[SharedArguments]) -> None:
         arguments = completed(type(self), shared)
@@ -68,6 +70,7 @@ class MaskedOptimizer(SavedOptimizer):
         self._checked_groups = {}
         self._measured: dict[str, Tensor] = {}  # by the last step
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
+        self._sums: StepSums | None = None  # of the step that is being taken
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         self._names = by_param(arguments["names"])
@@ -114,6 +117,7 @@ class MaskedOptimizer(SavedOptimizer):
         Tables and maps of others go where this is the whole step, unless nothing is stepped: see in_backward.py.
         """
         new: dict[Tensor, dict[str, Any]] = {}
+        self._sums = StepSums(self._slopes, self.track_metrics) if self._wants_sums() else None
         calls = [call for part in work for call in self._calls(part, new)]
         at, compiling = self._places(calls), torch.compiler.is_compiling()
         if not compiling:
@@ -123,15 +127,17 @@ class MaskedOptimizer(SavedOptimizer):
         for param, states in new.items():
             self.state[param].update(states)
         if compiling:
-            return step_in_graph(self, calls, at)
+            step_in_graph(self, calls, at)
+            return self._enter(self._finish(work))
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
-        self._finish_shards(work)
+        sums = self._finish(work)
         if not whole:
             return
         self._measured.clear()  # a dict, because torch.compile drops what is set on an optimizer
         if norm is not None:
             self._measured["grad_norm"] = norm
+        self._enter(sums)
         if not calls:
             return
         if len(self._tables) > len(calls):
@@ -147,13 +153,19 @@ class MaskedOptimizer(SavedOptimizer):
             self._check_flattened({"max_norm": self.max_norm})
         return places(calls, map(local, self._params()))
 
-    def _finish_shards(self, work: list[_Part]) -> None:
-        """What a step of DTensors still has to do, once their local tensors are stepped."""
+    def _wants_sums(self) -> bool:
+        return self.track_metrics or self._slopes is not None
+
+    def _finish(self, work: list[_Part]) -> Tensor | None:
+        """What a step still has to do once its calls have run; its sums, where metrics are tracked."""
         for part in work:
-            if part.sharded:  # a graph that was built of them must not be used after the step
+            if part.sharded:  # a graph that was built of DTensors must not be used after the step
                 torch.autograd.graph.increment_version(part.params)
-        if self._slopes is not None:
-            self._shard_slopes.add_to(self._slopes)
+        return None if self._sums is None else self._sums.finish()
+
+    def _enter(self, sums: Tensor | None) -> None:
+        if sums is not None:
+            self._measured["sums"] = sums
 
     def _gather(self, group: Group) -> list[_Part]:
         """The parameters of a group that have a gradient, in parts that one call can step; the group is checked."""
@@ -165,7 +177,7 @@ class MaskedOptimizer(SavedOptimizer):
         if not kinds <= PLAIN and not torch.compiler.is_compiling() and any(map(is_wrapper, kinds - PLAIN)):
             sharded = any(map(is_dtensor, grads))
             grads = gradients(params, grads)
-        apart = sharded and self._slopes is not None  # what several ranks have is counted once
+        apart = sharded and self._wants_sums()  # what several ranks have is counted once
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
         if together and params and not apart and type(None) not in kinds and all(param.is_cpu for param in params):
             return [_Part(params[0].device, group, checked, list(params), grads, sharded)]
@@ -229,7 +241,7 @@ class MaskedOptimizer(SavedOptimizer):
             hyper=hyper,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            slope=self._slope(part.params[0]),
+            sums=None if self._sums is None else self._sums.of(part.params[0]),
             tables=self._tables,
             table_key=(id(part.group), part.key),
         )
@@ -257,20 +269,12 @@ class MaskedOptimizer(SavedOptimizer):
         """
         if self._flattened:
             self._check_flattened({"add_slopes_to": True})
-        before = self._slopes, self._shard_slopes
-        self._slopes, self._shard_slopes = slopes, ShardSlopes()
+        before = self._slopes
+        self._slopes = slopes
         try:
             yield
         finally:
-            self._slopes, self._shard_slopes = before
-
-    def _slope(self, param: Tensor) -> Tensor | None:
-        if self._slopes is None:
-            return None
-        device = param.device
-        if device not in self._slopes:
-            self._slopes[device] = torch.zeros((), dtype=torch.float64, device=device)
-        return self._shard_slopes.of(param) if is_dtensor(param) else self._slopes[device]
+            self._slopes = before
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -281,6 +285,29 @@ class MaskedOptimizer(SavedOptimizer):
         nothing.
         """
         return self._measured.get("grad_norm")
+
+    def metrics(self) -> dict[str, Tensor]:
+        r"""What the last step did, over all parameters that it stepped; summed up while it stepped them.
+
+        .. math:: \frac{1}{n} \sum_i \mathrm{keep}_i,\quad \frac{1}{n} \sum_i [p'_i \ne p_i],\quad
+            \lVert p' - p \rVert_2,\quad \lVert p' \rVert_2
+
+        over n elements, p' the parameters after the step as they are stored. DTensors count once, as wholes: with
+        ``track_metrics`` every step sums over their ranks.
+
+        Returns:
+            0-dim float64 tensors on the parameters' device, for which nothing waits until they are read: ``keep_rate``,
+            the share of elements that the keep decisions let move; ``change_rate``, the share of those whose bits have
+            changed; ``update_norm`` and ``param_norm``. All are NaN of a step that was skipped for an overflow. Empty
+            before the first step.
+
+        Raises:
+            ValueError: ``track_metrics`` is False, and was at the last step.
+        """
+        sums = self._measured.get("sums")
+        if sums is None and not self.track_metrics:
+            raise ValueError("Invalid track_metrics=False: a step is summed up only where this is True")
+        return {} if sums is None else metrics(sums)
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
         """Which elements of ``param`` its ``step``-th update moves, at the group's present keep_prob and seed.

@@ -18,6 +18,7 @@ from ..step.backends import Backend
 from ..step.call import StepCall
 from ..step.table import SLOPE_COLUMNS
 from .checks import check_max_norm
+from .devices import moved
 from .shards import add_over_ranks, is_dtensor, local
 
 Places = list[Sequence[int]]
@@ -92,7 +93,7 @@ class Clipping:
         backends[0].clip(squares, norm, clip, scale, self._max_norm)
         for other, own in self._clips.items():
             if other != device:
-                own.copy_(_moved(clip, other))
+                own.copy_(moved(clip, other))
         return norm
 
     def _sharded(self) -> list[tuple[int, Any]]:
@@ -117,9 +118,5 @@ class Clipping:
             _write_squares(backend, call, places, of_devices[call.params[0].device])
         squares, *others = of_devices.values()
         for other in others:
-            squares = squares + _moved(other, squares.device)
+            squares = squares + moved(other, squares.device)
         return squares
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=device.type != "cpu")  # to the CPU, where it is read at once, by waiting

@@ -33,7 +33,7 @@ _PACKED = tuple(
     for field in fields(StepCall)
     if field.name not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "pieces")
 )
-_WRITTEN = {"params", "states", "scalar_states", "steps", "slope"}
+_WRITTEN = {"params", "states", "scalar_states", "steps", "sums"}
 _check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]
 _POOLS = ("written", "read", "numbers", "integers")
 _REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool

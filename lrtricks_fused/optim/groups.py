@@ -14,7 +14,7 @@ from ..step.rule import RULES
 from . import compiled, identity
 from .arguments import GROUP_CHECKS
 from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
-from .shards import ShardSlopes, index_map, is_dtensor, local, placed
+from .shards import index_map, is_dtensor, local, placed
 
 Group = dict[str, Any]
 Hyper = dict[str, float | bool | int]
@@ -92,7 +92,6 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
     _maps: dict[Any, Any]  # of shards, kept between steps
-    _shard_slopes = ShardSlopes()
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -134,6 +134,8 @@ def _check_optimizer(optimizer: MaskedOptimizer) -> None:
     max_norm = getattr(optimizer, "max_norm", None)
     if max_norm is not None:
         raise ValueError(f"Invalid max_norm={max_norm} for steps in backward: the norm of all gradients is unknown")
+    if optimizer.track_metrics:
+        raise ValueError("Invalid track_metrics=True for steps in backward: metrics are of all parameters")
     if getattr(optimizer, "found_inf", None) is not None:
         raise ValueError("Invalid found_inf for steps in backward: GradScaler looks for overflows in all gradients")
 

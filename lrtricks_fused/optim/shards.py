@@ -252,25 +252,6 @@ def counts(param: Any) -> bool:
     return all(place == 0 for place, at in zip(coordinate, param.placements, strict=True) if at.is_replicate())
 
 
-class ShardSlopes:
-    """Slopes of parameters on meshes, which all ranks of a mesh add up after the step."""
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[torch.device, Any], Tensor] = {}
-
-    def of(self, param: Any) -> Tensor:
-        """What the slope of parameters such as this one is added to."""
-        key = param.device, param.device_mesh
-        total = self._sums.setdefault(key, torch.zeros((), dtype=torch.float64, device=param.device))
-        return total if counts(param) else torch.zeros_like(total)
-
-    def add_to(self, slopes: dict[torch.device, Tensor]) -> None:
-        """Add the sums over all ranks to those of the devices, and forget them."""
-        for (device, mesh), total in self._sums.items():
-            slopes[device] += _sum_over_mesh(total, mesh)
-        self._sums = {}
-
-
 def add_over_ranks(values: Tensor, params: list[tuple[int, Any]]) -> None:
     """Make the values of DTensors' local parts, at these places, those of the wholes; every element counts once.
 
@@ -283,10 +264,10 @@ def add_over_ranks(values: Tensor, params: list[tuple[int, Any]]) -> None:
         index = torch.tensor([place for place, _ in members], device=values.device)
         own = torch.tensor([counts(param) for _, param in members], device=values.device)
         part = values[index]
-        values[index] = _sum_over_mesh(torch.where(own, part, torch.zeros_like(part)), mesh)
+        values[index] = sum_over_mesh(torch.where(own, part, torch.zeros_like(part)), mesh)
 
 
-def _sum_over_mesh(values: Tensor, mesh: Any) -> Tensor:
+def sum_over_mesh(values: Tensor, mesh: Any) -> Tensor:
     """The sum of the ranks' values, the same on each."""
     on_mesh = values.to(mesh.device_type)
     for dim in range(mesh.ndim):

@@ -12,6 +12,7 @@ from .rule import RULES
 PARTIAL_ELEMENTS = 64  # csrc/core/slice_mean.h
 SLICE_PARTIALS = 16
 MAX_SLICE_PARTIALS = 4096
+SUMS = ("slope", "kept", "changed", "squared_update", "squared_param", "elements")  # csrc/core/sums.h
 
 
 def slice_partials(length: int) -> int:
@@ -31,7 +32,8 @@ class StepCall:
     ``steps`` are 0-dim float64 counts *before* this step; a backend advances them unless ``found_inf`` is set.
     ``centralize``: the mean of each slice is taken off the gradients (see ``csrc/core/slice_mean.h``).
     ``clip``, a 0-dim float64 on the parameters' device or the CPU, is a further factor on the gradients.
-    ``slope``, a 0-dim float64, gains <grad / grad_scale, displacement of the parameters> (see ``csrc/core/slope.h``).
+    ``sums``, float64: one gains the slope <grad / grad_scale, displacement of the parameters> (``csrc/core/slope.h``),
+    ``len(SUMS)`` gain these (``csrc/core/sums.h``).
     ``index_maps``: of parameters that are shards, which elements they hold; None for whole ones, or where all are.
     """
 
@@ -52,7 +54,7 @@ class StepCall:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     centralize: bool = False
-    slope: Tensor | None = None
+    sums: Tensor | None = None
     clip: Tensor | None = None
     index_maps: list[IndexMap | None] | None = None
     scalar_states: dict[str, list[Tensor]] = field(default_factory=dict)

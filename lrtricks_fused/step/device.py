@@ -28,8 +28,8 @@ def _kernels(call: StepCall, run: Run) -> Hashable:
     """What decides which kernels a call launches, on which device."""
     states = tuple(column[0].dtype if column else None for column in call.states.values())
     slices = call.centralize and any(map(call.slice_length, call.params))
-    dtype, slope = call.params[0].dtype, call.slope is not None
-    variant = call.rule, states, call.variant, slices, slope, call.clip is not None, call.has_shards
+    dtype, sums = call.params[0].dtype, call.sums is not None and call.sums.numel()
+    variant = call.rule, states, call.variant, slices, sums, call.clip is not None, call.has_shards
     return run, call.params[0].device, dtype, *variant
 
 

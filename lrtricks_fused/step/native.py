@@ -160,9 +160,9 @@ def packed(
 def _run(call: StepCall, table: AddressTable | None) -> None:
     if table is None:
         return _run_on_lists(call)
-    scratch = table.slope_scratch() if call.slope is not None and table.prepared is not None else None
+    scratch = table.slope_scratch() if call.sums is not None and table.prepared is not None else None
     memory = (table.chunk_tensors, table.prepared, table.slice_scratch, scratch)
-    _table_op(call.rule)(table.rows, call.slope, *packed(call, table.codes, memory, table.slices, table.partials))
+    _table_op(call.rule)(table.rows, call.sums, *packed(call, table.codes, memory, table.slices, table.partials))
 
 
 def _run_on_lists(call: StepCall) -> None:
@@ -178,7 +178,7 @@ def _run_on_lists(call: StepCall) -> None:
         call.steps,
         call.param_indices,
         call.centralize,
-        call.slope,
+        call.sums,
         call.map_integers(),
         **call.hyper,
         lr=lr,

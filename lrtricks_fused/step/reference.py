@@ -18,7 +18,7 @@ from . import storage
 from .call import StepCall
 from .keep import keep_mask
 from .rule import RULES, rule
-from .sums import centralized, slope_of_chunks, slope_total, squared_norm
+from .sums import centralized, metric_terms, same_bits, slope_terms, slope_total, squared_norm, sums_of_chunks
 from .table import ACCESS, SLOPE_COLUMNS
 
 State = dict[str, Tensor]
@@ -180,12 +180,16 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
     clip = 1.0 if call.clip is None else float(call.clip)
     grad_factor = (1.0 / scale) * clip * float(call.grad_weight)
     grad_factor = -grad_factor if call.maximize else grad_factor
-    chunks = []
+    chunks: list[list[Tensor]] = []
     for i in range(len(call.params)):
         call.steps[i] += 1
         chunks.append(_step_one(call, i, grad_factor, compute_dtype))
-    if call.slope is not None:
-        call.slope += slope_total(chunks) * (1.0 / scale)
+    if call.sums is not None and chunks:
+        sums = call.sums.view(-1)
+        totals = [slope_total(list(own)) for own in zip(*chunks, strict=True)]
+        sums[0] += totals[0] * (1.0 / scale)
+        if len(totals) > 1:
+            sums[1:] += torch.stack([*totals[1:], totals[0].new_tensor(sum(map(Tensor.numel, call.params)))])
 
 
 def squares(call: StepCall, out: Tensor) -> None:
@@ -214,8 +218,8 @@ def _into_ring(ring: Tensor, grad: Tensor, step: int) -> None:
     _store(ring[(step - 1) % len(ring)], grad)
 
 
-def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> Tensor:
-    """One parameter's step; its slope, by chunks."""
+def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> list[Tensor]:
+    """One parameter's step; its sums, by chunks."""
     param, step = call.params[i], int(call.steps[i])
     dtype = compute_dtype or storage.compute_dtype(param.dtype)
 
@@ -244,8 +248,11 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     new_param = old_param - const(float(call.lr)) * direction
     index, index_map = call.param_indices[i], call.index_maps[i] if call.index_maps else None
     keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, index, param.device, index_map)
-    param.copy_(torch.where(keep, new_param.to(param.dtype), param))
-    if call.slope is None:
-        return param.new_zeros(0, dtype=torch.float64)
-    lanes = ACCESS // param.dtype.itemsize
-    return slope_of_chunks(call.grads[i].to(dtype), old_param, param.to(dtype), lanes)
+    stored = torch.where(keep, new_param.to(param.dtype), param)
+    terms = []
+    if call.sums is not None:
+        terms = slope_terms(call.grads[i].to(dtype), old_param, stored.to(dtype))
+        if call.sums.numel() > 1:
+            terms += metric_terms(old_param, stored.to(dtype), keep, ~same_bits(stored, param))
+    param.copy_(stored)
+    return [sums_of_chunks(term, ACCESS // param.dtype.itemsize) for term in terms]

@@ -29,9 +29,22 @@ def centralized(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return (slices - means.unsqueeze(1)).to(dtype).to(grad.dtype).view(grad.shape)
 
 
-def slope_of_chunks(grad: Tensor, old_param: Tensor, new_param: Tensor, lanes: int) -> Tensor:
-    """<grad, old_param - new_param> of each chunk, in the order of ``csrc/core/slope.h``; ``lanes``: of a unit."""
-    return sums_of_chunks(grad * (old_param - new_param), lanes)
+def slope_terms(grad: Tensor, old_param: Tensor, new_param: Tensor) -> list[Tensor]:
+    """Every element's share of the slope <grad, old_param - new_param> (``csrc/core/slope.h``)."""
+    return [grad * (old_param - new_param)]
+
+
+def metric_terms(old_param: Tensor, new_param: Tensor, keep: Tensor, changed: Tensor) -> list[Tensor]:
+    """Every element's share of the sums that follow the slope in SUMS (``csrc/core/sums.h``)."""
+    displacement = new_param - old_param
+    counts = [mask.to(old_param.dtype) for mask in (keep, changed)]
+    return [*counts, displacement * displacement, new_param * new_param]
+
+
+def same_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Where two tensors of one floating dtype hold the same bits."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
+    return a.resolve_neg().view(bits) == b.resolve_neg().view(bits)
 
 
 def squared_norm(grad: Tensor, lanes: int) -> Tensor:

@@ -294,7 +294,7 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
         call.tables.setdefault(_CAPTURED, []).append(table)
     else:
         call.tables[call.table_key] = table
-    of_indices = table.has_slabs and call.slope is not None  # whose order only the tensors say
+    of_indices = table.has_slabs and call.sums is not None  # whose order only the tensors say
     return table if table.rows is not None and not of_indices else None
 
 

@@ -40,7 +40,7 @@ def test_states_are_those_of_the_schema(rule):
     scalar_states = [name for name, _ in rule.scalar_states]
     assert lists == ["params", "grads", *(f"{name}s" for name in (*rule.states, *scalar_states)), "steps"]
     written = {argument.name for argument in arguments if argument.is_write}
-    assert written == {*lists, "slope"} - {"grads"}
+    assert written == {*lists, "sums"} - {"grads"}
 
 
 @by_rule

@@ -73,8 +73,8 @@ def step(call: StepCall) -> None:
     slices, slope = 0, [0, 0]
     if table.slices:
         slices = table.slice_scratch.fill_(POISON).data_ptr()
-    if call.slope is not None:
-        slope = [table.slope_scratch().fill_(POISON).data_ptr(), call.slope.data_ptr()]
+    if call.sums is not None:
+        slope = [table.slope_scratch().fill_(POISON).data_ptr(), call.sums.data_ptr()]
     module().step(
         call.rule, numbers, flags, state_mask,
         [*(tensor.data_ptr() for tensor in (table.rows, table.chunk_tensors, table.prepared)), slices, *slope],

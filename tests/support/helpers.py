@@ -123,7 +123,7 @@ def check_left_alone(case: Any, count: float, run: Any) -> None:
     params = optimizer.param_groups[0]["params"]
     random_grads(params, 0)
     call = call_of(optimizer)
-    call.slope = torch.zeros((), dtype=torch.float64)
+    call.sums = torch.zeros((), dtype=torch.float64)
     call.steps[1].fill_(count)
     before = [tensor.clone() for tensor in [params[1], *(column[1] for column in call.states.values() if column)]]
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
@@ -137,4 +137,4 @@ def check_left_alone(case: Any, count: float, run: Any) -> None:
     slopes: dict[torch.device, torch.Tensor] = {}
     with alone.add_slopes_to(slopes):
         alone.step()
-    assert_same_bits([params[0], call.slope], [alone.param_groups[0]["params"][0], *slopes.values()])
+    assert_same_bits([params[0], call.sums], [alone.param_groups[0]["params"][0], *slopes.values()])

@@ -53,6 +53,7 @@ def test_where_each_argument_ends_up(case):
         "backend": "auto",
         "state_dtype": None,
         "max_norm": None,
+        "track_metrics": False,
     }
 
 

@@ -155,23 +155,29 @@ def test_masks_states_and_gradients():
     ranks.run(_surface, 2)
 
 
-def _slopes(rank, size):
+def _sums(rank, size, metrics):
     results = []
     for way in (None, by_rows, hybrid, only_some):
         model = Net()
         if way is not None:
             way(model, size)
         optimizer = make(RUNS[2][0], model)
+        optimizer.track_metrics = metrics
         slopes = {}
         with optimizer.add_slopes_to(slopes):
             drive(model, optimizer, range(3))
-        results.append(float(slopes[torch.device("cpu")]))
-    # Sums over other orders of some 1,700 terms of float32.
-    assert results[0] != 0 and results[1:] == pytest.approx(results[:1] * 3, rel=1e-6)
+        told = {name: float(value) for name, value in optimizer.metrics().items()} if metrics else {}
+        results.append({"slope": float(slopes[torch.device("cpu")]), **told})
+    # Sums over other orders of some 1,700 terms of float32; counts are exact.
+    assert results[0]["slope"] != 0
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-6)
+        assert all(result[name] == results[0][name] for name in told if name.endswith("rate"))
 
 
-def test_a_slope_counts_each_element_once():
-    ranks.run(_slopes, 4)
+@pytest.mark.parametrize("metrics", [False, True])
+def test_sums_count_each_element_once(metrics):
+    ranks.run(_sums, 4, metrics)
 
 
 def _clipped(_, size):

@@ -24,7 +24,8 @@ class Recorded:
         nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
         fused: bool | None = None, keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0,
         centralize: bool = False, seed: int = 0, momentum_window: int | None = None, backend: str = "auto",
-        state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
+        state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
+        names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def Adam(
@@ -33,7 +34,8 @@ class Recorded:
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         decoupled_weight_decay: bool = False, keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0,
         centralize: bool = False, seed: int = 0, backend: str = "auto", state_dtype: Dtype = None,
-        max_norm: float | None = None, names: Names = None,
+        max_norm: float | None = None, track_metrics: bool = False,
+        names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def AdamW(
@@ -41,7 +43,8 @@ class Recorded:
         weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
+        names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def RMSprop(
@@ -49,7 +52,8 @@ class Recorded:
         momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
         maximize: bool = False, differentiable: bool = False, *, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
+        names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def RAdam(
@@ -57,7 +61,8 @@ class Recorded:
         weight_decay: float = 0, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
         maximize: bool = False, capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
+        names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def AdaBelief(
@@ -65,7 +70,8 @@ class Recorded:
         weight_decay: float = 0, decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
         maximize: bool = False, capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
-        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, names: Names = None,
+        backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
+        names: Names = None,
     ) -> None: ...  # fmt: skip
 
 

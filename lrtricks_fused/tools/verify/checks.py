@@ -54,18 +54,20 @@ def check_groups(target: Target) -> str | None:
 
 
 def check_slope(target: Target, *, variant: Variant, work: Work = SMALL, **extra: Any) -> str | None:
-    """<grad, displacement> of a step, which LOSSGRAD takes, to the bit; and the step that sums it."""
+    """<grad, displacement> of a step, which LOSSGRAD takes, its metrics, to the bit; and the step that sums them."""
     work = INTERPRETED.get(work, work) if target.interpreted else work
     ours, expected = both = make_both(target, variant, work, **extra)
     for step in range(3):
-        slopes: list[Tensor] = []
+        told: list[Tensor] = []
         for optimizer in both:
+            optimizer.track_metrics = step > 0  # alone, and with the others
             by_device: dict[torch.device, Tensor] = {}
             with optimizer.add_slopes_to(by_device):
                 take_step(optimizer, work, step)
-            slopes += by_device.values()
-        slope, wanted = slopes
-        if text := difference(slope, wanted):
+            (slope,) = by_device.values()
+            told.append(torch.stack([slope, *(optimizer.metrics().values() if optimizer.track_metrics else ())]))
+        sums, wanted = told
+        if text := difference(sums, wanted):
             return f"step {step}: {text}"
     return mismatch(ours, expected)
 
