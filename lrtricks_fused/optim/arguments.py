@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..step.backends import check_backend
-from .checks import check_bool, check_max_norm, check_range, check_seed
+from .checks import check_bool, check_max_norm, check_range, check_seed, one_of
 
 Check = Callable[[str, Any], object]  # of a name and a value; raises ValueError or TypeError
 Class = TypeVar("Class", bound=type)
@@ -63,7 +63,8 @@ class SharedArguments(TypedDict, total=False):
         place="optimizer")]
     state_dtype: Annotated[torch.dtype | None, Argument(
         None, None,  # checked with each parameter, whose dtype decides
-        "dtype of the states of bf16 and fp16 parameters; None is torch.float32.", place="optimizer")]
+        "dtype of the states of bf16 and fp16 parameters; None is torch.float32. torch.bfloat16 is also that of the "
+        "states of fp32 parameters.", place="optimizer")]
     max_norm: Annotated[float | None, Argument(
         None, check_max_norm,
         "largest L2 norm of all gradients together, to which a step scales them as "
@@ -71,6 +72,20 @@ class SharedArguments(TypedDict, total=False):
     track_metrics: Annotated[bool, Argument(
         False, check_bool,
         "sum up in every step what ``metrics()`` tells of it; may be set at any time.", place="optimizer")]
+    master: Annotated[Literal["split"] | None, Argument(
+        None, None,  # checked where it is kept
+        '"split" completes bf16 parameters by an int16 state to fp32 masters, which the steps are taken in.',
+        place="constructor")]
+    rounding: Annotated[Literal["nearest", "stochastic"], Argument(
+        "nearest", one_of("nearest", "stochastic"),
+        "of 16-bit parameters without a master: to nearest even, or up and down by bits that are drawn as the keep "
+        "decisions are, right on average.", place="optimizer")]
+    state_rounding: Annotated[Literal["nearest", "stochastic"], Argument(
+        "nearest", one_of("nearest", "stochastic"), "the same of 16-bit states.", place="optimizer")]
+    track_changes: Annotated[bool, Argument(
+        False, check_bool,
+        "keep a bit per element that says whether the stored parameter has changed, see ``pop_changes()``.",
+        place="optimizer")]
     names: Annotated[nn.Module | Iterable[tuple[str, Tensor]] | None, Argument(
         None, None,  # checked when it is read
         "the model, or pairs of name and parameter, where ``params`` has no names itself: the keep decisions of a "

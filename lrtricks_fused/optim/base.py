@@ -17,13 +17,13 @@ from ..step.operands import check_param as check_operand
 from ..step.operands import is_wrapper
 from ..step.table import forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
-from .checkpoints import SavedOptimizer
-from .checks import as_seed
+from .checks import as_seed, one_of
 from .clipping import Clipping, Places, places
 from .compiled import step_in_graph
 from .groups import CheckedGroup, Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
 from .shards import counts, gradients, index_map, is_dtensor, local, localize, placed
+from .stored import StoredOptimizer
 from .sums import StepSums, metrics
 
 PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
@@ -46,7 +46,7 @@ class _Part:
         return _Part(key, self.group, self.checked, params, grads, self.sharded)
 
 
-class MaskedOptimizer(SavedOptimizer):
+class MaskedOptimizer(StoredOptimizer):
     """Base of the drop-in classes: one fused step per parameter group, with learning rate dropout inside.
 
     Attributes:
@@ -73,12 +73,16 @@ class MaskedOptimizer(SavedOptimizer):
         self._sums: StepSums | None = None  # of the step that is being taken
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
-        self._names = by_param(arguments["names"])
+        self._names, self._master = by_param(arguments["names"]), arguments["master"]
+        one_of(None, "split")("master", self._master)
+        self._mirrors, self._changes = {}, {}
         super().__init__(params, defaults)
         self._names = None  # an optimizer does not hold the model
+        self._check_storage()
         dtype = self.state_dtype
-        if dtype is not None and not any(p.dtype.itemsize == 2 for g in self.param_groups for p in g["params"]):
-            text = f"state_dtype={dtype} is of no effect: no parameter is bfloat16 or float16"
+        takes = any(p.dtype.itemsize == 2 or self._state_dtype_of(p) != p.dtype for p in self._params())
+        if dtype is not None and not takes:
+            text = f"state_dtype={dtype} is of no effect: no parameter has states of another dtype than its own"
             warnings.warn(text, stacklevel=3)
 
     @property
@@ -197,11 +201,13 @@ class MaskedOptimizer(SavedOptimizer):
         """The calls of a part. Missing states are made and entered into ``new``, not yet into the optimizer."""
         get = self.state.get
         states: list[Any] = [get(param) for param in part.params]
+        if self._lacks_lows(part.params):
+            return self._first_calls(part, new)
         try:
             columns = {name: [state[name] for state in states] for name in part.checked.wanted}
         except (KeyError, TypeError):  # of a parameter that has no state at all
             return self._first_calls(part, new)
-        return [self._call(part, columns, part.checked.hyper)]
+        return [self._call(part, columns, part.checked.hyper, new)]
 
     def _first_calls(self, part: _Part, new: dict[Tensor, dict[str, Any]]) -> list[StepCall]:
         """The same where states are missing: parameters that get some in this step, and the others."""
@@ -225,10 +231,12 @@ class MaskedOptimizer(SavedOptimizer):
                 some = part.some(part.key if fresh is None else (part.key, fresh), own)
                 states = [{**self.state.get(param, {}), **new.get(param, {})} for param in some.params]
                 columns = {name: [state[name] for state in states] for name in wanted}
-                calls.append(self._call(some, columns, hyper))
+                calls.append(self._call(some, columns, hyper, new))
         return calls
 
-    def _call(self, part: _Part, columns: dict[str, list[Any]], hyper: Hyper) -> StepCall:
+    def _call(
+        self, part: _Part, columns: dict[str, list[Any]], hyper: Hyper, new: dict[Tensor, dict[str, Any]]
+    ) -> StepCall:
         names, scalars = part.checked.names, part.checked.scalars
         call = StepCall(
             **part.checked.arguments,
@@ -242,6 +250,7 @@ class MaskedOptimizer(SavedOptimizer):
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
             sums=None if self._sums is None else self._sums.of(part.params[0]),
+            storage=self._storage(part.params, new),
             tables=self._tables,
             table_key=(id(part.group), part.key),
         )

@@ -11,7 +11,7 @@ from ..step.table import forget
 from . import identity
 from .arguments import OF_OPTIMIZER
 from .checks import check_param, is_negative, plain
-from .groups import ALLOW_NEGATIVE, Group, GroupedOptimizer
+from .groups import ALLOW_NEGATIVE, LOW, Group, GroupedOptimizer
 from .shards import is_dtensor, local, placed, saved_part
 
 
@@ -22,7 +22,7 @@ class SavedOptimizer(GroupedOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy keep."""
-        names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened")
+        names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened", "_master")
         own = {name: getattr(self, name) for name in names}
         fresh: dict[str, Any] = {"_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}}
         return {**super().__getstate__(), **own, **fresh}
@@ -91,7 +91,7 @@ class SavedOptimizer(GroupedOptimizer):
                 if key in others:
                     restored[param] = self._restored(saved, param, others[key])
                     states[param] = others[key]
-                    own = {"step", identity.IDENTITY, *self._state_names(saved)}
+                    own = {"step", identity.IDENTITY, LOW, *self._state_names(saved)}
                     others[key] = {name: value for name, value in others[key].items() if name not in own}
         for param, number in identity.loaded_identities(self.param_groups, groups, states).items():
             restored[param][identity.IDENTITY] = number
@@ -119,6 +119,8 @@ class SavedOptimizer(GroupedOptimizer):
         for name in state.keys() & self._scalar_states(group).keys():
             scalars[name] = _scalar(name, state.pop(name))
         copies = {name: self._copied(group, param, name, value) for name, value in state.items()}
+        if self._splits(param.dtype) and saved.get(LOW) is not None:
+            copies[LOW] = self._copied_low(param, saved[LOW])
         numbers = {n: torch.tensor(x, dtype=torch.float64, device=param.device) for n, x in scalars.items()}
         return {**copies, **numbers}
 
@@ -147,6 +149,14 @@ class SavedOptimizer(GroupedOptimizer):
         else:
             copy = torch.empty(shape, dtype=dtype, device=param.device).copy_(saved)
         check_state(name, copy, own, shape)
+        return placed(copy, param) if is_dtensor(param) else copy
+
+    def _copied_low(self, param: Tensor, saved: Any) -> Tensor:
+        """The other half of a master, which no dtype but its own can hold."""
+        if not isinstance(saved, Tensor) or saved.dtype != torch.int16 or tuple(saved.shape) != tuple(param.shape):
+            raise ValueError(f"Invalid state_dict: {LOW} is {saved!r}: must be torch.int16 of its parameter's shape")
+        own = local(param)
+        copy = torch.empty_like(own.detach(), dtype=torch.int16).copy_(saved_part(saved, param))
         return placed(copy, param) if is_dtensor(param) else copy
 
 

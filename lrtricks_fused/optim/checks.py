@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -111,6 +112,16 @@ def as_seed(seed: Any) -> int:
 def check_seed(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a seed."""
     as_seed(value)
+
+
+def one_of(*allowed: Any) -> Callable[[str, Any], None]:
+    """The check that an argument is one of these."""
+
+    def check(name: str, value: Any) -> None:
+        if not any(value is one or (isinstance(value, str) and value == one) for one in allowed):
+            raise ValueError(f"Invalid {name}={value!r}: must be {' or '.join(map(repr, allowed))}")
+
+    return check
 
 
 def check_max_norm(name: str, value: Any) -> None:

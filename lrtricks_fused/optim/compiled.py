@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from ..step.backends import prepare
-from ..step.call import StepCall
+from ..step.call import StepCall, Storage
 from ..step.keep import IndexMap
 from ..step.table import forget
 from .arguments import GROUP_CHECKS
@@ -31,9 +31,9 @@ from .clipping import Clipping, Places
 _PACKED = tuple(
     field.name
     for field in fields(StepCall)
-    if field.name not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "pieces")
+    if field.name not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "pieces", "staged")
 )
-_WRITTEN = {"params", "states", "scalar_states", "steps", "sums"}
+_WRITTEN = {"params", "states", "scalar_states", "steps", "sums", "storage"}
 _check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]
 _POOLS = ("written", "read", "numbers", "integers")
 _REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool
@@ -64,7 +64,9 @@ class _Pools:
         """``value`` in JSON, with references in the place of tensors and of floats that are not constant."""
         if isinstance(value, Tensor):
             return self._tensor(value, written)
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        if isinstance(value, Storage):
+            return self.encoded({field.name: getattr(value, field.name) for field in fields(Storage)}, written)
+        if isinstance(value, list) and value and all(isinstance(entry, Tensor) for entry in value):
             pool = self.written if written else self.read
             pool.extend(value)
             return _reference("written" if written else "read", f"[{len(pool) - len(value)}, {len(pool)}]")
@@ -196,6 +198,8 @@ def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: 
     pools = (written, read, numbers.tolist(), [high << 32 | low for high, low in halves])
     calls = [StepCall(**_filled(call, pools)) for call in parsed["calls"]]
     for call in calls:
+        if call.storage is not None:
+            call.storage = Storage(**call.storage)  # type: ignore[arg-type]  # as JSON has it
         if call.index_maps is not None:
             call.index_maps = [index_map and IndexMap(*index_map) for index_map in call.index_maps]
         check_lr(call.lr)

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from ..step.backends import resolve
 from ..step.operands import check_step
 from ..step.rule import RULES
+from ..step.storage import STATE_DTYPES
 from . import compiled, identity
 from .arguments import GROUP_CHECKS
 from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
@@ -19,6 +20,7 @@ from .shards import index_map, is_dtensor, local, placed
 Group = dict[str, Any]
 Hyper = dict[str, float | bool | int]
 LISTS = ("params", "param_names")  # a group's entries with one element per parameter
+LOW = "param_low"  # the state that completes a bfloat16 parameter to its master
 ALLOW_NEGATIVE = "allow_negative_grad_weight"  # a group's key in checkpoints of earlier versions
 
 
@@ -92,6 +94,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
     _maps: dict[Any, Any]  # of shards, kept between steps
+    _master: str | None = None  # the argument ``master``, which earlier versions have not pickled
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -136,6 +139,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def _state_shape(self, group: Group, name: str, param: Tensor) -> tuple[int, ...]:
         """Shape of a state: the parameter's, unless the subclass says otherwise (such a state is contiguous)."""
         return tuple(param.shape)
+
+    def _splits(self, dtype: torch.dtype) -> bool:
+        """Whether parameters of this dtype are halves of masters."""
+        return self._master is not None and dtype == torch.bfloat16
 
     # -- groups --------------------------------------------------------------------------------------------
 
@@ -240,7 +247,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
     # -- states --------------------------------------------------------------------------------------------
 
     def _state_dtype_of(self, param: Tensor) -> torch.dtype:
-        return (self.state_dtype or torch.float32) if param.dtype.itemsize == 2 else param.dtype
+        allowed = STATE_DTYPES[param.dtype]
+        return self.state_dtype if self.state_dtype in allowed else allowed[0]
 
     def _new_states(self, group: Group, param: Tensor, names: list[str]) -> dict[str, Any]:
         """What is missing of the parameter's tensors: zeros, and the numbers that scalar states start from.

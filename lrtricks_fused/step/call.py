@@ -23,6 +23,22 @@ def slice_partials(length: int) -> int:
 
 
 @dataclass(slots=True)
+class Storage:
+    """How operands are stored otherwise than kernels step them, see staged.py; lists have one entry per parameter.
+
+    ``mirrors``: what a float32 parameter's rounding is written to. ``lows``: int16 that complete bfloat16 parameters to
+    float32 masters. ``changes``: uint8 bitmaps of the elements whose stored bits have changed. ``stochastic`` and
+    ``stochastic_states``: whether 16-bit parameters and states are rounded stochastically.
+    """
+
+    mirrors: list[Tensor | None] | None = None
+    lows: list[Tensor | None] | None = None
+    changes: list[Tensor | None] | None = None
+    stochastic: bool = False
+    stochastic_states: bool = False
+
+
+@dataclass(slots=True)
 class StepCall:
     """Arguments of one fused step. All lists have one entry per parameter.
 
@@ -58,6 +74,7 @@ class StepCall:
     clip: Tensor | None = None
     index_maps: list[IndexMap | None] | None = None
     scalar_states: dict[str, list[Tensor]] = field(default_factory=dict)
+    storage: Storage | None = None
     tables: dict[Hashable, Any] | None = None  # where tables of addresses are kept between steps, see table.py
     table_key: Hashable = None
     alone: bool = True  # no other call belongs to the same step, which must be refused as a whole
@@ -65,6 +82,7 @@ class StepCall:
     table: Any = None
     copies: "StepCall | None" = None  # what is stepped instead, and copied back
     pieces: "list[StepCall]" = field(default_factory=list)  # what is stepped instead, one after the other
+    staged: bool = False  # by a backend: it is stepped in float32 between conversions
 
     @property
     def window(self) -> int | None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .call import StepCall
-from .operands import copy_back, one_by_one, plain, shares_memory
+from .operands import check_operands, copy_back, is_staged, one_by_one, plain, shares_memory
+from .staged import step_staged
 from .table import AddressTable, Upload, address_table
 
 Run = Callable[[StepCall, AddressTable], None]
@@ -48,7 +51,14 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
             now, which not every driver permits (before CUDA 12.3 none, and none a module of Triton's).
     """
     with on(call.params[0].device):
-        call.table = address_table(call, upload)
+        call.table = address_table(call, upload) if call.storage is None else None
+        if call.table is None and is_staged(call):
+            check_operands(call)
+            if call.clip is not None:  # the squares of the gradients as they are given
+                call.copies = replace(call, params=call.grads, states={}, scalar_states={}, storage=None, tables={})
+                prepare_on_device(call.copies, run, upload)
+            call.staged = call.prepared = True
+            return
         if call.table is None and shares_memory(call):
             call.pieces = one_by_one(call)
             for piece in call.pieces:
@@ -71,6 +81,8 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
 @torch._disable_dynamo
 def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, AddressTable, Tensor], None]) -> None:
     """Writes the squared norms of a prepared call's gradients to ``out`` by ``run``, which reads the table alone."""
+    if call.staged and call.copies is not None:
+        call = call.copies
     for number, piece in enumerate(call.pieces):
         squares_on_device(piece, out[number : number + 1], run)
     if call.pieces:
@@ -89,6 +101,8 @@ def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     """
     if not call.prepared:
         prepare_on_device(call, run, upload)
+    if call.staged:
+        return step_staged(call, partial(step_on_device, run=run, upload=upload))
     for piece in call.pieces:
         step_on_device(piece, run, upload)
     if call.pieces:

@@ -15,7 +15,7 @@ from torch import Tensor
 LANES = 64
 TILE = 512
 ROUNDS = 7  # the fewest that pass BigCrush
-SCALARS = 3
+ELEMENTS, SCALARS = 0, 3  # streams
 _MASK32 = 0xFFFFFFFF
 Word = TypeVar("Word", int, Tensor)
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -76,17 +76,43 @@ def keep_threshold(keep_prob: float) -> int:
     return min(max(round(keep_prob * 65536), 1), 65535)
 
 
-def _draws(n: Tensor, seed: int, step: int, param: int) -> list[Tensor]:
+def _rows(n: Tensor, seed: int, step: int | Tensor, param: int, stream: int, rounds: int) -> list[Tensor]:
     """What the Philox calls ``n`` give to each of the eight rows of a tile."""
-    full = torch.full_like
-    words = philox4x32((n & _MASK32, n >> 32, full(n, step & _MASK32), full(n, param)), seed)
+    steps = torch.zeros_like(n) + (step.long() if isinstance(step, Tensor) else step & _MASK32) & _MASK32
+    counter = (n & _MASK32, n >> 32 | stream << 24, steps, torch.full_like(n, param))
+    words = philox4x32(counter, seed, rounds)
     return [words[row // 2] >> 16 * (row % 2) & 0xFFFF for row in range(TILE // LANES)]
+
+
+def draws(
+    numel: int,
+    seed: int,
+    step: int | Tensor,
+    param: int,
+    device: torch.device | str,
+    index_map: IndexMap | None,
+    stream: int,
+    rounds: int,
+) -> Tensor:
+    """16 bits for each of the elements 0 .. numel-1, or of those that a shard's are, as an int64 tensor (numel,).
+
+    Raises:
+        ValueError: the index map is not one of a shard of ``numel`` elements.
+    """
+    if index_map is None:
+        tiles = -(-numel // TILE)
+        rows = _rows(torch.arange(tiles * LANES, device=device), seed, step, param, stream, rounds)
+        return torch.stack([row.view(tiles, LANES) for row in rows], dim=1).flatten()[:numel]
+    index_map.check(numel)
+    elements = index_map.elements(numel, device)
+    rows = _rows(elements // TILE * LANES + elements % LANES, seed, step, param, stream, rounds)
+    return torch.stack(rows).gather(0, (elements // LANES % len(rows)).unsqueeze(0)).squeeze(0)
 
 
 def keep_bits(
     numel: int,
     seed: int,
-    step: int,
+    step: int | Tensor,
     param: int,
     device: torch.device | str = "cpu",
     index_map: IndexMap | None = None,
@@ -96,14 +122,7 @@ def keep_bits(
     Raises:
         ValueError: the index map is not one of a shard of ``numel`` elements.
     """
-    if index_map is None:
-        tiles = -(-numel // TILE)
-        rows = _draws(torch.arange(tiles * LANES, device=device), seed, step, param)
-        return torch.stack([row.view(tiles, LANES) for row in rows], dim=1).flatten()[:numel]
-    index_map.check(numel)
-    elements = index_map.elements(numel, device)
-    rows = _draws(elements // TILE * LANES + elements % LANES, seed, step, param)
-    return torch.stack(rows).gather(0, (elements // LANES % len(rows)).unsqueeze(0)).squeeze(0)
+    return draws(numel, seed, step, param, device, index_map, ELEMENTS, ROUNDS)
 
 
 def keep_mask(
@@ -133,6 +152,21 @@ def keep_mask(
     if threshold in (0, 65536):
         return torch.full(shape, threshold != 0, device=device)
     return (keep_bits(shape.numel(), seed, step, param, device, index_map) < threshold).view(shape)
+
+
+def drawn_mask(
+    param: Tensor, keep_prob: float | Tensor, seed: int, step: Tensor, identity: int, index_map: IndexMap | None
+) -> Tensor:
+    """:func:`keep_mask` of a parameter, of whose step and keep_prob nothing is read where they are on a device."""
+    if not isinstance(keep_prob, Tensor):
+        threshold = keep_threshold(keep_prob)
+        if threshold in (0, 65536):
+            return torch.full(param.shape, threshold != 0, device=param.device)
+        return (keep_bits(param.numel(), seed, step, identity, param.device, index_map) < threshold).view(param.shape)
+    prob = keep_prob.to(param.device, torch.float64)
+    thresholds = (prob * 65536).round().clamp(1, 65535)
+    thresholds = torch.where(prob <= 0, 0.0, torch.where(prob >= 1, 65536.0, thresholds))
+    return (keep_bits(param.numel(), seed, step, identity, param.device, index_map) < thresholds).view(param.shape)
 
 
 def uniform(seed: int, step: int, param: int = 0, word: int = 0) -> float:

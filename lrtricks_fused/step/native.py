@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import reference  # noqa: F401 (enters the records of the rules)
 from .call import StepCall
 from .device import prepare_on_device, scalar, squares_on_device, step_on_device
-from .operands import check_operands, copy_back, is_lazy, one_by_one, operands, plain, shares_memory
+from .operands import check_operands, copy_back, is_lazy, is_staged, one_by_one, operands, plain, shares_memory
 from .rule import RULES
+from .staged import step_staged
 from .table import AddressTable, address_table
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
@@ -68,11 +69,14 @@ def prepare(call: StepCall) -> None:
     """
     if not call.params[0].is_cpu:
         return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
-    call.table = address_table(call)
+    call.table = address_table(call) if call.storage is None else None
     if call.table is not None and not call.alone:
         _refused_by_name(call, torch.ops.lrtricks_fused.check_table, call.table.rows)
     elif call.table is None and not torch.compiler.is_compiling():
-        if shares_memory(call):
+        if is_staged(call):
+            check_operands(call)
+            call.staged = True
+        elif shares_memory(call):
             call.pieces = one_by_one(call)
         elif any(map(is_lazy, operands(call))):
             call.copies = plain(call)
@@ -97,6 +101,8 @@ def native_step(call: StepCall) -> None:
         prepare(call)
     if not call.params[0].is_cpu:
         step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
+    elif call.staged:
+        step_staged(call, native_step)
     elif call.pieces:
         for piece in call.pieces:
             native_step(piece)

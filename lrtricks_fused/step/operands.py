@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import StepCall
-from .storage import STATE_DTYPES
+from .call import StepCall, Storage
+from .storage import GRAD_DTYPES, PAIRS, STATE_DTYPES
 
 MAX_STEP = 2**53  # a float64 counts to here
 
@@ -87,10 +87,13 @@ def check_grad(param: Tensor, grad: Tensor) -> None:
     """Raises ValueError unless a gradient is dense, in memory, and matches its parameter."""
     if grad.layout is not torch.strided:
         raise ValueError(f"Invalid gradient of layout {grad.layout}: sparse gradients are not supported")
-    for what in ("dtype", "device", "shape"):
+    for what in ("device", "shape"):
         of_grad, of_param = getattr(grad, what), getattr(param, what)
         if of_grad != of_param:
             raise ValueError(f"Invalid gradient of {what} {of_grad}: its parameter has {of_param}")
+    if grad.dtype not in GRAD_DTYPES[param.dtype]:
+        allowed = " or ".join(map(str, GRAD_DTYPES[param.dtype]))
+        raise ValueError(f"Invalid gradient of dtype {grad.dtype}: its parameter has {param.dtype}: must be {allowed}")
     _check_memory("gradient", grad, written=False)
 
 
@@ -120,6 +123,51 @@ def check_state(name: str, state: object, param: Tensor, shape: tuple[int, ...])
         allowed = " or ".join(map(str, STATE_DTYPES[param.dtype]))
         raise ValueError(f"Invalid state {name} of dtype {state.dtype}: must be {allowed}")
     _check_memory(f"state {name}", state, written=True)
+
+
+def check_mirror(mirror: object, param: Tensor) -> Tensor:
+    """``mirror``, if a parameter's rounding can be written to it.
+
+    Raises:
+        TypeError, ValueError: it cannot.
+    """
+    if not isinstance(mirror, Tensor) or is_wrapper(type(mirror)):
+        raise TypeError(f"Invalid mirror of type {type(mirror).__name__}: must be a plain tensor")
+    if param.dtype != torch.float32:
+        raise ValueError(f"Invalid mirror of a {param.dtype} parameter: only torch.float32 ones have one")
+    if mirror.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"Invalid mirror of dtype {mirror.dtype}: must be torch.bfloat16 or torch.float16")
+    if mirror.shape != param.shape or mirror.device != param.device or mirror.layout is not torch.strided:
+        where = f"of shape {tuple(mirror.shape)} on {mirror.device}, {mirror.layout}"
+        raise ValueError(f"Invalid mirror {where}: must be strided, {tuple(param.shape)} on {param.device}")
+    _check_memory("mirror", mirror, written=True)
+    return mirror
+
+
+def check_low(low: object, param: Tensor) -> Tensor:
+    """``low``, if it can complete a bfloat16 parameter to its float32 master.
+
+    Raises:
+        TypeError, ValueError: it cannot.
+    """
+    if not isinstance(low, Tensor) or is_wrapper(type(low)):
+        raise TypeError(f"Invalid state param_low of type {type(low).__name__}: must be a plain tensor")
+    if low.dtype != torch.int16 or low.shape != param.shape or low.device != param.device:
+        where = f"on {low.device}: must be torch.int16 of shape {tuple(param.shape)} on {param.device}"
+        raise ValueError(f"Invalid state param_low {_describe(low)} {where}")
+    _check_memory("state param_low", low, written=True)
+    return low
+
+
+def is_staged(call: StepCall) -> bool:
+    """Whether some checked operands are stored otherwise than kernels step them; see staged.py."""
+    if call.storage is not None:
+        return True
+    states = next((column for column in call.states.values() if column), call.params)
+    return any(
+        grad.dtype != param.dtype or (param.dtype, state.dtype) not in (*PAIRS, (param.dtype, param.dtype))
+        for param, grad, state in zip(call.params, call.grads, states, strict=True)
+    )
 
 
 def is_step_count(value: float) -> bool:
@@ -197,9 +245,19 @@ def shares_memory(call: StepCall) -> bool:
     """
     if len(call.params) < 2:
         return False
-    written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps)
+    stored = () if call.storage is None else (call.storage.mirrors, call.storage.lows, call.storage.changes)
+    others = (tensor for column in stored if column for tensor in column if tensor is not None)
+    written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps, others)
     spans = sorted((t.data_ptr(), t.data_ptr() + _last(t) * t.element_size()) for t in written if t.numel())
     return any(end >= begin for (_, end), (begin, _) in pairwise(spans))
+
+
+def _of_one(storage: Storage | None, i: int) -> Storage | None:
+    """How one parameter alone is stored."""
+    if storage is None:
+        return None
+    lists = ("mirrors", "lows", "changes")
+    return replace(storage, **{n: column[i : i + 1] for n in lists if (column := getattr(storage, n)) is not None})
 
 
 def one_by_one(call: StepCall) -> list[StepCall]:
@@ -212,7 +270,7 @@ def one_by_one(call: StepCall) -> list[StepCall]:
         replace(
             call, params=[param], grads=[grad], steps=[step], param_indices=[index], prepared=False, table=None,
             states=of_one(call.states, i), scalar_states=of_one(call.scalar_states, i),
-            tables=None if param.is_cpu else {}, index_maps=[index_map],
+            tables=None if param.is_cpu else {}, index_maps=[index_map], storage=_of_one(call.storage, i),
         )
         for i, (param, grad, step, index, index_map) in enumerate(
             zip(call.params, call.grads, call.steps, call.param_indices, call.maps, strict=True)

@@ -9,6 +9,7 @@ an oracle of higher precision.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy
 import torch
@@ -17,8 +18,19 @@ from torch import Tensor
 from . import storage
 from .call import StepCall
 from .keep import keep_mask
+from .operands import is_staged
 from .rule import RULES, rule
-from .sums import centralized, metric_terms, same_bits, slope_terms, slope_total, squared_norm, sums_of_chunks
+from .staged import step_staged
+from .sums import (
+    add_totals,
+    centralized,
+    metric_terms,
+    same_bits,
+    slope_terms,
+    slope_total,
+    squared_norm,
+    sums_of_chunks,
+)
 from .table import ACCESS, SLOPE_COLUMNS
 
 State = dict[str, Tensor]
@@ -176,6 +188,8 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
     """Run one step in place. ``compute_dtype`` overrides float32 (float64 for float64 parameters)."""
     if call.found_inf is not None and float(call.found_inf) != 0:
         return
+    if is_staged(call):
+        return step_staged(call, partial(step, compute_dtype=compute_dtype))
     scale = 1.0 if call.grad_scale is None else float(call.grad_scale)
     clip = 1.0 if call.clip is None else float(call.clip)
     grad_factor = (1.0 / scale) * clip * float(call.grad_weight)
@@ -184,12 +198,7 @@ def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
     for i in range(len(call.params)):
         call.steps[i] += 1
         chunks.append(_step_one(call, i, grad_factor, compute_dtype))
-    if call.sums is not None and chunks:
-        sums = call.sums.view(-1)
-        totals = [slope_total(list(own)) for own in zip(*chunks, strict=True)]
-        sums[0] += totals[0] * (1.0 / scale)
-        if len(totals) > 1:
-            sums[1:] += torch.stack([*totals[1:], totals[0].new_tensor(sum(map(Tensor.numel, call.params)))])
+    add_totals(call, chunks)
 
 
 def squares(call: StepCall, out: Tensor) -> None:

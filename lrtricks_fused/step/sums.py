@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .call import slice_partials
+from .call import StepCall, slice_partials
 from .keep import LANES, TILE
 from .table import CHUNK, SLOPE_COLUMNS
 
@@ -60,6 +60,21 @@ def sums_of_chunks(terms: Tensor, lanes: int) -> Tensor:
     of_lanes = in_order(terms.view(chunks, CHUNK_TILES, TILE // LANES, LANES), 2)
     units = in_order(of_lanes.view(chunks, CHUNK_TILES, LANES // lanes, lanes), 3).double()
     return in_order(in_order(units, 2), 1)
+
+
+def add_totals(call: StepCall, chunks: list[list[Tensor]]) -> None:
+    """Add the sums of a call's parameters, each by chunks, to those of the call; nothing where it was skipped."""
+    if call.sums is None or not chunks:
+        return
+    scale = 1.0 if call.grad_scale is None else call.grad_scale.double().to(call.sums.device)
+    totals = [slope_total(list(own)) for own in zip(*chunks, strict=True)]
+    totals[0] = totals[0] * (1.0 / scale)
+    if len(totals) > 1:
+        totals.append(totals[0].new_tensor(sum(map(Tensor.numel, call.params))))
+    own = torch.stack(totals)
+    if call.found_inf is not None:
+        own = torch.where(call.found_inf.to(own.device) == 0, own, 0.0)
+    call.sums.view(-1).add_(own)
 
 
 def slope_total(chunks: list[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .call import StepCall, slice_partials
-from .operands import check_operands, is_lazy, operands, shares_memory, storage_holds
+from .operands import check_operands, is_lazy, is_staged, operands, shares_memory, storage_holds
 from .storage import DTYPE_CODES
 
 PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
@@ -101,7 +101,8 @@ def _fits(call: StepCall, on_device: bool) -> bool:
     """Whether addresses say all of checked operands: alike, apart, not lazy, of one dtype, the states too."""
     states = chain(*call.states.values())
     return (
-        not any(map(is_lazy, operands(call)))
+        not is_staged(call)
+        and not any(map(is_lazy, operands(call)))
         and (all(tensor.is_contiguous() for tensor in operands(call)) if on_device else _lie_alike(call))
         and len({param.dtype for param in call.params}) == 1
         and len({state.dtype for state in states}) <= 1
