@@ -25,7 +25,10 @@ struct Operands {
   bool centralize = false;
   std::vector<int64_t> index_maps;  // base, run, pitch of each parameter; none where all are whole
   std::optional<Tensor> sums;       // float64 that gain the step's slope, or all its sums (core/sums.h)
-  int64_t window = 0;               // slots of the states' ring; 0: the states are no ring
+  // How the parameters are stored otherwise than kernels step them; empty tensors where one has none of it.
+  std::vector<Tensor> mirrors, lows, changes;
+  int64_t stochastic = 0;  // bit 0: parameters are rounded stochastically, bit 1: states
+  int64_t window = 0;      // slots of the states' ring; 0: the states are no ring
 
   bool empty() const { return table ? table->size(0) == 0 : params.empty(); }
 

@@ -18,6 +18,9 @@ namespace lrt {
 // the bits of the first integer say which are there. lrtricks_fused/step/native.py packs them.
 constexpr const char* kPacked = "Tensor table, Tensor(a!)? sums, int[] integers, float[] numbers, Tensor[] tensors";
 
+constexpr const char* kStorage =
+    "Tensor(x!)[]? mirrors=None, Tensor(y!)[]? lows=None, Tensor(z!)[]? changes=None, int stochastic=0";
+
 constexpr const char* kScalars =
     "float lr, float weight_decay, bool decoupled_weight_decay, bool maximize, float keep_prob, float grad_weight,"
     " int seed, Tensor? lr_tensor=None, Tensor? keep_prob_tensor=None, Tensor? grad_weight_tensor=None,"
@@ -34,7 +37,7 @@ std::string list_operands() {
     operands += std::string("Tensor(") + alias++ + "!)[] " + Record::kScalar + ", ";
   }
   operands += std::string("Tensor(") + alias++ + "!)[] steps, int[] param_indices, bool centralize=False, ";
-  return operands + "Tensor(" + alias + "!)? sums=None, int[] index_maps=[]";
+  return operands + "Tensor(" + alias + "!)? sums=None, int[] index_maps=[], " + kStorage;
 }
 
 template <class Record>
@@ -141,6 +144,10 @@ class Arguments {
     operands.centralize = take<bool>();
     operands.sums = take<std::optional<Tensor>>();
     operands.index_maps = take<std::vector<int64_t>>();
+    for (auto* list : {&operands.mirrors, &operands.lows, &operands.changes}) {
+      if (auto given = take<std::optional<std::vector<Tensor>>>()) *list = std::move(*given);
+    }
+    operands.stochastic = take<int64_t>();
     return operands;
   }
 

@@ -11,6 +11,7 @@ struct IndexMap {
   int64_t base, run, pitch;  // run 0: the parameter is whole, and all are 0
 
   LRT_HD bool is_whole() const { return run == 0; }
+  LRT_HD int64_t element(int64_t i) const { return base + i / run * pitch + i % run; }
 };
 
 constexpr int64_t kMaxElements = int64_t{1} << 59;  // of a whole parameter, whose Philox calls are numbered by 56 bits

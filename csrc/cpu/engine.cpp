@@ -173,7 +173,9 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor_end <= begin) continue;  // an empty tensor
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
-    if (tensor->slab.elements && !tensor->slice_length && !tile_sums) {
+    if (tensor->stage) {
+      run_staged(*this, *tensor, first, last);
+    } else if (tensor->slab.elements && !tensor->slice_length && !tile_sums) {
       // Those slabs whose first element is in these tiles, to their ends.
       const int64_t slab = tensor->slab.elements, slabs = tensor->step.numel / slab;
       const auto slabs_before = [=](int64_t tile) { return (tile * kTile + slab - 1) / slab; };

@@ -7,6 +7,7 @@
 
 #include "core/index_map.h"
 #include "cpu/slices.h"
+#include "cpu/stage.h"
 #include "cpu/strided.h"
 #include "cpu/work.h"
 
@@ -25,6 +26,7 @@ struct TensorWork {
   TensorStep step;
   Range whole;                     // the tensor as one range
   const Layouts* layouts;          // null when every operand is contiguous
+  const Stage* stage;              // null where it is stored as the kernel steps it
   uint8_t param_size, state_size;  // bytes an element
   Dtype dtype;                     // of the parameter
   StridedView::Slab slab;          // where all operands lie in channels_last; else 0
@@ -70,6 +72,7 @@ struct ListWork {
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
   StepSlabs step_slabs = nullptr;                   // where they lie in channels_last
   const ShardFunctions* shard_functions = nullptr;  // where there is a map
+  RunStaged run_staged = nullptr;                   // where there is a stage
   int64_t tiles = 0;
   double* tile_sums = nullptr;  // where each tile's part of the slope goes, if it is asked for; of each sum, if all are
   int sums = 0;

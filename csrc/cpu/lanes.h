@@ -36,8 +36,12 @@ LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm512_mul_epu32(a.v, _mm512_set1_epi64(multiplier)));
   hi = Wide(_mm512_shuffle_epi32(lo.v, _MM_PERM_DDBB));
 }
+LRT_HD __m512i words_of(Wide even, Wide odd) {
+  return _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
+}
+LRT_HD void store_words(uint32_t* words, Wide even, Wide odd) { _mm512_store_si512(words, words_of(even, odd)); }
 LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32_t threshold) {
-  const __m512i words = _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
+  const __m512i words = words_of(even, odd);
   const __m512i keeps = _mm512_movm_epi16(_mm512_cmplt_epu16_mask(words, _mm512_set1_epi16(threshold)));
   _mm512_store_si512(low, _mm512_slli_epi32(keeps, 16));
   _mm512_store_si512(high, keeps);
@@ -58,8 +62,12 @@ LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm256_mul_epu32(a.v, _mm256_set1_epi64x(multiplier)));
   hi = Wide(_mm256_shuffle_epi32(lo.v, 0xf5));
 }
+LRT_HD __m256i words_of(Wide even, Wide odd) { return _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa); }
+LRT_HD void store_words(uint32_t* words, Wide even, Wide odd) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(words), words_of(even, odd));
+}
 LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32_t threshold) {
-  const __m256i words = _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
+  const __m256i words = words_of(even, odd);
   // Unsigned words < threshold, for a threshold of at least 1.
   const __m256i keeps = _mm256_cmpeq_epi16(words, _mm256_min_epu16(words, _mm256_set1_epi16(threshold - 1)));
   _mm256_store_si256(reinterpret_cast<__m256i*>(low), _mm256_slli_epi32(keeps, 16));
@@ -79,25 +87,75 @@ constexpr int kPiece = 8;
 constexpr int kRowsBetweenDraws = LRT_ROWS_BETWEEN_DRAWS > kPiece / 8 ? LRT_ROWS_BETWEEN_DRAWS : kPiece / 8;
 static_assert(8 % kRowsBetweenDraws == 0 && 8 * kRowsBetweenDraws % kPiece == 0);
 
+#if defined(__AVX512F__) || defined(__AVX2__)
+// Calls [lane, lane + kPiece) of one tile, every second of them from the first on, and from the second on.
+struct Piece {
+  PhiloxBlock<Wide> even, odd;
+};
+template <int kRounds>
+LRT_HD Piece piece_of(const KeepStream& key, Stream stream, int64_t tile, int lane) {
+  const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
+  const uint32_t key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
+  const Wide high(counter_high(first, stream)), step(key.step), param(key.param);
+  const uint32_t n = static_cast<uint32_t>(first) + lane;
+  return {philox4x32<kRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1),
+          philox4x32<kRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1)};
+}
+#endif
+
 // Decisions of calls [lane, lane + kPiece) of one tile; 0 < threshold < kKeepAll.
 template <class Isa>
 LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t tile, int lane, TileKeeps& keeps) {
-  const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
 #if defined(__AVX512F__) || defined(__AVX2__)
-  const uint32_t key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
-  const Wide high(counter_high(first, Stream::kElement)), step(stream.step), param(stream.param);
-  const uint32_t n = static_cast<uint32_t>(first) + lane;
-  const auto even = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1);
-  const auto odd = philox4x32<kPhiloxRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1);
+  const auto [even, odd] = piece_of<kPhiloxRounds>(stream, Stream::kElement, tile, lane);
   for (int w = 0; w < 4; ++w) {
     store_keeps(&keeps.row[2 * w][lane], &keeps.row[2 * w + 1][lane], even.word[w], odd.word[w], threshold);
   }
 #else
+  const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
   for (int call = lane; call < lane + kPiece; ++call) {
     const auto block = draw(stream, first + call, Stream::kElement);
     for (int r = 0; r < 8; ++r) keeps.row[r][call] = row_bits(block.word[r / 2], r) < threshold ? -1 : 0;
   }
 #endif
+}
+
+// The words of all calls of one tile: row r has the bits of half r % 2 of word r / 2.
+struct TileWords {
+  alignas(64) uint32_t word[4][kLanes];
+};
+template <class Isa, int kRounds>
+LRT_HD void draw_words(const KeepStream& key, Stream stream, int64_t tile, TileWords& words) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  for (int lane = 0; lane < kLanes; lane += kPiece) {
+    const auto [even, odd] = piece_of<kRounds>(key, stream, tile, lane);
+    for (int w = 0; w < 4; ++w) store_words(&words.word[w][lane], even.word[w], odd.word[w]);
+  }
+#else
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const auto block = draw<kRounds>(key, static_cast<uint64_t>(tile) * kLanes + lane, stream);
+    for (int w = 0; w < 4; ++w) words.word[w][lane] = block.word[w];
+  }
+#endif
+}
+
+// Bit i is the sign of the i-th of 64 numbers.
+template <class Isa>
+LRT_HD uint64_t sign_bits(const int32_t* signs) {
+  uint64_t bits = 0;
+#if defined(__AVX512F__)
+  for (int i = 0; i < 64; i += 16) {
+    bits |= static_cast<uint64_t>(_mm512_movepi32_mask(_mm512_loadu_si512(signs + i))) << i;
+  }
+#elif defined(__AVX2__)
+  for (int i = 0; i < 64; i += 8) {
+    const __m256 eight = _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(signs + i)));
+    bits |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_ps(eight))) << i;
+  }
+#else
+  for (int i = 0; i < 64; ++i) bits |= static_cast<uint64_t>(signs[i] < 0) << i;
+#endif
+  return bits;
 }
 
 // All decisions of one tile, drawn or not.

@@ -221,7 +221,7 @@ __attribute__((noinline)) void run_any_tiles(const ListStep& list, const TensorS
 }
 
 // A range whose decisions are given, without slopes.
-template <class Rule, class Hyper, class Param, class State>
+template <class Isa, class Rule, class Hyper, class Param, class State>
 __attribute__((noinline)) void run_given(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<Real<Param>> scalars(list.scalars);
@@ -237,7 +237,7 @@ __attribute__((noinline)) void run_given(const ListStep& list, const TensorStep&
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& range) {
   if (range.keeps && !range.slopes && !range.row_means) {
-    return run_given<Rule, Hyper, Param, State>(list, tensor, range);
+    return run_given<Isa, Rule, Hyper, Param, State>(list, tensor, range);
   }
   if (!range.slopes && !range.keeps)
     return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);

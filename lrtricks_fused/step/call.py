@@ -22,6 +22,9 @@ def slice_partials(length: int) -> int:
     return min(-(-length // (PARTIAL_ELEMENTS * SLICE_PARTIALS)) * SLICE_PARTIALS, MAX_SLICE_PARTIALS)
 
 
+BESIDE = ("mirrors", "lows", "changes")  # what a step may write beside parameters and states
+
+
 @dataclass(slots=True)
 class Storage:
     """How operands are stored otherwise than kernels step them, see staged.py; lists have one entry per parameter.

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import reference  # noqa: F401 (enters the records of the rules)
-from .call import StepCall
+from .call import BESIDE, StepCall, Storage
 from .device import prepare_on_device, scalar, squares_on_device, step_on_device
 from .operands import check_operands, copy_back, is_lazy, is_staged, one_by_one, operands, plain, shares_memory
 from .rule import RULES
 from .staged import step_staged
-from .table import AddressTable, address_table
+from .table import HOST, AddressTable, address_table
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
 
@@ -75,12 +75,28 @@ def prepare(call: StepCall) -> None:
     elif call.table is None and not torch.compiler.is_compiling():
         if is_staged(call):
             check_operands(call)
-            call.staged = True
+            call.staged = not _in_one_pass(call)
         elif shares_memory(call):
             call.pieces = one_by_one(call)
         elif any(map(is_lazy, operands(call))):
             call.copies = plain(call)
     call.prepared = True
+
+
+def _in_one_pass(call: StepCall) -> bool:
+    """Whether the op itself takes operands that are stored otherwise than they are stepped: contiguous, all apart."""
+    storage = call.storage or Storage()
+    beside = [tensor for name in BESIDE for tensor in getattr(storage, name) or () if tensor is not None]
+    plain = call.window is None and not call.centralize and all(p.dtype != torch.float64 for p in call.params)
+    tensors = [*operands(call), *beside]
+    return plain and all(t.is_contiguous() and not is_lazy(t) for t in tensors) and not shares_memory(call)
+
+
+def _beside(call: StepCall) -> list[list[Tensor] | None]:
+    """Mirrors, lows and changes as the op takes them: lists of a tensor each, which is empty where there is none."""
+    none = torch.empty(0, dtype=torch.uint8, device=HOST)
+    columns = [getattr(call.storage, name, None) for name in BESIDE]
+    return [[none if t is None else t for t in column] if column else None for column in columns]
 
 
 def _refused_by_name(call: StepCall, run: Callable[..., None], *args: Any) -> None:
@@ -186,6 +202,8 @@ def _run_on_lists(call: StepCall) -> None:
         call.centralize,
         call.sums,
         call.map_integers(),
+        *_beside(call),
+        0 if call.storage is None else call.storage.stochastic + 2 * call.storage.stochastic_states,
         **call.hyper,
         lr=lr,
         weight_decay=call.weight_decay,

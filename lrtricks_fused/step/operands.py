@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call import StepCall, Storage
+from .call import BESIDE, StepCall, Storage
 from .storage import GRAD_DTYPES, PAIRS, STATE_DTYPES
 
 MAX_STEP = 2**53  # a float64 counts to here
@@ -245,7 +245,7 @@ def shares_memory(call: StepCall) -> bool:
     """
     if len(call.params) < 2:
         return False
-    stored = () if call.storage is None else (call.storage.mirrors, call.storage.lows, call.storage.changes)
+    stored = [getattr(call.storage, name, None) for name in BESIDE]
     others = (tensor for column in stored if column for tensor in column if tensor is not None)
     written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps, others)
     spans = sorted((t.data_ptr(), t.data_ptr() + _last(t) * t.element_size()) for t in written if t.numel())
@@ -256,8 +256,7 @@ def _of_one(storage: Storage | None, i: int) -> Storage | None:
     """How one parameter alone is stored."""
     if storage is None:
         return None
-    lists = ("mirrors", "lows", "changes")
-    return replace(storage, **{n: column[i : i + 1] for n in lists if (column := getattr(storage, n)) is not None})
+    return replace(storage, **{n: column[i : i + 1] for n in BESIDE if (column := getattr(storage, n)) is not None})
 
 
 def one_by_one(call: StepCall) -> list[StepCall]:

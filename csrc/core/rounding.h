@@ -1,0 +1,53 @@
+// How float32 becomes what is stored, besides rounding to nearest (core/dtype.h): stochastic rounding, by bits that are
+// drawn as the keep decisions are, and split masters. lrtricks_fused/step/rounding.py says the same of tensors.
+#pragma once
+
+#include "core/dtype.h"
+#include "core/keep.h"
+
+namespace lrt {
+
+constexpr int kRoundingRounds = 7;
+
+// Of a state: its number in the variant is added to the first.
+LRT_HD Stream state_stream(int k) { return static_cast<Stream>(static_cast<int>(Stream::kFirstState) + k); }
+
+// Up or down by 16 uniform bits; right on average, exactly but for subnormal Half, whose cut is rounded to 2**-16 ulp.
+template <class Storage>
+LRT_HD Storage stochastically_rounded(float x, uint32_t bits);
+
+template <>
+LRT_HD BFloat16 stochastically_rounded<BFloat16>(float x, uint32_t bits) {
+  const uint32_t rounded = (bit_cast<uint32_t>(x) + bits) >> 16;
+  return static_cast<BFloat16>(static_cast<uint16_t>(x != x ? 0x7fc0u : rounded));
+}
+
+template <>
+LRT_HD Half stochastically_rounded<Half>(float x, uint32_t bits) {
+  constexpr float kMin = 0x1p-14f, kUnits = 0x1p40f;  // the smallest normal Half; of 2**-16 of the smallest subnormal
+  const uint32_t word = bit_cast<uint32_t>(x), sign = word >> 16 & 0x8000u, magnitude = word & 0x7fffffffu;
+  const uint32_t moved = (magnitude + (bits >> 3) - ((127u - 15u) << 23)) >> 13;
+  const uint32_t normal = moved < 0x7c00u ? moved : 0x7c00u;
+  const float absolute = bit_cast<float>(magnitude), small = absolute < kMin ? absolute : kMin;
+  const uint32_t subnormal = (static_cast<uint32_t>(static_cast<int32_t>(small * kUnits)) + bits) >> 16;
+  const uint32_t rounded = absolute < kMin ? subnormal : normal;
+  return static_cast<Half>(static_cast<uint16_t>(x != x ? 0x7e00u : rounded | sign));
+}
+
+// bits(master) = (high << 16) + low: the master in BFloat16, rounded half away from zero, and what completes it. Ties
+// go one way, or two masters would have one `low`. Of a NaN that would become a zero the lowest bits are lost.
+struct Split {
+  BFloat16 high;
+  int16_t low;
+};
+LRT_HD Split split(float master) {
+  const uint32_t bits = bit_cast<uint32_t>(master);
+  const uint32_t word = (bits & 0x7fffffffu) >= 0x7fff8000u ? bits & 0xffff7fffu : bits;
+  const uint32_t high = (word + 0x8000u) >> 16;
+  return {static_cast<BFloat16>(static_cast<uint16_t>(high)), static_cast<int16_t>(static_cast<uint16_t>(word))};
+}
+LRT_HD float joined(BFloat16 high, int16_t low) {
+  return bit_cast<float>((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(low)));
+}
+
+}  // namespace lrt
