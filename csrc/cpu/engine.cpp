@@ -136,6 +136,28 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
   if (layouts.param) scatter(whole.param, offsets.of(*layouts.param), count, tensor.param_size, own.param);
 }
 
+// Tiles [tile, end) of a tensor that is stored otherwise than it is stepped; of a shard a block at a time, whose
+// decisions are drawn before.
+void run_staged_tiles(const ListWork& work, const TensorWork& tensor, int64_t tile, int64_t end) {
+  const bool apart = work.draws_apart(tensor);
+  for (int64_t next; tile < end; tile = next) {
+    next = apart ? std::min(end, tile + kBlock / kTile) : end;
+    const int64_t first = tile * kTile;
+    Range part = tensor.whole;
+    part.count = std::min(next * kTile, tensor.step.numel) - first;
+    part.first_tile += tile;
+    part.stage = tensor.stage;
+    part.stage_begin = first;
+    if (work.tile_sums) part.slopes = work.tile_sums + tensor.first_tile + tile;
+    if (work.sums > 1) part.metrics_pitch = work.tiles;
+    if (apart) {
+      work.shard_functions->decide(work.step, tensor, first, part.count, buffers.keeps);
+      part.keeps = buffers.keeps;
+    }
+    tensor.kernel(work.step, tensor.step, part);
+  }
+}
+
 }  // namespace
 
 StridedView::Slab slab_of(const Layouts& layouts, int states) {
@@ -174,7 +196,7 @@ void ListWork::run(int64_t begin, int64_t end) const {
     if (tensor + 1 != tensors.end()) prefetch_first_lines(tensor[1]);
     const int64_t first = begin - tensor->first_tile, last = tensor_end - tensor->first_tile;
     if (tensor->stage) {
-      run_staged(*this, *tensor, first, last);
+      run_staged_tiles(*this, *tensor, first, last);
     } else if (tensor->slab.elements && !tensor->slice_length && !tile_sums) {
       // Those slabs whose first element is in these tiles, to their ends.
       const int64_t slab = tensor->slab.elements, slabs = tensor->step.numel / slab;

@@ -72,7 +72,6 @@ struct ListWork {
   const SliceFunctions* slice_functions = nullptr;  // where a gradient is centralized
   StepSlabs step_slabs = nullptr;                   // where they lie in channels_last
   const ShardFunctions* shard_functions = nullptr;  // where there is a map
-  RunStaged run_staged = nullptr;                   // where there is a stage
   int64_t tiles = 0;
   double* tile_sums = nullptr;  // where each tile's part of the slope goes, if it is asked for; of each sum, if all are
   int sums = 0;

@@ -43,7 +43,6 @@ class CheckedWork {
       work.slice_functions = &slice_functions<decltype(isa)>();
       work.step_slabs = step_slabs<decltype(isa)>;
       work.shard_functions = &kShardFunctions<decltype(isa)>;
-      work.run_staged = run_staged<decltype(isa)>;
     });
     if (operands.table) {
       add_rows();
@@ -141,12 +140,14 @@ class CheckedWork {
       tensor.whole.states[used++] = list[i].mutable_data_ptr();
     }
     require(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
-    const std::optional<Stage> stage = stage_of(i, dtype, dtype_of(grad), state_dtype, used);
+    const std::optional<Stage> stage = stage_of(i, dtype, dtype_of(grad), state_dtype);
     set_kernel(tensor, dtype, state_dtype, i, stage.has_value());
     if (stage) {
       require(!strided && tensor.slice_length == 0 && operands_.window == 0, "Invalid params[", i,
               "]: strided, centralized or with a ring, and stored otherwise than it is stepped");
-      tensor.stage = &stages_.emplace_back(*stage);
+      Stage& own = stages_.emplace_back(*stage);
+      if (!tensor.map.is_whole()) own.map = &maps_.emplace_back(tensor.map);
+      tensor.stage = &own;
     }
     if (strided) {
       if (operands_.window == 0) tensor.slab = slab_of(layouts, used);
@@ -220,7 +221,7 @@ class CheckedWork {
 
   // How params[i] is stored; nothing where it is as its kernel steps it.
   std::optional<Stage> stage_of(size_t i, std::optional<Dtype> param, std::optional<Dtype> grad,
-                                std::optional<Dtype> state, int states) const {
+                                std::optional<Dtype> state) const {
     if (!param || !grad || !state) return std::nullopt;  // which set_kernel tells
     const int64_t numel = operands_.params[i].numel();
     Stage stage = {.param = *param,
@@ -232,7 +233,7 @@ class CheckedWork {
                    .changes = nullptr,
                    .stochastic = false,
                    .stochastic_states = false,
-                   .states = states};
+                   .map = nullptr};
     stage.mirror = beside(operands_.mirrors, i, numel, "mirrors");
     stage.low = static_cast<int16_t*>(beside(operands_.lows, i, numel, "lows"));
     stage.changes = static_cast<uint8_t*>(beside(operands_.changes, i, (numel + 7) / 8, "changes"));
@@ -280,6 +281,7 @@ class CheckedWork {
   std::vector<double*> steps_, scalars_;
   std::deque<Layouts> layouts_;  // stable addresses
   std::deque<Stage> stages_;
+  std::deque<IndexMap> maps_;
 };
 
 void check_sums(const Tensor& sums) {

@@ -9,6 +9,8 @@
 
 namespace lrt::cpu {
 
+struct Stage;
+
 // What all tensors of one step share.
 struct ListStep {
   const void* hyper;  // the rule's own Hyper struct
@@ -36,6 +38,8 @@ struct Range {
   int64_t metrics_pitch = 0;  // from the slopes to each next sum of the tiles (core/sums.h), or 0: the slopes alone
   const double* row_means = nullptr;  // what the gradient of each row of kLanes loses, or null
   const void* stored_grad = nullptr;  // where `grad` is centralized, which the slope's is not
+  const Stage* stage = nullptr;       // where it is stored otherwise than it is stepped: pointers are the tensor's
+  int64_t stage_begin = 0;            // then, and this is the range's first element
   const int32_t* keeps = nullptr;     // decisions, as signs, of elements that are not those of the tiles, in order
 };
 

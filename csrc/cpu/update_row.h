@@ -1,0 +1,41 @@
+// The step of a row of elements on the CPU: load -> update -> keep -> store.
+#pragma once
+
+#include <utility>
+
+#include "core/slice_mean.h"
+#include "core/sums.h"
+#include "core/update.h"
+
+namespace lrt::cpu {
+
+// Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored, and
+// with this all that a step can sum.
+enum class Slopes { kNone, kOfGrad, kOfStored, kAndMetrics };
+
+// `count` consecutive elements and their decisions, as signs; the gradient loses `mean`, if it is to be centralized.
+// State indices are a parameter pack, so that the compiler holds states and their pointers in registers.
+template <Decay kDecay, Slopes kSlopes, bool kCentralizes, class Rule, class Param, class State, int... K>
+LRT_HD void update_row(const Rule& rule, const UpdateScalars<Real<Param>>& scalars, Param* params, const Param* grads,
+                       const Param* stored_grads, State* const (&states)[kMaxStates], int count, const int32_t* keeps,
+                       Real<Param> mean, Real<Param>* slopes, std::integer_sequence<int, K...>) {
+#pragma GCC ivdep
+  for (int i = 0; i < count; ++i) {
+    Real<Param> state[kMaxStates] = {to_real(states[K][i])...};
+    const Param old_param = params[i];
+    const Param grad = kCentralizes ? centralized(grads[i], mean) : grads[i];
+    const Param new_param = from_real<Param>(update<kDecay>(rule, scalars, to_real(old_param), to_real(grad), state));
+    ((states[K][i] = from_real<State>(state[K])), ...);
+    const Param stored = keeps[i] < 0 ? new_param : old_param;
+    params[i] = stored;
+    if constexpr (kSlopes != Slopes::kNone) {
+      const Param of_slope = kSlopes == Slopes::kOfGrad ? grads[i] : stored_grads[i];
+      slopes[i] = slopes[i] + slope_term(to_real(of_slope), to_real(old_param), to_real(stored));
+    }
+    if constexpr (kSlopes == Slopes::kAndMetrics) {
+      add_metrics<Param>(slopes + i, kLanes, keeps[i] < 0, old_param, stored);
+    }
+  }
+}
+
+}  // namespace lrt::cpu
