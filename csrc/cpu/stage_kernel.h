@@ -153,7 +153,8 @@ __attribute__((noinline)) void run_staged(const ListStep& list, const TensorStep
   StagedRows<Isa, Rule> rows(rule, scalars, key, range, tensor.prefetch);
   for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
     rows.draw(range.first_tile + tile);
-    float sums[kSums][kLanes] = {};
+    float sums[kSums][kLanes];
+    if (range.slopes) std::fill_n(sums[0], kSums * kLanes, 0.0f);
     for (int r = 0; r < 8; ++r) {
       // The next tile's draws, between rows of this one.
       for (int lane = 8 * r; draws && r % (kPiece / 8) == 0 && lane < 8 * r + kPiece; lane += kPiece) {

@@ -450,5 +450,5 @@ def test_a_thread_with_a_small_stack():
 
 
 def test_state_dtype_that_no_parameter_takes_warns():
-    with pytest.warns(UserWarning, match=r"state_dtype=torch\.bfloat16 is of no effect"):
-        lrt.Adam(leaves((3,)), state_dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"state_dtype=torch\.float16 is of no effect"):
+        lrt.Adam(leaves((3,)), state_dtype=torch.float16)

@@ -54,6 +54,9 @@ def test_where_each_argument_ends_up(case):
         "state_dtype": None,
         "max_norm": None,
         "track_metrics": False,
+        "rounding": "nearest",
+        "state_rounding": "nearest",
+        "track_changes": False,
     }
 
 

@@ -25,7 +25,8 @@ class Recorded:
         fused: bool | None = None, keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0,
         centralize: bool = False, seed: int = 0, momentum_window: int | None = None, backend: str = "auto",
         state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
-        names: Names = None,
+        master: Master = None, rounding: Rounding = "nearest", state_rounding: Rounding = "nearest",
+        track_changes: bool = False, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def Adam(
@@ -35,7 +36,8 @@ class Recorded:
         decoupled_weight_decay: bool = False, keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0,
         centralize: bool = False, seed: int = 0, backend: str = "auto", state_dtype: Dtype = None,
         max_norm: float | None = None, track_metrics: bool = False,
-        names: Names = None,
+        master: Master = None, rounding: Rounding = "nearest", state_rounding: Rounding = "nearest",
+        track_changes: bool = False, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def AdamW(
@@ -44,7 +46,8 @@ class Recorded:
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
         backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
-        names: Names = None,
+        master: Master = None, rounding: Rounding = "nearest", state_rounding: Rounding = "nearest",
+        track_changes: bool = False, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def RMSprop(
@@ -53,7 +56,8 @@ class Recorded:
         maximize: bool = False, differentiable: bool = False, *, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
         backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
-        names: Names = None,
+        master: Master = None, rounding: Rounding = "nearest", state_rounding: Rounding = "nearest",
+        track_changes: bool = False, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def RAdam(
@@ -62,7 +66,8 @@ class Recorded:
         maximize: bool = False, capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
         backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
-        names: Names = None,
+        master: Master = None, rounding: Rounding = "nearest", state_rounding: Rounding = "nearest",
+        track_changes: bool = False, names: Names = None,
     ) -> None: ...  # fmt: skip
 
     def AdaBelief(
@@ -71,7 +76,8 @@ class Recorded:
         maximize: bool = False, capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         keep_prob: float | Tensor = 1.0, grad_weight: float | Tensor = 1.0, centralize: bool = False, seed: int = 0,
         backend: str = "auto", state_dtype: Dtype = None, max_norm: float | None = None, track_metrics: bool = False,
-        names: Names = None,
+        master: Master = None, rounding: Rounding = "nearest", state_rounding: Rounding = "nearest",
+        track_changes: bool = False, names: Names = None,
     ) -> None: ...  # fmt: skip
 
 

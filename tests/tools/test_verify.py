@@ -15,7 +15,8 @@ from lrtricks_fused.tools.verify.inventory import RICH
 
 CPU = verify.Target(torch.device("cpu"))
 ACCEPTED_ONLY = {"self", "params", "lr", "foreach", "fused", "capturable", "differentiable", "keep_prob", "grad_weight",
-                 "centralize", "seed", "backend", "state_dtype", "max_norm", "track_metrics", "names"}  # fmt: skip
+                 "centralize", "seed", "backend", "state_dtype", "max_norm", "track_metrics", "master", "rounding",
+                 "state_rounding", "track_changes", "names"}  # fmt: skip
 
 
 def few_checks(quick, interpreted):
