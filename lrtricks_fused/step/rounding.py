@@ -53,10 +53,10 @@ def split(master: Tensor) -> tuple[Tensor, Tensor]:
     """A float32 master as bfloat16, rounded half away from zero, and the int16 that completes it.
 
     bits(master) = (bits(param) << 16) + low. Ties go one way, because of two float32 that share a neighbour in bfloat16
-    the same ``low`` could not tell. Of a NaN that would become a zero, the lowest bits are lost.
+    the same ``low`` could not tell. A NaN is quiet in both, and may lose a bit of its payload.
     """
     words = master.view(torch.int32).long() & 0xFFFFFFFF
-    words = torch.where(words & 0x7FFFFFFF >= 0x7FFF8000, words & 0xFFFF7FFF, words)
+    words = torch.where(master.isnan(), (words | 0x400000) & 0xFFFF7FFF, words)
     high = words + 0x8000 >> 16
     return _as_16_bits(high).view(torch.bfloat16), (words - (high << 16)).to(torch.int16)
 
