@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import lrtricks_fused as lrt
 by_class = pytest.mark.parametrize("cls", CLASSES)
 Betas = tuple[float, float]
 Dtype = torch.dtype | None
+Master = Literal["split"] | None
+Rounding = Literal["nearest", "stochastic"]
 Names = torch.nn.Module | Iterable[tuple[str, Tensor]] | None
 
 

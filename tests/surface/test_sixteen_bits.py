@@ -1,4 +1,4 @@
-"""Mirrors, masters, stochastic rounding and changed bits as a user meets them: arguments, checkpoints, what is refused."""
+"""Mirrors, masters, stochastic rounding and changed bits as a user meets them, and the numbers behind them."""
 
 import copy
 import io
@@ -62,9 +62,6 @@ def test_the_mean_of_all_draws_is_the_number(dtype):
         else:
             assert rounded.mean() == number.double()
         assert len(rounded.unique()) == (1 if number.to(dtype).double() == number.double() else 2)
-        assert (rounded - number.double()).abs().max() < 2 * (
-            torch.nextafter(number.to(dtype), torch.tensor(torch.inf).to(dtype)).double() - number.to(dtype).double()
-        )
 
 
 @by_dtype
@@ -179,9 +176,9 @@ def test_gradients_of_dtypes_that_no_parameter_takes(backend):
         param.grad = torch.ones(param.shape, dtype=dtype)
         with pytest.raises(ValueError, match=f"Invalid gradient of dtype {dtype}"):
             optimizer.step()
-        before.assert_unchanged()
         param.grad, param.grad_dtype = None, param.dtype
         param.grad = kept
+        before.assert_unchanged()
 
 
 def test_masters():
