@@ -104,6 +104,11 @@ class StepCall:
         return [None] * len(self.params) if self.index_maps is None else self.index_maps
 
     @property
+    def wants_metrics(self) -> bool:
+        """Whether all sums are asked for, and not the slope alone."""
+        return self.sums is not None and self.sums.numel() > 1
+
+    @property
     def has_shards(self) -> bool:
         """Whether some parameters are shards."""
         return any(index_map is not None for index_map in self.index_maps or ())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .call import StepCall
 from .operands import check_operands, copy_back, is_staged, one_by_one, plain, shares_memory
-from .staged import step_staged
+from .staged import measured, step_staged
 from .table import AddressTable, Upload, address_table
 
 Run = Callable[[StepCall, AddressTable], None]
@@ -110,7 +110,9 @@ def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     with on(call.params[0].device):
         if call.params[0].is_cuda:
             call.table.use_on(torch.cuda.current_stream())
-        run(call.copies or call, call.table)
+        own = call.copies or call
+        with measured(own) if own.wants_metrics else nullcontext(own) as plain_call:
+            run(plain_call, call.table)
         _loaded.add(_kernels(call, run))
         if call.copies is not None:
             copy_back(call.copies, call)

@@ -7,7 +7,8 @@ is a step of float32 operands between two conversions. This module is that sente
 what the reference does, what other backends do around their kernels, and what the native CPU kernels do in one pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,23 @@ def step_staged(call: StepCall, step: Step) -> None:
         sums.append(_store(call, working, i))
     if call.sums is not None:
         add_totals(call, sums)
+
+
+@contextmanager
+def measured(call: StepCall) -> Iterator[StepCall]:
+    """A call without the metrics, which are summed up of what its step has made once that is done.
+
+    For kernels that do not sum them; the slope, which is one of them, has the same bits as theirs.
+    """
+    stored = [param.detach().clone() for param in call.params]
+    yield replace(call, sums=None)
+    chunks = []
+    for i, (param, grad, old) in enumerate(zip(call.params, call.grads, stored, strict=True)):
+        before, after = _real(old), _real(param)
+        terms = slope_terms(_real(grad), before, after)
+        terms += metric_terms(before, after, _Stored.keeps(call, i), ~same_bits(old, param))
+        chunks.append([sums_of_chunks(term, ACCESS // param.dtype.itemsize) for term in terms])
+    add_totals(call, chunks)
 
 
 def _working(call: StepCall) -> StepCall:
@@ -70,10 +88,15 @@ class _Stored:
     def __init__(self, call: StepCall, working: StepCall, i: int) -> None:
         self._call, self._i = call, i
         self._step, self._map = call.steps[i], call.maps[i]
+        self.keep = self.keeps(call, i)
         self._new, self._param = working.params[i], call.params[i]
         self._storage = call.storage or Storage()
-        keep = drawn_mask(self._param, call.keep_prob, call.seed, self._step, call.param_indices[i], self._map)
-        self.keep = keep if call.found_inf is None else keep & (call.found_inf.to(keep.device) == 0)
+
+    @staticmethod
+    def keeps(call: StepCall, i: int) -> Tensor:
+        """Which elements the step has moved, of one parameter."""
+        keep = drawn_mask(call.params[i], call.keep_prob, call.seed, call.steps[i], call.param_indices[i], call.maps[i])
+        return keep if call.found_inf is None else keep & (call.found_inf.to(keep.device) == 0)
 
     def param(self) -> Tensor:
         """The parameter as it is to be stored."""
