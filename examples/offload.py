@@ -6,6 +6,7 @@ there is a GPU the model is on it, and the copies are ordered by its stream; els
 """
 
 import argparse
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ WIDTH, BATCH, STEPS = 256, 32, 20
 class OffloadedAdamW:
     """AdamW over float32 masters on the host, of a model in bfloat16 elsewhere."""
 
-    def __init__(self, model: nn.Module, **options: float) -> None:
+    def __init__(self, model: nn.Module, **options: Any) -> None:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # of the model, its master, the way back
         named = []
         for name, param in model.named_parameters():
@@ -36,7 +37,8 @@ class OffloadedAdamW:
     def step(self) -> None:
         """Gradients to the host, one pass there, and the rounded parameters back."""
         for param, master, _ in self.pairs:
-            master.grad.copy_(param.grad, non_blocking=True)
+            if master.grad is not None and param.grad is not None:
+                master.grad.copy_(param.grad, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()  # the host reads what has arrived
         self.optimizer.step()
@@ -51,7 +53,7 @@ def train(offload: bool, steps: int = STEPS, keep_prob: float = 0.5) -> list[Ten
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH)).to(device, torch.bfloat16)
     inputs = torch.randn(BATCH, WIDTH).to(device, torch.bfloat16)
-    options = dict(lr=1e-3, keep_prob=keep_prob)
+    options: dict[str, Any] = dict(lr=1e-3, keep_prob=keep_prob)
     if offload:
         optimizer = OffloadedAdamW(model, **options)
         masters = [master for _, master, _ in optimizer.pairs]
@@ -65,7 +67,8 @@ def train(offload: bool, steps: int = STEPS, keep_prob: float = 0.5) -> list[Ten
             optimizer.step()
             continue
         for param, master in zip(model.parameters(), masters, strict=True):
-            master.grad, param.grad = param.grad.to("cpu", torch.float32), None
+            grad, param.grad = param.grad, None
+            master.grad = None if grad is None else grad.to("cpu", torch.float32)
         plain.step()
         with torch.no_grad():
             for param, master in zip(model.parameters(), masters, strict=True):
