@@ -1,12 +1,16 @@
-// What the kernels that step a chunk are made of: its constants, its accesses, the gradients it sees.
+// What the kernels that step a chunk are made of: its constants, its keep decisions, the gradients it sees.
 #pragma once
 
+#include <type_traits>
+
+#include "cuda/access.cuh"
 #include "cuda/slices.cuh"
 
 namespace lrt::cuda {
 
-constexpr int kThreads = 128;
-constexpr int kAccess = 16;  // bytes of one access, and of a unit of lanes (core/slope.h)
+// Of a block that steps a chunk: in one pass where its threads have 16 bytes of elements of every row of it.
+template <class Param>
+constexpr int kThreads = sizeof(Param) == 4 ? 256 : 128;
 
 // What all tensors of a call share, and what each has of its own, in the compute type.
 template <class Real>
@@ -25,21 +29,6 @@ struct alignas(16) Prepared {
   char bytes[kPreparedBytes];
 };
 
-// kCount elements in as few accesses as their size allows.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < kAccess ? sizeof(T) * kCount : kAccess) Vector {
-  T value[kCount];
-};
-
-template <class T, int kCount>
-LRT_DEVICE Vector<T, kCount>& vector_at(int64_t base, int64_t element) {
-  T* const address = reinterpret_cast<T*>(base) + element;
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(address));  // an integer does not say so, and sm_100 would use generic accesses
-#endif
-  return *reinterpret_cast<Vector<T, kCount>*>(address);
-}
-
 // What the threads of a block share.
 template <class Rule, class Real>
 struct Chunk {
@@ -49,13 +38,57 @@ struct Chunk {
   KeepStream stream;
   int64_t end;  // of its elements
   SliceMeans<Real> means;
+  bool sloped;  // whether a slope is asked for
 };
 
-// The gradients of kCount elements that the rule sees. kCentralize: there may be means, which is looked up.
-template <class Param, int kCount, bool kCentralize, class Rule>
+constexpr int kRows = static_cast<int>(kTile / kLanes);
+
+// Keep decisions on kCount neighbouring lanes of a tile: bit row * kCount + e is that of lane e.
+template <int kCount>
+using Keeps = std::conditional_t<kCount * kRows <= 32, uint32_t, uint64_t>;
+
+template <int kCount, class Rule, class Real>
+LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, int lane) {
+  const uint32_t threshold = chunk.shared.word_threshold;
+  Keeps<kCount> keeps = 0;
+  if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) {
+    const PhiloxBlock<uint32_t> draws = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      // The row's draw in the upper half; what is below does not reach the threshold.
+      const uint32_t bits = row % 2 ? draws.word[row / 2] : draws.word[row / 2] << 16;
+      if (bits < threshold) keeps |= Keeps<kCount>(1) << (row * kCount + e);
+    }
+  }
+  return keeps;
+}
+
+// The same of a shard, whose elements' calls serve no others.
+template <int kCount, class Rule, class Real>
+LRT_DEVICE Keeps<kCount> shard_keeps(const Chunk<Rule, Real>& chunk, const ChunkMap& map, int64_t tile, int lane) {
+  const uint32_t threshold = chunk.shared.word_threshold;
+  Keeps<kCount> keeps = 0;
+  if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
+#pragma unroll 1
+  for (int row = 0; row < kRows; ++row) {
+    const int64_t element = tile * kTile + row * kLanes + lane;
+    keeps >>= kCount;
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      const uint32_t bits = keep_bits(chunk.stream, map.element(element + e)) << 16;
+      if (bits < threshold) keeps |= Keeps<kCount>(1) << ((kRows - 1) * kCount + e);
+    }
+  }
+  return keeps;
+}
+
+// The gradients of kCount elements that the rule sees. kPlain: there are no means, which else is looked up.
+template <bool kPlain, class Param, int kCount, class Rule>
 LRT_DEVICE Vector<Param, kCount> seen_grads(const Chunk<Rule, Real<Param>>& chunk, int64_t begin,
                                             Vector<Param, kCount> grads) {
-  if constexpr (kCentralize) {
+  if constexpr (!kPlain) {
     if (chunk.means.first) {
 #pragma unroll
       for (int e = 0; e < kCount; ++e) grads.value[e] = centralized(grads.value[e], chunk.means.of(begin + e));

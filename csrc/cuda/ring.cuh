@@ -1,48 +1,44 @@
-// The step of a rule with a ring (core/update.h), in the place of step_kernel.cuh's step_elements.
+// The update of a rule with a ring (core/update.h), in the place of elements.cuh's.
 #pragma once
 
-#include "cuda/chunk.cuh"
+#include "cuda/elements.cuh"
 
 namespace lrt::cuda {
 
-// kCount consecutive elements of every slot.
-template <class Param, class State, int kCount, bool kCentralize, class Rule>
+// The newest gradients go into their slot, and are read again from the cache, as the thread's own.
+template <class Access, bool kPlain, class Rule, class Param, class State, int kCount>
   requires kHasRing<Rule>
-LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
-                              Real<Param> (&slopes)[kCount]) {
+LRT_DEVICE void update_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, uint32_t keeps,
+                                Elements<Rule, Param, State, kCount>& elements) {
   const auto& scalars = chunk.shared.scalars;
-  Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
-  Vector<Param, kCount> params = stored;
-  const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
-  const Vector<Param, kCount> grads = seen_grads<Param, kCount, kCentralize>(chunk, begin, stored_grads);
+  const Vector<Param, kCount> grads = seen_grads<kPlain>(chunk, begin, elements.grads);
   Vector<State, kCount> newest;
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
-    newest.value[e] =
-        from_real<State>(decayed_grad<Decay::kSelect>(scalars, to_real(params.value[e]), to_real(grads.value[e])));
+    newest.value[e] = from_real<State>(
+        decayed_grad<Decay::kSelect>(scalars, to_real(elements.params.value[e]), to_real(grads.value[e])));
   }
-  const auto slot = [&](int64_t number) -> Vector<State, kCount>& {
-    return vector_at<State, kCount>(chunk.row.states[0], number * chunk.row.numel + begin);
+  const auto place = [&](int64_t slot) { return slot * chunk.row.numel + begin; };
+  const auto load = [&](int64_t slot) {
+    return Access::template load<State, kCount>(chunk.row.states[0], place(slot));
   };
-  slot(chunk.rule.slot) = newest;  // and read again below, from the cache, as the thread's own
+  Access::store(chunk.row.states[0], place(chunk.rule.slot), newest);
+  const Vector<State, kCount> first = load(0);
   Real<Param> mean[kCount];
 #pragma unroll
-  for (int e = 0; e < kCount; ++e) mean[e] = to_real(slot(0).value[e]);
+  for (int e = 0; e < kCount; ++e) mean[e] = to_real(first.value[e]);
 #pragma unroll 4
-  for (int64_t number = 1; number < chunk.rule.filled; ++number) {
-    const Vector<State, kCount> gradients = slot(number);
-    const Real<Param> weight = Rule::weight(number);
+  for (int64_t slot = 1; slot < chunk.rule.filled; ++slot) {
+    const Vector<State, kCount> gradients = load(slot);
+    const Real<Param> weight = Rule::weight(slot);
 #pragma unroll
     for (int e = 0; e < kCount; ++e) mean[e] = Rule::include(mean[e], to_real(gradients.value[e]), weight);
   }
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
-    const Real<Param> param = to_real(params.value[e]);
-    const Real<Param> updated = moved_param<Decay::kSelect>(scalars, param, mean[e]);
-    if (bits[e] < chunk.shared.word_threshold) params.value[e] = from_real<Param>(updated);
-    slopes[e] = slopes[e] + slope_term(to_real(stored_grads.value[e]), param, to_real(params.value[e]));
+    const Real<Param> updated = moved_param<Decay::kSelect>(scalars, to_real(elements.params.value[e]), mean[e]);
+    if (keeps >> e & 1) elements.params.value[e] = from_real<Param>(updated);
   }
-  stored = params;
 }
 
 }  // namespace lrt::cuda

@@ -67,10 +67,11 @@ struct SliceMeans {
 
 template <class Param>
 const char* launch_means(const Step& call) {
-  constexpr int threads = 128;
   const char* error =
-      LAUNCH((sum_partials<Param>), (call.partials + threads - 1) / threads, threads, call.stream, call);
-  return error ? error : LAUNCH((find_means<Param>), (call.slices + threads - 1) / threads, threads, call.stream, call);
+      LAUNCH((sum_partials<Param>), (call.partials + kListThreads - 1) / kListThreads, kListThreads, call.stream, call);
+  return error ? error
+               : LAUNCH((find_means<Param>), (call.slices + kListThreads - 1) / kListThreads, kListThreads, call.stream,
+                        call);
 }
 
 }  // namespace lrt::cuda

@@ -48,8 +48,8 @@ __global__ void add_slope(Step call) {
 
 template <class Param>
 const char* launch_slope(const Step& call) {
-  constexpr int threads = 128;
-  const char* error = LAUNCH((sum_chunks<Param>), (call.chunks + threads - 1) / threads, threads, call.stream, call);
+  const char* error =
+      LAUNCH((sum_chunks<Param>), (call.chunks + kListThreads - 1) / kListThreads, kListThreads, call.stream, call);
   if (!error)
     error =
         LAUNCH(sum_columns, 1, static_cast<int>(kSlopeColumns), call.stream, slope_chunks<Param>(call), call.chunks);

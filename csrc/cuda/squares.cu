@@ -6,43 +6,52 @@
 namespace lrt::cuda {
 namespace {
 
-// kCount neighbouring lanes of a tile, all eight rows. A single lane may end with the chunk, several are whole.
+// kCount neighbouring lanes of a whole tile, all eight rows.
 template <class Param, int kCount>
-LRT_DEVICE Real<Param> square_lanes(const TableRow& row, int64_t tile, int lane, int64_t end) {
+LRT_DEVICE Real<Param> square_lanes(const TableRow& row, int64_t begin) {
+  Vector<Param, kCount> grads[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) grads[r] = AnyAccess::load<Param, kCount>(row.grad, begin + r * kLanes);
   Real<Param> lanes[kCount] = {};
 #pragma unroll
-  for (int r = 0; r < 8; ++r) {
-    const int64_t element = tile * kTile + r * kLanes + lane;
-    if (kCount > 1 || element < end) {
-      const Vector<Param, kCount> grads = vector_at<Param, kCount>(row.grad, element);
+  for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) lanes[e] = lanes[e] + square_term(to_real(grads.value[e]));
-    }
+    for (int e = 0; e < kCount; ++e) lanes[e] = lanes[e] + square_term(to_real(grads[r].value[e]));
   }
   return slope_unit<kCount>(lanes);
 }
 
+// One lane of a tile, which may end with the chunk: what is not there adds nothing.
 template <class Param>
-__global__ void __launch_bounds__(kThreads) square_units(Step call) {
+LRT_DEVICE Real<Param> square_lane(const TableRow& row, int64_t begin, int64_t end) {
+  Real<Param> grads[kRows], sum = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t element = begin + r * kLanes;
+    grads[r] = element < end ? to_real(vector_at<Param, 1>(row.grad, element).value[0]) : 0;
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) sum = sum + square_term(grads[r]);
+  return sum;
+}
+
+template <class Param>
+__global__ void __launch_bounds__(kListThreads) square_units(Step call) {
   constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
   const TableRow row = call.rows[call.chunk_tensors[blockIdx.x]];
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
-  const int64_t last_tile = row.grad % kAccess == 0 ? end / kTile : begin / kTile;  // of those in wide accesses
   const int unit = threadIdx.x % kUnits;
   Real<Param>* const units = slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * kChunkTiles * kUnits + unit;
   int64_t tile = begin / kTile + threadIdx.x / kUnits;
-  for (; tile < last_tile; tile += kThreads / kUnits) {
-    units[tile % kChunkTiles * kUnits] = square_lanes<Param, kUnit>(row, tile, unit * kUnit, end);
+  for (; tile < end / kTile; tile += kListThreads / kUnits) {
+    units[tile % kChunkTiles * kUnits] = square_lanes<Param, kUnit>(row, tile * kTile + unit * kUnit);
   }
-  for (; tile * kTile < end; tile += kThreads / kUnits) {
-    Real<Param> sum = 0;
-#pragma unroll 1
-    for (int lane = unit * kUnit; lane < (unit + 1) * kUnit; ++lane) {
-      sum = sum + square_lanes<Param, 1>(row, tile, lane, end);
-    }
-    units[tile % kChunkTiles * kUnits] = sum;
-  }
+  if (tile * kTile >= end) return;
+  Real<Param> sum = 0;
+#pragma unroll
+  for (int e = 0; e < kUnit; ++e) sum = sum + square_lane<Param>(row, tile * kTile + unit * kUnit + e, end);
+  units[tile % kChunkTiles * kUnits] = sum;
 }
 
 // A thread a column, in the place of the column's first chunk, which no other thread reads.
@@ -69,14 +78,14 @@ __global__ void sum_tensors(Step call, double* squares) {
 
 template <class Param>
 const char* launch_of(const Step& call, double* squares) {
-  const auto blocks = [](int64_t items) { return (items + kThreads - 1) / kThreads; };
+  const auto blocks = [](int64_t items) { return (items + kListThreads - 1) / kListThreads; };
   const char* error = nullptr;
   if (call.chunks != 0) {
-    error = LAUNCH((square_units<Param>), call.chunks, kThreads, call.stream, call);
-    if (!error) error = LAUNCH((sum_chunks<Param>), blocks(call.chunks), kThreads, call.stream, call);
-    if (!error) error = LAUNCH((sum_tensor_columns<Param>), blocks(call.chunks), kThreads, call.stream, call);
+    error = LAUNCH((square_units<Param>), call.chunks, kListThreads, call.stream, call);
+    if (!error) error = LAUNCH((sum_chunks<Param>), blocks(call.chunks), kListThreads, call.stream, call);
+    if (!error) error = LAUNCH((sum_tensor_columns<Param>), blocks(call.chunks), kListThreads, call.stream, call);
   }
-  return error ? error : LAUNCH((sum_tensors<Param>), blocks(call.tensors), kThreads, call.stream, call, squares);
+  return error ? error : LAUNCH((sum_tensors<Param>), blocks(call.tensors), kListThreads, call.stream, call, squares);
 }
 
 __global__ void find_clip(const double* columns, Scalar grad_scale, double max_norm, double* norm, double* clip) {

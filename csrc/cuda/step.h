@@ -26,6 +26,7 @@ struct Step {
 };
 
 constexpr int64_t kPreparedBytes = 128;
+constexpr int kListThreads = 128;  // of a block whose threads have an item of a list each: a tensor, a slice, a chunk
 
 // The partial sums of a slope: units in the compute type, then chunks and columns in double.
 template <class Param>

@@ -12,162 +12,171 @@
 
 namespace lrt::cuda {
 
-// kCount consecutive elements. `bits` holds their draws in the upper half; what is below does not reach the threshold.
-// Each lane's sum of slopes advances.
-template <class Param, class State, int kCount, bool kCentralize, class Rule>
-  requires(!kHasRing<Rule>)
-LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, const uint32_t (&bits)[kCount],
-                              Real<Param> (&slopes)[kCount]) {
-  Vector<Param, kCount>& stored = vector_at<Param, kCount>(chunk.row.param, begin);
-  Vector<Param, kCount> params = stored;
-  const Vector<Param, kCount> stored_grads = vector_at<Param, kCount>(chunk.row.grad, begin);
-  const Vector<Param, kCount> grads = seen_grads<Param, kCount, kCentralize>(chunk, begin, stored_grads);
-  Vector<State, kCount> states[kMaxStates];
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) states[k] = vector_at<State, kCount>(chunk.row.states[k], begin);
-#pragma unroll
-  for (int e = 0; e < kCount; ++e) {
-    Real<Param> state[kMaxStates];
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) state[k] = to_real(states[k].value[e]);
-    const Real<Param> param = to_real(params.value[e]);
-    const Real<Param> updated =
-        update<Decay::kSelect>(chunk.rule, chunk.shared.scalars, param, to_real(grads.value[e]), state);
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) states[k].value[e] = from_real<State>(state[k]);
-    if (bits[e] < chunk.shared.word_threshold) params.value[e] = from_real<Param>(updated);
-    slopes[e] = slopes[e] + slope_term(to_real(stored_grads.value[e]), param, to_real(params.value[e]));
-  }
-  stored = params;
-#pragma unroll
-  for (int k = 0; k < Rule::kStates; ++k) vector_at<State, kCount>(chunk.row.states[k], begin) = states[k];
-}
-
-// kCount neighbouring lanes of a tile, whose calls serve all eight rows; returns their sum of slopes. A single lane may
-// end with the chunk, several are whole.
-template <class Param, class State, int kCount, bool kCentralize, class Rule>
-LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane) {
-  PhiloxBlock<uint32_t> draws[kCount] = {};
-  if (chunk.shared.masked) {
-    for (int e = 0; e < kCount; ++e) draws[e] = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
-  }
+// kCount neighbouring lanes of a whole tile, all eight rows, the loads of a row before the arithmetic of the row above;
+// returns their sum of slopes.
+template <class Access, bool kPlain, class Rule, class Param, class State, int kCount, class Draw>
+LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane, const Draw& draw) {
+  int64_t element = tile * kTile + lane;
+  Elements<Rule, Param, State, kCount> next;
+  next.template load<Access>(chunk.row, element);
+  Keeps<kCount> keeps = draw.template operator()<kCount>(tile, lane);
   Real<Param> slopes[kCount] = {};
 #pragma unroll 1
-  for (int word = 0; word < 4; ++word) {
+  for (int pair = 0; pair < kRows / 2; ++pair) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint32_t bits[kCount];
-      for (int e = 0; e < kCount; ++e) bits[e] = half ? draws[e].word[0] : draws[e].word[0] << 16;
-      const int64_t element = tile * kTile + (2 * word + half) * kLanes + lane;
-      if (kCount > 1 || element < chunk.end) {
-        step_elements<Param, State, kCount, kCentralize>(chunk, element, bits, slopes);
-      }
-    }
-    for (int e = 0; e < kCount; ++e) {  // the next word, in the place of this one: registers have no index
-      draws[e] = {{draws[e].word[1], draws[e].word[2], draws[e].word[3], 0}};
+      Elements<Rule, Param, State, kCount> elements = next;
+      if (half == 0 || pair < kRows / 2 - 1) next.template load<Access>(chunk.row, element + kLanes);
+      step_elements<Access, kPlain>(chunk, element, static_cast<uint32_t>(keeps), elements, slopes);
+      element += kLanes;
+      keeps >>= kCount;
     }
   }
   return slope_unit<kCount>(slopes);
 }
 
-// The same of a shard, whose elements' calls serve no others: one row at a time.
-template <class Param, class State, int kCount, class Rule>
-LRT_DEVICE Real<Param> step_shard(const Chunk<Rule, Real<Param>>& chunk, const ChunkMap& map, int64_t tile, int lane) {
-  Real<Param> slopes[kCount] = {};
-#pragma unroll 1
-  for (int row = 0; row < kTile / kLanes; ++row) {
-    const int64_t element = tile * kTile + row * kLanes + lane;
-    uint32_t bits[kCount] = {};
-    if (chunk.shared.masked) {
-      for (int e = 0; e < kCount; ++e) bits[e] = keep_bits(chunk.stream, map.element(element + e)) << 16;
-    }
-    if (kCount > 1 || element < chunk.end) step_elements<Param, State, kCount, true>(chunk, element, bits, slopes);
+// One lane of a tile, which may end with the chunk: all eight rows, all loads first.
+template <class Rule, class Param, class State, class Draw>
+LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane, const Draw& draw) {
+  const int64_t begin = tile * kTile + lane;
+  if (begin >= chunk.end) return 0;
+  Elements<Rule, Param, State, 1> rows[kRows];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    if (begin + row * kLanes < chunk.end) rows[row].template load<AlignedAccess>(chunk.row, begin + row * kLanes);
   }
-  return slope_unit<kCount>(slopes);
+  const Keeps<1> keeps = draw.template operator()<1>(tile, lane);
+  Real<Param> slopes[1] = {};
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const int64_t element = begin + row * kLanes;
+    if (element < chunk.end) step_elements<AlignedAccess, false>(chunk, element, keeps >> row, rows[row], slopes);
+  }
+  return slopes[0];
 }
 
 // Blocks per multiprocessor that the compiler shall make room for. Left alone it aims at more of them for some kernels,
 // and spills a few registers for it.
 template <class Rule, class Param>
-constexpr int kMinBlocks = sizeof(Param) == 4                     ? 4
-                           : kHasRing<Rule> && sizeof(Param) == 2 ? 2
-                                                                  : 3;
+constexpr int kMinBlocks = sizeof(Param) == 4   ? 2
+                           : sizeof(Param) == 2 ? 4
+                                                : 3;
+
+// One block's chunk.
+template <class Rule, class Param, class State>
+struct BlockStep {
+  static constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
+  const Chunk<Rule, Real<Param>>& chunk;
+  int64_t begin, end;
+  Real<Param>* slopes;  // of the chunk's units, where they are asked for
+
+  // Whole tiles, from the chunk's first to `last`, a thread a unit of lanes.
+  template <class Access, bool kPlain, class Draw>
+  __device__ __forceinline__ void step_tiles(int64_t last, const Draw& draw) const {
+    const int unit = static_cast<int>(threadIdx.x) % kUnits;
+    int64_t tile = begin / kTile + threadIdx.x / kUnits;
+    for (; tile < last; tile += kThreads<Param> / kUnits) {
+      const auto slope = step_lanes<Access, kPlain, Rule, Param, State, kUnit>(chunk, tile, unit * kUnit, draw);
+      if (!kPlain && chunk.sloped) slopes[tile % kChunkTiles * kUnits + unit] = slope;
+    }
+  }
+
+  // The tiles from `first` on, a thread a lane; or a unit of lanes, where slopes are summed. The last threads begin:
+  // they have least to do before.
+  template <class Draw>
+  __device__ __forceinline__ void step_rest(int64_t first, const Draw& draw) const {
+    const int thread = kThreads<Param> - 1 - static_cast<int>(threadIdx.x);
+    const int lanes = chunk.sloped ? kUnit : 1, owners = chunk.sloped ? kUnits : static_cast<int>(kLanes);
+    const int64_t tile = first + (chunk.sloped ? thread / kUnits : thread / static_cast<int>(kLanes));
+    const int owner = thread & (owners - 1);
+    if (tile * kTile >= end) return;
+    Real<Param> slope = 0;
+#pragma unroll 1
+    for (int lane = owner * lanes; lane < (owner + 1) * lanes; ++lane) {
+      slope = slope + step_lane<Rule, Param, State>(chunk, tile, lane, draw);
+    }
+    if (chunk.sloped) slopes[tile % kChunkTiles * kUnits + owner] = slope;
+  }
+
+  // Few tiles are stepped a lane a thread: that takes the time of one access to memory, a whole tile that of eight.
+  template <class Draw>
+  __device__ __forceinline__ void run(bool aligned, bool plain, const Draw& draw) const {
+    const bool few = !chunk.sloped && end - begin <= kThreads<Param> * kRows;
+    const int64_t last = few ? begin / kTile : end / kTile;
+    if (aligned && plain) {
+      step_tiles<AlignedAccess, true>(last, draw);
+    } else {
+      step_tiles<AnyAccess, false>(last, draw);
+    }
+    step_rest(last, draw);
+  }
+};
+
+// The operands' addresses, of which the lowest bits say how they are aligned.
+template <class Rule, class State>
+LRT_DEVICE int64_t addresses_of(const TableRow& row) {
+  int64_t addresses = row.param | row.grad;
+  for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
+  if constexpr (kHasRing<Rule>) addresses |= row.numel * static_cast<int64_t>(sizeof(State));  // from slot to slot
+  return addresses;
+}
 
 // The chunk of a block. kShards: of a list with shards among its tensors.
 template <bool kShards, class Rule, class Param, class State>
 LRT_DEVICE void step_chunk(const Step& call) {
-  constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
-  const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
-  if (shared.skip) return;
   const int32_t tensor = call.chunk_tensors[blockIdx.x];
-  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);
+  const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
+  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);  // of no meaning in a step that skips
   const TableRow row = call.rows[tensor];
+  if (shared.skip) return;
+  constexpr int units = static_cast<int>(kChunkTiles) * kTileUnits<Param>;
+  Real<Param>* const slopes =
+      call.slope ? slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * units : nullptr;
+  if (!own.counted) {
+    for (int unit = static_cast<int>(threadIdx.x); slopes && unit < units; unit += kThreads<Param>) slopes[unit] = 0;
+    return;
+  }
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
-  const int64_t stepped_end = own.counted ? end : begin;  // nothing is, without a count
+  const KeepStream stream = {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)};
   const Chunk<Rule, Real<Param>> chunk = {
-      own.rule,    shared,
-      row,         {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)},
-      stepped_end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
-  int64_t addresses = row.param | row.grad;
-  for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
-  if constexpr (kHasRing<Rule>) addresses |= row.numel * static_cast<int64_t>(sizeof(State));  // from slot to slot
-  const int64_t last_tile =
-      addresses % kAccess == 0 ? stepped_end / kTile : begin / kTile;  // of those in wide accesses
-  const int unit = threadIdx.x % kUnits;
-  const auto store_slope = [&](int64_t tile, Real<Param> slope) {
-    const int64_t of_list = static_cast<int64_t>(blockIdx.x) * kChunkTiles + tile % kChunkTiles;
-    if (call.slope) slope_units<Param>(call)[of_list * kUnits + unit] = slope;
-  };
-  int64_t tile = begin / kTile + threadIdx.x / kUnits;
-  const auto in_wide_accesses = [&](const auto& lanes) {
-    for (; tile < last_tile; tile += kThreads / kUnits) store_slope(tile, lanes(tile, unit * kUnit));
-  };
-  const auto lane_by_lane = [&](const auto& lanes) {
-    for (; tile * kTile < end; tile += kThreads / kUnits) {
-      Real<Param> slope = 0;
-#pragma unroll 1
-      for (int lane = unit * kUnit; lane < (unit + 1) * kUnit; ++lane) slope = slope + lanes(tile, lane);
-      store_slope(tile, slope);
-    }
-  };
+      own.rule,         shared, row, stream, end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin),
+      slopes != nullptr};
+  const BlockStep<Rule, Param, State> block = {chunk, begin, end, slopes};
+  const bool aligned = addresses_of<Rule, State>(row) % kAccess == 0;
   if constexpr (kShards) {
     const ChunkMap map(row.map, begin);
-    in_wide_accesses([&](int64_t t, int lane) { return step_shard<Param, State, kUnit>(chunk, map, t, lane); });
-    lane_by_lane([&](int64_t t, int lane) { return step_shard<Param, State, 1>(chunk, map, t, lane); });
+    block.run(aligned, false,
+              [&]<int kCount>(int64_t tile, int lane) { return shard_keeps<kCount>(chunk, map, tile, lane); });
   } else {
-    if (chunk.means.first) {
-      in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, true>(chunk, t, lane); });
-    } else {
-      in_wide_accesses([&](int64_t t, int lane) { return step_lanes<Param, State, kUnit, false>(chunk, t, lane); });
-    }
-    lane_by_lane([&](int64_t t, int lane) { return step_lanes<Param, State, 1, true>(chunk, t, lane); });
+    const bool plain = !chunk.means.first && !chunk.sloped;
+    block.run(aligned, plain, [&]<int kCount>(int64_t tile, int lane) { return keeps_of<kCount>(chunk, tile, lane); });
   }
 }
 
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
   step_chunk<false, Rule, Param, State>(call);
 }
 
 // A kernel of its own: what a shard's draws need would cost the other registers.
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads, (kMinBlocks<Rule, Param>)) shard_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<Rule, Param>)) shard_kernel(Step call) {
   step_chunk<true, Rule, Param, State>(call);
 }
 
 template <class Variant, class Param, class State>
 const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) {
   using Rule = typename Variant::template Rule<Real<Param>>;
-  const int64_t blocks = (call.tensors + kThreads - 1) / kThreads;
-  const char* error =
-      LAUNCH((prepare_kernel<Rule, typename Variant::Hyper, Real<Param>>), blocks, kThreads, call.stream, call, hyper);
+  const int64_t blocks = (call.tensors + kListThreads - 1) / kListThreads;
+  const char* error = LAUNCH((prepare_kernel<Rule, typename Variant::Hyper, Real<Param>>), blocks, kListThreads,
+                             call.stream, call, hyper);
   if (error || call.chunks == 0) return error;
   if (call.slices != 0) error = launch_means<Param>(call);
   if (error) return error;
-  error = call.shards ? LAUNCH((shard_kernel<Rule, Param, State>), call.chunks, kThreads, call.stream, call)
-                      : LAUNCH((step_kernel<Rule, Param, State>), call.chunks, kThreads, call.stream, call);
+  error = call.shards ? LAUNCH((shard_kernel<Rule, Param, State>), call.chunks, kThreads<Param>, call.stream, call)
+                      : LAUNCH((step_kernel<Rule, Param, State>), call.chunks, kThreads<Param>, call.stream, call);
   return error || !call.slope ? error : launch_slope<Param>(call);
 }
 
