@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cuda/launch.h"
 
@@ -36,6 +37,28 @@ struct AlignedAccess {
   }
 };
 
+// Writes whole vectors of 8 and 16 bytes in one access. Left to it, the compiler finds that the branches of AnyAccess
+// write the same values to the same addresses, and joins them element by element.
+template <class T, int kCount>
+LRT_DEVICE void store_whole(Vector<T, kCount>& target, const Vector<T, kCount>& piece) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(piece) == 16) {
+    uint32_t words[4];
+    memcpy(words, &piece, sizeof(piece));
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(&target), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                 "r"(words[3])
+                 : "memory");
+    return;
+  } else if constexpr (sizeof(piece) == 8) {
+    uint32_t words[2];
+    memcpy(words, &piece, sizeof(piece));
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(&target), "r"(words[0]), "r"(words[1]) : "memory");
+    return;
+  }
+#endif
+  target = piece;
+}
+
 // Vectors anywhere, each in the widest accesses that its address allows. The threads of a block take the same branch:
 // what they access is multiples of kAccess apart.
 struct AnyAccess {
@@ -60,7 +83,7 @@ struct AnyAccess {
         Vector<T, kPiece> piece;
 #pragma unroll
         for (int e = 0; e < kPiece; ++e) piece.value[e] = vector.value[first + e];
-        vector_at<T, kPiece>(base, element + first) = piece;
+        store_whole(vector_at<T, kPiece>(base, element + first), piece);
       }
     });
   }

@@ -12,21 +12,22 @@
 
 namespace lrt::cuda {
 
-// kCount neighbouring lanes of a whole tile, all eight rows, the loads of a row before the arithmetic of the row above;
-// returns their sum of slopes.
+// kCount neighbouring lanes of a whole tile, all eight rows, the loads of a row before the arithmetic of the one
+// before; returns their sum of slopes. The rows of two passes in one save copies of registers, but are twice the code.
 template <class Access, bool kPlain, class Rule, class Param, class State, int kCount, class Draw>
 LRT_DEVICE Real<Param> step_lanes(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int lane, const Draw& draw) {
+  constexpr int kPasses = kPlain ? kRows / 2 : kRows, kPassRows = kRows / kPasses;
   int64_t element = tile * kTile + lane;
   Elements<Rule, Param, State, kCount> next;
   next.template load<Access>(chunk.row, element);
   Keeps<kCount> keeps = draw.template operator()<kCount>(tile, lane);
   Real<Param> slopes[kCount] = {};
 #pragma unroll 1
-  for (int pair = 0; pair < kRows / 2; ++pair) {
+  for (int pass = 0; pass < kPasses; ++pass) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int row = 0; row < kPassRows; ++row) {
       Elements<Rule, Param, State, kCount> elements = next;
-      if (half == 0 || pair < kRows / 2 - 1) next.template load<Access>(chunk.row, element + kLanes);
+      if (row + 1 < kPassRows || pass + 1 < kPasses) next.template load<Access>(chunk.row, element + kLanes);
       step_elements<Access, kPlain>(chunk, element, static_cast<uint32_t>(keeps), elements, slopes);
       element += kLanes;
       keeps >>= kCount;
@@ -127,13 +128,12 @@ LRT_DEVICE void step_chunk(const Step& call) {
   const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
   const int32_t tensor = call.chunk_tensors[blockIdx.x];
   const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
-  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);  // of no meaning in a step that skips
+  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);  // whatever it is, where the step skips
   const TableRow row = call.rows[tensor];
-  if (shared.skip) return;
   constexpr int units = static_cast<int>(kChunkTiles) * kTileUnits<Param>;
   Real<Param>* const slopes =
       call.slope ? slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * units : nullptr;
-  if (!own.counted) {
+  if (shared.skip | !own.counted) {
     for (int unit = static_cast<int>(threadIdx.x); slopes && unit < units; unit += kThreads<Param>) slopes[unit] = 0;
     return;
   }
