@@ -56,12 +56,12 @@ LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t 
   return slopes[0];
 }
 
-// Blocks per multiprocessor that the compiler shall make room for. Left alone it aims at more of them for some kernels,
-// and spills a few registers for it.
-template <class Rule, class Param>
-constexpr int kMinBlocks = sizeof(Param) == 4   ? 2
-                           : sizeof(Param) == 2 ? 4
-                                                : 3;
+// Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers, but for doubles
+// and where that spills. Left alone it aims at more for some kernels, and spills a few registers for it.
+template <bool kShards, class Rule, class Param>
+constexpr int kMinBlocks = sizeof(Param) == 4                                               ? 2
+                           : sizeof(Param) == 8 || (kShards && Rule::kStates == kMaxStates) ? 3
+                                                                                            : 4;
 
 // One block's chunk.
 template <class Rule, class Param, class State>
@@ -156,13 +156,13 @@ LRT_DEVICE void step_chunk(const Step& call) {
 }
 
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<Rule, Param>)) step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<false, Rule, Param>)) step_kernel(Step call) {
   step_chunk<false, Rule, Param, State>(call);
 }
 
 // A kernel of its own: what a shard's draws need would cost the other registers.
 template <class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<Rule, Param>)) shard_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<true, Rule, Param>)) shard_kernel(Step call) {
   step_chunk<true, Rule, Param, State>(call);
 }
 

@@ -18,11 +18,16 @@ def contiguous(values: Tensor) -> Tensor:
     return values.clone(memory_format=torch.contiguous_format)
 
 
+def shifted(values: Tensor, elements: int) -> Tensor:
+    """Contiguous, but so many elements off every alignment, with guards on both sides."""
+    buffer = torch.full((values.numel() + elements + 1,), GUARD, dtype=values.dtype)
+    view = buffer[elements:-1].view(values.shape)
+    return view.copy_(values)
+
+
 def unaligned(values: Tensor) -> Tensor:
     """Contiguous, but one element off every alignment, with guards on both sides."""
-    buffer = torch.full((values.numel() + 2,), GUARD, dtype=values.dtype)
-    view = buffer[1:-1].view(values.shape)
-    return view.copy_(values)
+    return shifted(values, 1)
 
 
 def gapped(values: Tensor) -> Tensor:
