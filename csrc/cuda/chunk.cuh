@@ -52,15 +52,17 @@ LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, 
   const uint32_t threshold = chunk.shared.word_threshold;
   Keeps<kCount> keeps = 0;
   if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
-#pragma unroll
+#pragma unroll 2  // enough to overlap; more is code
   for (int e = 0; e < kCount; ++e) {
     const PhiloxBlock<uint32_t> draws = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
+    Keeps<kCount> lane_keeps = 0;
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
       // The row's draw in the upper half; what is below does not reach the threshold.
       const uint32_t bits = row % 2 ? draws.word[row / 2] : draws.word[row / 2] << 16;
-      if (bits < threshold) keeps |= Keeps<kCount>(1) << (row * kCount + e);
+      if (bits < threshold) lane_keeps |= Keeps<kCount>(1) << (row * kCount);
     }
+    keeps |= lane_keeps << e;
   }
   return keeps;
 }

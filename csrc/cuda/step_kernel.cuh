@@ -104,12 +104,12 @@ struct BlockStep {
   __device__ __forceinline__ void run(bool aligned, bool plain, const Draw& draw) const {
     const bool few = !chunk.sloped && end - begin <= kThreads<Param> * kRows;
     const int64_t last = few ? begin / kTile : end / kTile;
+    step_rest(last, draw);  // first: what only it needs is out of the registers then
     if (aligned && plain) {
       step_tiles<AlignedAccess, true>(last, draw);
     } else {
       step_tiles<AnyAccess, false>(last, draw);
     }
-    step_rest(last, draw);
   }
 };
 
