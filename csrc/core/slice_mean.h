@@ -6,6 +6,7 @@
 #pragma once
 
 #include "core/dtype.h"
+#include "core/slope.h"
 
 namespace lrt {
 
@@ -22,9 +23,7 @@ LRT_HD int64_t slice_partials(int64_t length) {
 
 template <class Real>
 LRT_HD Real slice_mean(const Real* partials, int64_t length) {
-  double sum = 0.0;
-  for (int64_t k = 0; k < slice_partials(length); ++k) sum = sum + static_cast<double>(partials[k]);
-  return static_cast<Real>(sum / static_cast<double>(length));
+  return static_cast<Real>(slope_sum(partials, slice_partials(length)) / static_cast<double>(length));
 }
 
 // An element of the centralized gradient, as it would be stored.

@@ -37,8 +37,18 @@ __global__ void sum_partials(Step call) {
   const TableRow& row = row_of<&TableRow::first_partial>(call, item);
   const int64_t length = row.slice_length, partials = slice_partials(length), of_row = item - row.first_partial;
   const Param* grads = reinterpret_cast<const Param*>(row.grad) + of_row / partials * length;
+  constexpr int kBatch = 16;  // elements that are waited for at the same time; those that are not there add nothing
   Real<Param> sum = 0;
-  for (int64_t i = of_row % partials; i < length; i += partials) sum = sum + to_real(grads[i]);
+  for (int64_t first = of_row % partials; first < length; first += kBatch * partials) {
+    Real<Param> batch[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int64_t i = first + k * partials;
+      batch[k] = i < length ? to_real(grads[i]) : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) sum = sum + batch[k];
+  }
   partial_sums<Param>(call)[item] = sum;
 }
 

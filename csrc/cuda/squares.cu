@@ -88,8 +88,10 @@ const char* launch_of(const Step& call, double* squares) {
   return error ? error : LAUNCH((sum_tensors<Param>), blocks(call.tensors), kListThreads, call.stream, call, squares);
 }
 
-__global__ void find_clip(const double* columns, Scalar grad_scale, double max_norm, double* norm, double* clip) {
-  const Clip found = clip_of(slope_sum(columns, kSlopeColumns), grad_scale.read(), max_norm);
+__global__ void find_clip(double* squares, int64_t count, bool columns, Scalar grad_scale, double max_norm,
+                          double* norm, double* clip) {
+  if (columns) return sum_column(squares, count);
+  const Clip found = clip_of(columns_sum(squares, count), grad_scale.read(), max_norm);
   *norm = found.norm;
   *clip = found.clip;
 }
@@ -103,8 +105,12 @@ const char* launch_squared_norms(const Step& call, double* squares) {
 
 const char* launch_clip(double* squares, int64_t count, Scalar grad_scale, double max_norm, double* norm, double* clip,
                         void* stream) {
-  const char* error = LAUNCH(sum_columns, 1, static_cast<int>(kSlopeColumns), stream, squares, count);
-  return error ? error : LAUNCH(find_clip, 1, 1, stream, squares + count, grad_scale, max_norm, norm, clip);
+  const auto launch = [&](bool columns) {
+    const int threads = columns ? static_cast<int>(kSlopeColumns) : 1;
+    return LAUNCH(find_clip, 1, threads, stream, squares, count, columns, grad_scale, max_norm, norm, clip);
+  };
+  const char* error = count > kSlopeColumns ? launch(true) : nullptr;
+  return error ? error : launch(false);
 }
 
 }  // namespace lrt::cuda
