@@ -13,6 +13,7 @@ from . import sass
 from .kernel import GPUS, Kernel
 from .variants import VARIANTS
 
+ACCESS = 16  # bytes of one access of a full chunk
 ROWS = 8  # of a tile: one thread draws once for its lanes of all
 PASSES = 4  # of the inner loop over a tile
 PHILOX_MULTIPLIER = re.compile(r"-0x2daee0ad|0xd2511f53")
@@ -66,20 +67,18 @@ def library(arch: int) -> dict[str, sass.Text]:
 def count(code: Sequence[sass.Instruction], rule: str, dtype: str) -> dict[str, Any]:
     """What a full chunk executes, as the fields of Kernel; UnknownStructure if the code is not as expected.
 
-    A tile's loop holds the draws, which a branch skips, the loop over words, each of two rows, and the store of a
-    slope, which another branch skips. Either the first branch is inside, or the compiler has made two loops of it.
-    The loops that step lane by lane, moving two elements a word, and those of centralized gradients, which read a mean
-    beside every element, are not looked at.
+    A tile's loop holds the loads of its first row, the draws, which a branch skips, and the loop over pairs of rows,
+    which stores a pair and loads the next. Either the branch is inside, or the compiler has made two loops of it. The
+    loop of any alignment, which has accesses of single elements, too, is not looked at.
     """
-    elements = 16 // BYTES[DTYPES[dtype][0]]
-    mean = max(4, BYTES[DTYPES[dtype][0]])
+    elements = ACCESS // BYTES[DTYPES[dtype][0]]
     ways, branches = [], 0
     for tile, words in sass.nested(code):
         outside, inner = sass.passes(code, tile), sass.passes(code, words).longest
-        moved = sum(code[i].access_bytes for i in inner)
-        if moved in (2 * (traffic_bytes(rule, dtype) + mean), 2 * elements * (traffic_bytes(rule, dtype) + mean)):
+        sizes = [code[i].access_bytes for i in inner if code[i].access_bytes]
+        if ACCESS // elements in sizes:
             continue
-        if moved != 2 * elements * traffic_bytes(rule, dtype):
+        if sum(sizes) != 2 * elements * traffic_bytes(rule, dtype):
             raise sass.UnknownStructure(f"the inner loop {words} does not move two rows")
         around = [i for i in outside.branches if not words.head <= i <= words.end]
         branches += sum(not sass.skips_store(code, i) for i in around)
@@ -97,18 +96,24 @@ def count(code: Sequence[sass.Instruction], rule: str, dtype: str) -> dict[str, 
         "masked": max(costs[True]),
         "unmasked": max(costs[False]),
         "accesses": len(sizes),
-        "wide_accesses": sizes.count(16),
+        "wide_accesses": sizes.count(ACCESS),
         "local_accesses": sum(code[i].is_local for i in executed),
     }
+
+
+def step_kernel(arch: int, rule: str, dtype: str) -> sass.Text:
+    """The rule's kernel in the native library."""
+    text = library(arch).get(f"void lrt::cuda::step_kernel<{_arguments(rule, dtype)}>(lrt::cuda::Step)")
+    if text is None:
+        raise RuntimeError(f"the native library has no kernel of {rule}, {dtype} for sm_{arch}")
+    return text
 
 
 def kernels(arch: int, rule: str, dtypes: tuple[str, ...] = tuple(DTYPES)) -> list[Kernel]:
     """The rule's kernels in the native library, read, in the order of ``dtypes``."""
     found = []
     for dtype in dtypes:
-        text = library(arch).get(f"void lrt::cuda::step_kernel<{_arguments(rule, dtype)}>(lrt::cuda::Step)")
-        if text is None:
-            raise RuntimeError(f"the native library has no kernel of {rule}, {dtype} for sm_{arch}")
+        text = step_kernel(arch, rule, dtype)
         spills = sum(instruction.is_local for instruction in text.code)
         try:
             counted = count(text.code, rule, dtype)

@@ -23,7 +23,7 @@ template <class Rule>
 struct Own {
   Rule rule;
   uint32_t step;
-  bool counted;  // the count of steps was one; else the tensor is left alone
+  uint32_t counted;  // whether the count of steps was one; else the tensor is left alone
 };
 struct alignas(16) Prepared {
   char bytes[kPreparedBytes];
@@ -52,7 +52,7 @@ LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, 
   const uint32_t threshold = chunk.shared.word_threshold;
   Keeps<kCount> keeps = 0;
   if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
-#pragma unroll 2  // enough to overlap; more is code
+#pragma unroll
   for (int e = 0; e < kCount; ++e) {
     const PhiloxBlock<uint32_t> draws = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
     Keeps<kCount> lane_keeps = 0;

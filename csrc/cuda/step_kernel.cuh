@@ -56,12 +56,12 @@ LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t 
   return slopes[0];
 }
 
-// Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers, but for doubles
-// and where that spills. Left alone it aims at more for some kernels, and spills a few registers for it.
+// Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers, and fewer where
+// that spills. Left alone it aims at more for some kernels, and spills a few registers for it.
 template <bool kShards, class Rule, class Param>
-constexpr int kMinBlocks = sizeof(Param) == 4                                               ? 2
-                           : sizeof(Param) == 8 || (kShards && Rule::kStates == kMaxStates) ? 3
-                                                                                            : 4;
+constexpr int kMinBlocks = sizeof(Param) == 4   ? 2
+                           : sizeof(Param) == 2 ? 4 - (kShards && Rule::kStates == kMaxStates)
+                                                : 3 - (Rule::kStates == kMaxStates);
 
 // One block's chunk.
 template <class Rule, class Param, class State>
@@ -133,7 +133,7 @@ LRT_DEVICE void step_chunk(const Step& call) {
   constexpr int units = static_cast<int>(kChunkTiles) * kTileUnits<Param>;
   Real<Param>* const slopes =
       call.slope ? slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * units : nullptr;
-  if (shared.skip | !own.counted) {
+  if (shared.skip | (own.counted == 0)) {
     for (int unit = static_cast<int>(threadIdx.x); slopes && unit < units; unit += kThreads<Param>) slopes[unit] = 0;
     return;
   }

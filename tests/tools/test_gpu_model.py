@@ -178,6 +178,18 @@ def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
 
 
 @reads
+@by_rule
+@pytest.mark.parametrize("arch", cuda_model.archs())
+def test_operands_at_any_address_have_wide_accesses_where_theirs_allows(arch, rule):
+    code, states = cuda_model.step_kernel(arch, rule, "f32").code, VARIANTS[rule].states
+    inner = [code[words.head : words.end + 1] for _, words in sass.nested(code)]
+    (loop,) = (loop for loop in inner if any(it.access_bytes == 4 for it in loop))
+    wide = [it for it in loop if it.access_bytes == cuda_model.ACCESS]
+    assert sum(not it.is_store for it in wide) == 2 + states  # of the next row: parameter, gradient, states
+    assert sum(it.is_store for it in wide) == 1 + states
+
+
+@reads
 @pytest.mark.parametrize("arch", cuda_model.archs())
 def test_no_kernel_of_the_library_needs_a_stack(arch):
     stacks = {name: text.stack_bytes for name, text in cuda_model.library(arch).items()}
