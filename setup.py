@@ -142,7 +142,8 @@ def cuda_archs(known: list[str]) -> list[str]:
 def cuda_flags(archs: list[str]) -> list[str]:
     """Flags of nvcc. No contraction; square roots, divisions and subnormals are IEEE by default."""
     host = "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
-    flags = ["-std=c++20", *OPTIMIZE, "-fmad=false", f"-I{CSRC}", host]
+    # Compressed machine code is a fraction of the library's size; the driver unpacks what it loads.
+    flags = ["-std=c++20", *OPTIMIZE, "-fmad=false", "-Xfatbin=-compress-all", f"-I{CSRC}", host]
     for arch in archs:
         number = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
