@@ -1,6 +1,7 @@
 """The CUDA kernels on the host at every alignment of every operand by itself, and at every end of a tensor.
 
-LRTRICKS_FULL=1 (``make test-all``) runs every case of the inventory, else a few of them.
+With norms of gradients and slopes, whose kernels read at the same addresses. LRTRICKS_FULL=1 (``make test-all``) runs
+every case of the inventory, else a few of them.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ def run(case, dtype, backend, sizes, before_step=lambda optimizer: None):
     """The optimizer after a step that makes the states, one more, and one whose slope is asked for; and that slope."""
     cases = [TensorCase((size,)) for size in sizes]
     params = make_params(cases, dtype.dtype)
-    optimizer = case.make(params, keep_prob=0.5, state_dtype=dtype.state_dtype, backend=backend)
+    arguments = dict(keep_prob=0.5, state_dtype=dtype.state_dtype, max_norm=1.0)
+    optimizer = case.make(params, backend=backend, **arguments)
     slopes: dict[torch.device, torch.Tensor] = {}
     for step in range(3):
         set_grads(params, cases, step)
