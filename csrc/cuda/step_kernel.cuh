@@ -67,9 +67,16 @@ constexpr int kMinBlocks = sizeof(Param) == 4   ? 2
 template <class Rule, class Param, class State>
 struct BlockStep {
   static constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>;
+  const Step& call;
   const Chunk<Rule, Real<Param>>& chunk;
   int64_t begin, end;
-  Real<Param>* slopes;  // of the chunk's units, where they are asked for
+
+  // The place is found anew each time: a pointer that waits for this would cost the loops registers.
+  __device__ __forceinline__ void store_slope(int64_t tile, int unit, Real<Param> slope) const {
+    if (!call.slope) return;
+    const int64_t of_list = static_cast<int64_t>(blockIdx.x) * kChunkTiles + tile % kChunkTiles;
+    slope_units<Param>(call)[of_list * kUnits + unit] = slope;
+  }
 
   // Whole tiles, from the chunk's first to `last`, a thread a unit of lanes.
   template <class Access, bool kPlain, class Draw>
@@ -78,7 +85,7 @@ struct BlockStep {
     int64_t tile = begin / kTile + threadIdx.x / kUnits;
     for (; tile < last; tile += kThreads<Param> / kUnits) {
       const auto slope = step_lanes<Access, kPlain, Rule, Param, State, kUnit>(chunk, tile, unit * kUnit, draw);
-      if (!kPlain && chunk.sloped) slopes[tile % kChunkTiles * kUnits + unit] = slope;
+      if constexpr (!kPlain) store_slope(tile, unit, slope);
     }
   }
 
@@ -96,7 +103,7 @@ struct BlockStep {
     for (int lane = owner * lanes; lane < (owner + 1) * lanes; ++lane) {
       slope = slope + step_lane<Rule, Param, State>(chunk, tile, lane, draw);
     }
-    if (chunk.sloped) slopes[tile % kChunkTiles * kUnits + owner] = slope;
+    store_slope(tile, owner, slope);
   }
 
   // Few tiles are stepped a lane a thread: that takes the time of one access to memory, a whole tile that of eight.
@@ -122,6 +129,15 @@ LRT_DEVICE int64_t addresses_of(const TableRow& row) {
   return addresses;
 }
 
+// The slopes of a chunk that is left alone.
+template <class Param>
+LRT_DEVICE void clear_slopes(const Step& call) {
+  constexpr int kUnits = static_cast<int>(kChunkTiles) * kTileUnits<Param>;
+  if (!call.slope) return;
+  Real<Param>* const slopes = slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * kUnits;
+  for (int unit = static_cast<int>(threadIdx.x); unit < kUnits; unit += kThreads<Param>) slopes[unit] = 0;
+}
+
 // The chunk of a block. kShards: of a list with shards among its tensors.
 template <bool kShards, class Rule, class Param, class State>
 LRT_DEVICE void step_chunk(const Step& call) {
@@ -130,20 +146,18 @@ LRT_DEVICE void step_chunk(const Step& call) {
   const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
   const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);  // whatever it is, where the step skips
   const TableRow row = call.rows[tensor];
-  constexpr int units = static_cast<int>(kChunkTiles) * kTileUnits<Param>;
-  Real<Param>* const slopes =
-      call.slope ? slope_units<Param>(call) + static_cast<int64_t>(blockIdx.x) * units : nullptr;
-  if (shared.skip | (own.counted == 0)) {
-    for (int unit = static_cast<int>(threadIdx.x); slopes && unit < units; unit += kThreads<Param>) slopes[unit] = 0;
-    return;
-  }
+  if (shared.skip | (own.counted == 0)) return clear_slopes<Param>(call);
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
   const KeepStream stream = {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)};
-  const Chunk<Rule, Real<Param>> chunk = {
-      own.rule,         shared, row, stream, end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin),
-      slopes != nullptr};
-  const BlockStep<Rule, Param, State> block = {chunk, begin, end, slopes};
+  const Chunk<Rule, Real<Param>> chunk = {own.rule,
+                                          shared,
+                                          row,
+                                          stream,
+                                          end,
+                                          SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin),
+                                          call.slope != nullptr};
+  const BlockStep<Rule, Param, State> block = {call, chunk, begin, end};
   const bool aligned = addresses_of<Rule, State>(row) % kAccess == 0;
   if constexpr (kShards) {
     const ChunkMap map(row.map, begin);
