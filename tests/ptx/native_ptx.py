@@ -1,0 +1,147 @@
+"""Steps by the PTX of the built library: its own launchers hand it to the machine."""
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cuda_on_host
+from machine import parse
+from machine.launch import Machine
+from held_tensors import allocations
+from torch import Tensor
+
+from bench.machine_code import sass
+from lrtricks_fused.step import native
+from lrtricks_fused.step.call import StepCall
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "ptx"
+_LABEL_NUMBER = re.compile(r"(\$L__BB)\d+(?=_)")
+_LAUNCH = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint,
+                           ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t)  # fmt: skip
+
+
+@functools.cache
+def library() -> dict[str, dict[str, str]]:
+    """The texts of all kernels in the library, by target ("sm_90") and name."""
+    found: dict[str, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        sass.run_tool("cuobjdump", "-xptx", "all", str(native.LIBRARY), cwd=folder)
+        for file in Path(folder).iterdir():
+            text = file.read_text()
+            texts = found.setdefault(parse.target(text), {})
+            for name, entry in parse.entries(text).items():
+                entry = _LABEL_NUMBER.sub(r"\1", entry).strip()  # which differs between the objects that share a kernel
+                if texts.setdefault(name, entry) != entry:
+                    raise ValueError(f"{name} is in the library twice, and not the same")
+    return found
+
+
+def why_not() -> str | None:
+    """The reason why there is nothing to execute; None if there is something."""
+    missing = sass.missing_tools()
+    if missing or not native.cuda_archs():
+        return missing or "the native library is built without CUDA"
+    if not any(arch.endswith("+PTX") for arch in native.cuda_archs()):
+        return f"the library is built for {' '.join(native.cuda_archs())}: no PTX; TORCH_CUDA_ARCH_LIST='9.0+PTX' adds it"
+    return None
+
+
+@functools.cache
+def module() -> ModuleType:
+    """The launchers, linked on first use."""
+    objects = [path for path in (ROOT / "build" / "release").glob("cuda.*.o") if path.name != "cuda.entry.o"]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # several processes may run tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = ["make", "-s", "-C", ROOT / "tests" / "ptx", f"PYTHON={sys.executable}", f"BUILD={BUILD}",
+                f"OBJECTS={' '.join(map(str, sorted(objects)))}"]  # fmt: skip
+        subprocess.run(made, check=True)
+    spec = importlib.util.spec_from_file_location("cuda_on_host", BUILD / "cuda_on_host.so")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class Device:
+    """A machine with the library's PTX, and what the steps in progress may touch."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.machine, self.held = Machine(), []
+        self.machine.load(texts)
+        self.failure: BaseException | None = None
+        self._callback = _LAUNCH(self._launch)
+        self._said = ctypes.create_string_buffer(b"the machine has refused a launch")
+
+    def _launch(self, name: bytes, grid: int, threads: int, arguments: Any, shared: int) -> int | None:
+        try:
+            kernel = self.machine.kernel(name.decode())
+            params = bytearray(kernel.param_bytes)
+            for number, param in enumerate(kernel.params):
+                params[param.offset : param.offset + param.size] = ctypes.string_at(arguments[number], param.size)
+            self.machine.memory.register(allocations(self.held))
+            self.machine.launch(kernel.name, grid, threads, bytes(params), shared)
+        except Exception as failure:
+            self.failure = failure
+            return ctypes.addressof(self._said)
+        return None
+
+    @contextlib.contextmanager
+    def holding(self, *held: Any) -> Iterator[None]:
+        """Launches in here may touch the tensors in these objects; what the machine refuses is raised."""
+        before = len(self.held)
+        self.held += held
+        ctypes.CDLL(module().__file__).set_launch(self._callback)
+        try:
+            yield
+        except RuntimeError:
+            if self.failure is None:
+                raise
+            failure, self.failure = self.failure, None
+            raise failure from None
+        finally:
+            del self.held[before:]
+
+    def step(self, call: StepCall) -> None:
+        """One step of a call."""
+        with self.holding(call):
+            cuda_on_host.step(call)
+
+    def squares(self, call: StepCall, out: Tensor) -> None:
+        """The squared norms of a call's gradients."""
+        with self.holding(call, out):
+            cuda_on_host.squares(call, out)
+
+    def clip(self, squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
+        """The norm of all gradients, and the factor on them."""
+        with self.holding(squares, norm, factor, {"grad_scale": grad_scale}):
+            cuda_on_host.clip(squares, norm, factor, grad_scale, max_norm)
+
+    def upload(self, target: Tensor, words: Tensor) -> None:
+        """Words by the kernel that writes them, into poisoned memory."""
+        with self.holding(target):
+            target.fill_(0x7BADBADBADBADBAD)
+            module().upload(target.data_ptr(), words.data_ptr(), words.numel())
+
+    def patch(self, monkeypatch: Any) -> None:
+        """What cuda_on_host launches goes to this device, until the monkeypatch ends."""
+        held, table = self.held, cuda_on_host.HostTable
+
+        class Table(table):
+            def __init__(self, call: StepCall) -> None:
+                super().__init__(call)
+                held.append(self)
+
+        monkeypatch.setattr(cuda_on_host, "module", module)
+        monkeypatch.setattr(cuda_on_host, "HostTable", Table)
+        monkeypatch.setattr(cuda_on_host, "upload", self.upload)
