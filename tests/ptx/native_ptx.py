@@ -1,6 +1,5 @@
 """Steps by the PTX of the built library: its own launchers hand it to the machine."""
 
-import contextlib
 import ctypes
 import fcntl
 import functools
@@ -9,7 +8,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,14 +72,13 @@ def module() -> ModuleType:
 
 
 class Device:
-    """A machine with the library's PTX, and what the steps in progress may touch."""
+    """A machine with the library's PTX, and what the step in progress may touch."""
 
     def __init__(self, texts: dict[str, str]) -> None:
-        self.machine, self.held = Machine(), []
+        self.machine = Machine()
         self.machine.load(texts)
-        self.failure: BaseException | None = None
-        self._callback = _LAUNCH(self._launch)
-        self._said = ctypes.create_string_buffer(b"the machine has refused a launch")
+        self.held: list[Any] = []
+        self._callback, self._said = _LAUNCH(self._launch), ctypes.create_string_buffer(b"")
 
     def _launch(self, name: bytes, grid: int, threads: int, arguments: Any, shared: int) -> int | None:
         try:
@@ -91,57 +88,44 @@ class Device:
                 params[param.offset : param.offset + param.size] = ctypes.string_at(arguments[number], param.size)
             self.machine.memory.register(allocations(self.held))
             self.machine.launch(kernel.name, grid, threads, bytes(params), shared)
-        except Exception as failure:
-            self.failure = failure
+        except Exception as failure:  # no exception passes through the launchers
+            self._said = ctypes.create_string_buffer(f"{type(failure).__name__}: {failure}".encode())
             return ctypes.addressof(self._said)
         return None
 
-    @contextlib.contextmanager
-    def holding(self, *held: Any) -> Iterator[None]:
-        """Launches in here may touch the tensors in these objects; what the machine refuses is raised."""
-        before = len(self.held)
-        self.held += held
-        ctypes.CDLL(module().__file__).set_launch(self._callback)
-        try:
-            yield
-        except RuntimeError:
-            if self.failure is None:
-                raise
-            failure, self.failure = self.failure, None
-            raise failure from None
-        finally:
-            del self.held[before:]
-
-    def step(self, call: StepCall) -> None:
-        """One step of a call."""
-        with self.holding(call):
-            cuda_on_host.step(call)
+    def _hold(self, *held: Any) -> None:
+        self.held[:] = held
 
     def squares(self, call: StepCall, out: Tensor) -> None:
         """The squared norms of a call's gradients."""
-        with self.holding(call, out):
-            cuda_on_host.squares(call, out)
+        self._out = out
+        cuda_on_host.squares(call, out)
 
     def clip(self, squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
         """The norm of all gradients, and the factor on them."""
-        with self.holding(squares, norm, factor, {"grad_scale": grad_scale}):
-            cuda_on_host.clip(squares, norm, factor, grad_scale, max_norm)
+        self._hold(squares, norm, factor, {"grad_scale": grad_scale})
+        cuda_on_host.clip(squares, norm, factor, grad_scale, max_norm)
 
     def upload(self, target: Tensor, words: Tensor) -> None:
         """Words by the kernel that writes them, into poisoned memory."""
-        with self.holding(target):
-            target.fill_(0x7BADBADBADBADBAD)
-            module().upload(target.data_ptr(), words.data_ptr(), words.numel())
+        self._hold(target)
+        target.fill_(0x7BADBADBADBADBAD)
+        module().upload(target.data_ptr(), words.data_ptr(), words.numel())
 
     def patch(self, monkeypatch: Any) -> None:
         """What cuda_on_host launches goes to this device, until the monkeypatch ends."""
-        held, table = self.held, cuda_on_host.HostTable
+        device, table = self, cuda_on_host.HostTable
 
         class Table(table):
+            """The last that a call does before it launches."""
+
             def __init__(self, call: StepCall) -> None:
                 super().__init__(call)
-                held.append(self)
+                device._hold(call, self, device._out)
+                device._out = None
 
+        self._out: Tensor | None = None
+        ctypes.CDLL(module().__file__).set_launch(self._callback)
         monkeypatch.setattr(cuda_on_host, "module", module)
         monkeypatch.setattr(cuda_on_host, "HostTable", Table)
         monkeypatch.setattr(cuda_on_host, "upload", self.upload)

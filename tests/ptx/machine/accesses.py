@@ -59,16 +59,18 @@ class _Accessed:
                 return space, addresses - window
         return "global", addresses
 
-    def access(self, addresses: np.ndarray, chosen: np.ndarray) -> Access:
+    def access(self, addresses: np.ndarray, chosen: np.ndarray, values: np.ndarray | None) -> Access:
         lanes, this = self.lanes, self.this
         return Access(addresses, self.size, lanes.number[chosen], lanes.global_block[chosen], lanes.epoch[chosen],
-                      this.opcode == "st", "nc" in this.modifiers, this.text)  # fmt: skip
+                      "nc" in this.modifiers, this.text, values)  # fmt: skip
 
     def within(self, addresses: np.ndarray, limit: int) -> None:
         if (addresses % self.size).any() or (addresses < 0).any() or (addresses + self.size > limit).any():
             raise MemoryFault(f"offset {int(addresses.max())} of {limit} bytes, or not aligned: {self.this.text}")
 
-    def storage(self, space: str, addresses: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def storage(
+        self, space: str, addresses: np.ndarray, chosen: np.ndarray, values: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The memory of a space that is not global, as numbers, and their places in it."""
         lanes = self.lanes
         if space == "param":
@@ -78,7 +80,7 @@ class _Accessed:
         self.within(addresses, held.shape[1])
         flat = addresses + row * held.shape[1]
         if space == "shared":
-            lanes.note_shared(self.access(flat, chosen))
+            lanes.note_shared(self.access(flat, chosen, values))
         return _numbers(held.reshape(-1), self.dtype), flat // self.dtype.itemsize
 
 
@@ -95,7 +97,7 @@ def load(this: Instruction, lanes: Lanes) -> Execute:
     def read(addresses: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         space, places = what.space_of(addresses)
         if space == "global":
-            lanes.memory.note(what.access(places, chosen))
+            lanes.memory.note(what.access(places, chosen, None))
             return lanes.memory.load(places, what.dtype.itemsize, what.count).view(what.dtype)
         numbers, first = what.storage(space, places, chosen)
         return numbers[first[:, None] + np.arange(what.count)].view(what.dtype)
@@ -124,12 +126,12 @@ def store(this: Instruction, lanes: Lanes) -> Execute:
         space, places = what.space_of(what.addresses(chosen))
         values = np.stack([np.broadcast_to(s if len(s) == 1 else s[chosen], chosen.shape) for s in sources], 1)
         if space == "global":
-            lanes.memory.note(what.access(places, chosen))
+            lanes.memory.note(what.access(places, chosen, values))
             lanes.memory.store(places, values)
         elif space == "param":
             raise MemoryFault(f"parameters are read-only: {this.text}")
         else:
-            numbers, first = what.storage(space, places, chosen)
+            numbers, first = what.storage(space, places, chosen, values)
             numbers[first[:, None] + np.arange(what.count)] = values
 
     return run

@@ -6,7 +6,7 @@ where the ways do. Blocks of threads are independent: as many as suit run side b
 
 import importlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -102,9 +102,8 @@ class BoundLanes(Lanes):
 
     def note_shared(self, access: Access) -> None:
         """Between barriers, that is, in an epoch, threads race."""
-        size = self.shared.size
-        places = Access(access.addresses + access.epochs * size, *list(vars(access).values())[1:])
-        self._shared_accesses.append(places)
+        places = access.addresses + access.epochs * self.shared.size
+        self._shared_accesses.append(replace(access, addresses=places))
 
     def finish(self) -> None:
         """The end of these lanes: races in shared memory."""

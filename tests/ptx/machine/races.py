@@ -5,6 +5,7 @@ Threads of different blocks are ordered by nothing but the end of a launch.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,9 +23,14 @@ class Access:
     threads: np.ndarray  # by their numbers in the launch
     blocks: np.ndarray
     epochs: np.ndarray
-    writes: bool
     constant: bool  # by the cache that does not see writes
     text: str
+    values: np.ndarray | None = None  # that are written, a row of numbers an address; None: they are read
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is a store."""
+        return self.values is not None
 
 
 def find_races(accesses: list[Access], total: int) -> None:
@@ -55,14 +61,36 @@ def _units(access: Access, unit: int) -> Iterable[np.ndarray]:
 
 def _judge(accesses: list[Access], contended: np.ndarray, unit: int) -> None:
     """Of the bytes that several threads access: within a block, barriers may order them."""
-    seen: dict[int, list[tuple[int, int, int, bool, str]]] = {}
+    seen: dict[int, list[_Touch]] = {}
     for access in accesses:
-        for units in _units(access, unit):
+        values = None if access.values is None else np.ascontiguousarray(access.values).view(np.uint8)
+        for number, units in enumerate(_units(access, unit)):
             for k in np.flatnonzero(contended[units]):
-                key = (int(access.threads[k]), int(access.blocks[k]), int(access.epochs[k]))
-                seen.setdefault(int(units[k]), []).append((*key, access.writes, access.text))
-    for made in seen.values():
-        for i, (thread, block, epoch, writes, text) in enumerate(made):
-            for other, its_block, its_epoch, its_writes, its_text in made[:i]:
-                if thread != other and (writes or its_writes) and (block != its_block or epoch == its_epoch):
-                    raise Race(f"threads {other} and {thread} of the launch: {its_text} and {text}")
+                value = None if values is None else bytes(values[k, number * unit : (number + 1) * unit])
+                seen.setdefault(int(units[k]), []).append(
+                    _Touch(int(access.threads[k]), int(access.blocks[k]), int(access.epochs[k]), value, access.text)
+                )
+    for touches in seen.values():
+        for i, touch in enumerate(touches):
+            for other in touches[:i]:
+                if touch.races(other):
+                    raise Race(f"threads {other.thread} and {touch.thread} of the launch: {other.text} and {touch.text}")
+
+
+class _Touch(NamedTuple):
+    """One thread's access to one unit of memory."""
+
+    thread: int
+    block: int
+    epoch: int
+    value: bytes | None  # None: it is read
+    text: str
+
+    def races(self, other: "_Touch") -> bool:
+        if self.thread == other.thread or (self.value is None and other.value is None):
+            return False
+        # Threads that write the same value by the same instruction are what Triton makes of a replicated one, and
+        # CUDA leaves nothing open but which of the equal writes is the last.
+        if self.value is not None and self.value == other.value and self.text == other.text:
+            return False
+        return self.block != other.block or self.epoch == other.epoch

@@ -146,8 +146,9 @@ def store_matrix(this: Instruction, lanes: Lanes) -> Execute:
                 if (at % ROW_BYTES).any() or (at < 0).any() or (at + ROW_BYTES > limit).any():
                     raise MemoryFault(f"a row at {int(at.max())} of {limit} bytes, or not aligned: {this.text}")
                 flat = at + 2 * c[chosen] + lanes.block[chosen] * limit
+                values = (source[chosen] >> np.uint32(16 * half)).astype(np.uint16)
                 lanes.note_shared(Access(flat, 2, lanes.number[chosen], lanes.global_block[chosen],
-                                         lanes.epoch[chosen], True, False, this.text))  # fmt: skip
-                numbers[flat // 2] = source[chosen] >> np.uint32(16 * half)
+                                         lanes.epoch[chosen], False, this.text, values[:, None]))  # fmt: skip
+                numbers[flat // 2] = values
 
     return run

@@ -1,0 +1,36 @@
+"""Where the PTX is executed: ``make test-ptx``. Without it, only the machine's own tests run."""
+
+import os
+import sys
+from pathlib import Path
+
+import native_ptx
+import pytest
+from cuda_on_host import step
+from native_ptx import library
+
+from lrtricks_fused.step.operands import check_operands
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+EXECUTED = os.environ.get("LRTRICKS_PTX") == "1"
+collect_ignore = [] if EXECUTED else ["test_library_ptx.py", "test_triton_ptx.py", "test_contraction.py"]
+
+
+@pytest.fixture(scope="session")
+def devices():
+    """Machines with the library's PTX, by target."""
+    assert native_ptx.why_not() is None, native_ptx.why_not()
+    return {target: native_ptx.Device(texts) for target, texts in library().items()}
+
+
+@pytest.fixture
+def on_ptx(devices, implement, monkeypatch):
+    """Makes the native backend the PTX of a target: ``on_ptx("sm_90")``."""
+
+    def enter(target):
+        device = devices[target]
+        device.patch(monkeypatch)
+        implement("native", step, check_operands, device.squares, device.clip)
+        return device
+
+    return enter

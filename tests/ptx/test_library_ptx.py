@@ -1,0 +1,47 @@
+"""The PTX of the built library, by its own launchers, against the reference, bit for bit.
+
+Reduced: every variant in f32, every rule's richest one in all types, every trick of three rules, for the newest target;
+the richest variants in f32 and the tricks of Adam for all other targets. With LRTRICKS_FULL=1 all scenes of all variants
+in all types for all targets.
+"""
+
+import os
+
+import native_ptx
+import pytest
+from helpers import assert_same_bits
+from inventory import CASES, DTYPES, RICH
+from scenes import EXHAUSTIVE, TRICKS, steps
+
+FULL = os.environ.get("LRTRICKS_FULL") == "1"
+TARGETS = sorted(native_ptx.library(), key=lambda name: int(name.strip("sm_af")))
+NEWEST, OTHERS = TARGETS[-1:], TARGETS[:-1]
+ADAM = next(case for case in RICH if case.ours.__name__ == "Adam")
+RING = next(case for case in RICH if "momentum_window" in case.kwargs)
+F32, BF16 = DTYPES[0], next(dtype for dtype in DTYPES if dtype.name == "bf16-bf16")
+
+
+def rows():
+    """(target, scene, variant, types)."""
+    if FULL:
+        return [(t, s, c, d) for t in TARGETS for s in EXHAUSTIVE.items() for c in CASES for d in DTYPES]
+    plain = ("steps", steps)
+    chosen = [(t, plain, c, F32) for t in NEWEST for c in CASES]
+    chosen += [(t, plain, c, d) for t in NEWEST for c in RICH for d in DTYPES[1:]]
+    chosen += [(t, s, c, F32) for t in NEWEST for s in EXHAUSTIVE.items() for c in (ADAM, RING) if s[0] != "steps"]
+    chosen += [(t, s, RICH[0], BF16) for t in NEWEST for s in TRICKS.items()]
+    chosen += [(t, plain, c, F32) for t in OTHERS for c in RICH]
+    return chosen + [(t, s, ADAM, F32) for t in OTHERS for s in TRICKS.items()]
+
+
+def label(value):
+    return value if isinstance(value, str) else value[0] if isinstance(value, tuple) else value.name
+
+
+@pytest.mark.parametrize(("target", "scene", "case", "dtype"), rows(), ids=label)
+def test_equals_reference(target, scene, case, dtype, on_ptx):
+    expected = scene[1](case, dtype, "reference")
+    device = on_ptx(target)
+    before = len(device.machine.launches)
+    assert_same_bits(scene[1](case, dtype, "native"), expected)
+    assert any("_kernel" in name for name, _, _ in device.machine.launches[before:])
