@@ -19,7 +19,7 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all test-frameworks bench bench-pytest bench-check bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
+.PHONY: demo test test-all test-ptx test-frameworks bench bench-pytest bench-check bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -34,6 +34,12 @@ test-frameworks: $(VENV)/.built $(FRAMEWORKS)/.installed
 # The same, with the oldest Triton, and every pair of types of its kernels compiled for every GPU (some minutes more).
 test-all: export LRTRICKS_FULL = 1
 test-all: test
+
+# The PTX out of the library (TORCH_CUDA_ARCH_LIST="9.0+PTX", or the default) and of Triton, executed on the CPU. Some
+# variants; with LRTRICKS_FULL=1 all variants, types, tricks and targets, for hours.
+test-ptx: export LRTRICKS_PTX = 1
+test-ptx: $(VENV)/.built
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/ptx
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench

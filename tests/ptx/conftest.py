@@ -13,13 +13,14 @@ from lrtricks_fused.step.operands import check_operands
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 EXECUTED = os.environ.get("LRTRICKS_PTX") == "1"
+if EXECUTED and (reason := native_ptx.why_not()):
+    raise pytest.UsageError(f"test-ptx: {reason}")
 collect_ignore = [] if EXECUTED else ["test_library_ptx.py", "test_triton_ptx.py", "test_contraction.py"]
 
 
 @pytest.fixture(scope="session")
 def devices():
     """Machines with the library's PTX, by target."""
-    assert native_ptx.why_not() is None, native_ptx.why_not()
     return {target: native_ptx.Device(texts) for target, texts in library().items()}
 
 

@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import cuda_on_host
+from held_tensors import allocations
 from machine import parse
 from machine.launch import Machine
-from held_tensors import allocations
 from torch import Tensor
 
 from bench.machine_code import sass
@@ -23,7 +23,7 @@ from lrtricks_fused.step import native
 from lrtricks_fused.step.call import StepCall
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "ptx"
+OBJECTS, BUILD = ROOT / "build" / "release", ROOT / "build" / "ptx"
 _LABEL_NUMBER = re.compile(r"(\$L__BB)\d+(?=_)")
 _LAUNCH = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint,
                            ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t)  # fmt: skip
@@ -51,14 +51,15 @@ def why_not() -> str | None:
     if missing or not native.cuda_archs():
         return missing or "the native library is built without CUDA"
     if not any(arch.endswith("+PTX") for arch in native.cuda_archs()):
-        return f"the library is built for {' '.join(native.cuda_archs())}: no PTX; TORCH_CUDA_ARCH_LIST='9.0+PTX' adds it"
+        built = " ".join(native.cuda_archs())
+        return f"the library is built for {built}, without PTX: build it with TORCH_CUDA_ARCH_LIST=9.0+PTX"
     return None
 
 
 @functools.cache
 def module() -> ModuleType:
     """The launchers, linked on first use."""
-    objects = [path for path in (ROOT / "build" / "release").glob("cuda.*.o") if path.name != "cuda.entry.o"]
+    objects = [path for path in OBJECTS.glob("cuda.*.o") if path.name != "cuda.entry.o"]
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:  # several processes may run tests
         fcntl.flock(lock, fcntl.LOCK_EX)

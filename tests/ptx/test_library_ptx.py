@@ -1,8 +1,8 @@
 """The PTX of the built library, by its own launchers, against the reference, bit for bit.
 
-Reduced: every variant in f32, every rule's richest one in all types, every trick of three rules, for the newest target;
-the richest variants in f32 and the tricks of Adam for all other targets. With LRTRICKS_FULL=1 all scenes of all variants
-in all types for all targets.
+Reduced: every variant in f32, every rule's richest one in all types, every trick of three rules, for the newest
+target; the richest variants in f32 and the tricks of Adam for all other targets. With LRTRICKS_FULL=1 all scenes of all
+variants in all types for all targets.
 """
 
 import os

@@ -4,9 +4,9 @@ import pytest
 import torch
 from machine.instructions import Inexact
 from machine.integers import DivisionByZero
+from machine.kernels import UnknownPtx
 from machine.launch import Deadlock, LaunchError
 from machine.memory import MemoryFault
-from machine.parse import UnknownPtx
 from machine.races import Race
 from machine.registers import UndefinedRead
 from machine.warps import PartOfWarp
@@ -27,12 +27,15 @@ def run(body, size=256, dtype=torch.int32, **how):
 
 
 def test_loops_of_different_lengths_meet_again():
-    body = OWN + """
+    body = (
+        OWN
+        + """
     mov.b32 %r5, 0; mov.b32 %r6, 0;
     $again: add.s32 %r5, %r5, %r0; add.s32 %r6, %r6, 1; setp.lt.u32 %p1, %r6, %r0; @%p1 bra $again;
     setp.gt.u32 %p2, %r0, 3; @!%p2 bra $small; bra.uni $store;
     $small: mov.b32 %r5, 1000;
     $store: st.global.b32 [%rd9], %r5;"""
+    )
     wanted = [1000 if t <= 3 else t * max(t, 1) for t in range(32)] * 2
     assert run(body, 64, blocks=2).tolist() == wanted
 
@@ -42,11 +45,14 @@ def test_more_blocks_than_run_at_a_time():
 
 
 def test_vectors_narrow_numbers_and_guards():
-    body = THREAD + """
+    body = (
+        THREAD
+        + """
     mad.wide.u32 %rd9, %r3, 16, %rd0; setp.lt.u32 %p1, %r0, 2;
     @%p1 st.global.v4.b32 [%rd9], {%r0, 1, -1, %r2};
     ld.global.s8 %h1, [%rd9+8]; ld.global.u8 %h2, [%rd9+8];
     @!%p1 st.global.v2.u16 [%rd9+4], {%h1, %h2};"""
+    )
     memory = run(body, 16, threads=4).tolist()
     assert memory == [0, 1, -1, 4, 1, 1, -1, 4, *[0] * 8]
     memory = run(body.replace("@!%p1 st", "@%p1 st"), 16, threads=4).tolist()
@@ -54,10 +60,15 @@ def test_vectors_narrow_numbers_and_guards():
 
 
 def test_shared_memory_behind_a_barrier():
-    body = BUFFER + OWN + SHARED + """
+    body = (
+        BUFFER
+        + OWN
+        + SHARED
+        + """
     st.shared.b32 [%r12], %r3; bar.sync 0;
     xor.b32 %r13, %r0, 1; shl.b32 %r13, %r13, 2; add.s32 %r13, %r13, %r10;
     ld.shared.b32 %r14, [%r13]; st.global.b32 [%rd9], %r14;"""
+    )
     assert run(body, 128, blocks=2, threads=64).tolist() == [i ^ 1 for i in range(128)]
     for broken in (body.replace("bar.sync 0;", ""), body.replace("[%r12]", "[buffer]")):
         with pytest.raises(Race, match="shared"):
@@ -65,9 +76,13 @@ def test_shared_memory_behind_a_barrier():
 
 
 def test_local_memory_and_generic_addresses():
-    body = ".local .align 8 .b8 depot[16];" + OWN + """
+    body = (
+        ".local .align 8 .b8 depot[16];"
+        + OWN
+        + """
     mov.u64 %rd1, depot; cvta.local.u64 %rd2, %rd1; st.u32 [%rd2+4], %r3;
     ld.local.u32 %r5, [%rd1+4]; st.b32 [%rd9], %r5;"""
+    )
     assert run(body, 64, blocks=2).tolist() == list(range(64))
 
 
@@ -99,11 +114,16 @@ def test_warps(text, wanted):
 @pytest.mark.parametrize("trans", ["", ".trans"])
 def test_matrices_to_shared_memory(trans):
     # Thread t's register holds elements 2 t and 2 t + 1 of a matrix of 8 x 8, or of its transpose.
-    body = BUFFER + OWN + SHARED + f"""
+    body = (
+        BUFFER
+        + OWN
+        + SHARED
+        + f"""
     shl.b32 %r5, %r0, 17; shl.b32 %r6, %r0, 1; or.b32 %r5, %r5, %r6; add.s32 %r5, %r5, 0x10000;
     and.b32 %r7, %r0, 7; shl.b32 %r7, %r7, 4; add.s32 %r7, %r7, %r10;
     stmatrix.sync.aligned.m8n8.x1{trans}.shared.b16 [%r7], {{%r5}};
     bar.sync 0; ld.shared.b32 %r8, [%r12]; st.global.b32 [%rd9], %r8;"""
+    )
     found = run(body, 32).view(torch.int16).view(8, 8)
     wanted = torch.arange(64, dtype=torch.int16).view(8, 8)
     assert torch.equal(found, wanted.T if trans else wanted)

@@ -1,7 +1,7 @@
 """The PTX that Triton compiles ahead of time, by the project's launcher, against the reference, bit for bit.
 
-Reduced: every rule's richest variant in f32, Adam in all types and with every trick, for one target; SGD and Adam in f32
-for the others. With LRTRICKS_FULL=1 all scenes of all variants in all types for all targets.
+Reduced: every rule's richest variant in f32, Adam in all types and with every trick, for one target; SGD and Adam in
+f32 for the others. With LRTRICKS_FULL=1 all scenes of all variants in all types for all targets.
 """
 
 import os

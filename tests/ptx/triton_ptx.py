@@ -9,6 +9,7 @@ import pytest
 import torch
 from held_tensors import allocations
 from machine import parse
+from machine.kernels import Kernel
 from machine.launch import LaunchError, Machine
 
 from lrtricks_fused.step import backends
@@ -39,7 +40,7 @@ def packed(kind: str, value: Any) -> bytes:
         f"<{FORMATS[kind]}", value)  # fmt: skip
 
 
-def parameter_space(kernel: parse.Kernel, values: list[bytes]) -> bytes:
+def parameter_space(kernel: Kernel, values: list[bytes]) -> bytes:
     """The arguments where the kernel's parameters lie."""
     values = values + [bytes(8)] * SCRATCH_POINTERS
     if [len(value) for value in values] != [param.size for param in kernel.params]:
@@ -57,7 +58,7 @@ class Driver:
         from triton.backends.compiler import GPUTarget
 
         self.target, self.machines, self.held = GPUTarget("cuda", arch, warp_size), {}, []
-        self.utils = self
+        self.utils, self.contracted = self, False
 
     def get_current_target(self) -> Any:
         return self.target
@@ -81,7 +82,7 @@ class Driver:
         """What launches one compiled kernel, whose PTX lies in Triton's cache."""
         from triton.runtime.cache import get_cache_manager
 
-        machine = self.machines.setdefault(metadata.hash, Machine())
+        machine = self.machines.setdefault(metadata.hash, Machine(contracted=self.contracted))
         with open(get_cache_manager(metadata.hash).get_file(f"{metadata.name}.ptx")) as file:
             machine.load(parse.entries(file.read()))
         kernel = machine.kernel(metadata.name)

@@ -1,12 +1,10 @@
 """Loads and stores: which space, how wide, by whom."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from .instructions import instruction, operands
+from .instructions import instruction
+from .kernels import Address, Instruction, Register, UnknownPtx
 from .memory import MemoryFault
-from .parse import Address, Instruction, Register, UnknownPtx
 from .races import Access
 from .registers import DTYPES, WINDOW_SHIFT, WINDOWS, Execute, Lanes, Mask, lanes_of, put
 
@@ -149,5 +147,5 @@ for _opcode in ("prefetch", "prefetchu", "discard", "applypriority", "membar", "
 @instruction("createpolicy")
 def policy(this: Instruction, lanes: Lanes) -> Execute:
     """A hint to a cache, which only accesses take."""
-    out: Callable[[Mask], None] = lambda mask: put(lanes.write(operands(this, len(this.operands))[0], "b64"), 0, mask)  # noqa: E731
-    return out
+    out = lanes.write(this.operands[0], "b64")
+    return lambda mask: put(out, np.zeros(1, np.uint64), mask)

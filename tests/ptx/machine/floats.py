@@ -10,7 +10,7 @@ import numpy as np
 
 from . import integers
 from .instructions import Inexact, compute, instruction, only, operands
-from .parse import Instruction, UnknownPtx
+from .kernels import Instruction, UnknownPtx
 from .registers import Execute, Lanes, Mask
 
 CANONICAL = {4: np.uint32(0x7FFFFFFF), 8: np.uint64(0x7FFFFFFFFFFFFFFF)}
@@ -78,7 +78,7 @@ def arithmetic(this: Instruction, lanes: Lanes) -> Execute:
         if this.type not in REALS:
             raise UnknownPtx(this.text)
         return _arithmetic(this, lanes, *EXACT[this.opcode])
-    if "rn" not in this.modifiers:
+    if "rn" not in this.modifiers and not (lanes.contracted and this.modifiers == (this.type,)):
         raise Inexact(f"without .rn, so that ptxas may contract it or choose how to round: {this.text}")
     function, sources = ROUNDED[this.opcode]
     if this.modifiers in (("rn", "f32", "bf16"), ("rn", "f32", "f16")) and this.opcode in ("add", "sub"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from .parse import Instruction, Operand, UnknownPtx
+from .kernels import Instruction, Operand, UnknownPtx
 from .registers import Execute, Lanes, Mask, put
 
 Bind = Callable[[Instruction, Lanes], Execute]

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from .instructions import compute, instruction, only, operands
-from .parse import SIZES, Immediate, Instruction, UnknownPtx
+from .kernels import SIZES, Immediate, Instruction, UnknownPtx
 from .registers import DTYPES, Execute, Lanes, Mask
 
 DOUBLED = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .instructions import bind
+from .kernels import BARRIERS, BRANCHES, ENDS, Block, Instruction, Kernel, Symbol, UnknownPtx
 from .memory import Memory
-from .parse import BARRIERS, BRANCHES, ENDS, Block, Instruction, Kernel, Symbol, UnknownPtx, kernel
+from .parse import kernel
 from .races import Access, find_races
 from .registers import WARP, Execute, Lanes, Mask, UndefinedRead
 from .undefined import suspects, used, written
@@ -38,11 +39,13 @@ class Machine:
     """Kernels by their names, and the memory they run on.
 
     Attributes:
+        contracted: whether what ptxas might contract is executed as it stands, and not refused.
         launches: (kernel, blocks, threads of each), one after another.
         executed: how many instructions of an opcode threads have executed.
     """
 
     memory: Memory = field(default_factory=Memory)
+    contracted: bool = False
     launches: list[tuple[str, int, int]] = field(default_factory=list)
     executed: Counter = field(default_factory=Counter)
     _texts: dict[str, str] = field(default_factory=dict)
@@ -87,6 +90,7 @@ class Machine:
         key = name, blocks, threads, dynamic_shared
         if key not in self._programs:
             lanes = BoundLanes(self.kernel(name), blocks, threads, dynamic_shared, self.memory)
+            lanes.contracted = self.contracted
             self._programs[key] = Program(lanes)
         return self._programs[key]
 

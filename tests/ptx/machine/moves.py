@@ -8,11 +8,12 @@ import numpy as np
 from .floats import CANONICAL, REALS, narrowed, widened
 from .instructions import compute, instruction, only, operands
 from .integers import BITS
-from .parse import Instruction, Operand, UnknownPtx
+from .kernels import Instruction, Operand, UnknownPtx
 from .registers import DTYPES, WINDOWS, Execute, Lanes, Mask, put
 
 COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-           "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal}  # fmt: skip
+           "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater,
+           "hs": np.greater_equal}  # fmt: skip
 COMBINE = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 

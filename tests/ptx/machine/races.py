@@ -74,7 +74,7 @@ def _judge(accesses: list[Access], contended: np.ndarray, unit: int) -> None:
         for i, touch in enumerate(touches):
             for other in touches[:i]:
                 if touch.races(other):
-                    raise Race(f"threads {other.thread} and {touch.thread} of the launch: {other.text} and {touch.text}")
+                    raise Race(f"threads {other.thread} and {touch.thread}: {other.text} and {touch.text}")
 
 
 class _Touch(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .kernels import SIZES, Immediate, Kernel, Operand, Register, Symbol, UnknownPtx
 from .memory import Memory
-from .parse import SIZES, Immediate, Kernel, Operand, Register, Symbol, UnknownPtx
 
 WARP = 32
 Mask = Any  # the lanes that execute: an array of bool, or True for all of them
@@ -30,6 +30,8 @@ class UndefinedRead(Exception):
 
 class Lanes:
     """The threads of ``blocks`` blocks, of ``threads`` each; those of a block are neighbours."""
+
+    contracted = False  # whether what ptxas might contract is executed, too, as it stands
 
     def __init__(self, kernel: Kernel, blocks: int, threads: int, dynamic_shared: int, memory: Memory) -> None:
         self.kernel, self.blocks, self.threads, self.memory = kernel, blocks, threads, memory
@@ -89,7 +91,7 @@ class Lanes:
         if not isinstance(operand, Register):
             raise UnknownPtx(f"operand {operand}")
         held = self.registers[operand.name]
-        if dtype.itemsize > held.itemsize or (dtype == bool) != (held.dtype == bool):
+        if dtype.itemsize > held.itemsize or (dtype.kind == "b") != (held.dtype.kind == "b"):
             raise UnknownPtx(f"{operand.name}, of type .{self.kernel.registers[operand.name]}, as .{kind}")
         return held.view(dtype)[:: held.itemsize // dtype.itemsize]
 
@@ -102,9 +104,9 @@ class Lanes:
             raise UnknownPtx(f"operand {operand}")
         held = self.registers[operand.name]
         fits = dtype.itemsize == held.itemsize or (dtype.itemsize < held.itemsize and dtype.kind in "iu")
-        if not fits or (dtype == bool) != (held.dtype == bool):
+        if not fits or (dtype.kind == "b") != (held.dtype.kind == "b"):
             raise UnknownPtx(f"{operand.name}, of type .{self.kernel.registers[operand.name]}, as .{kind}")
-        return held.view(f"{dtype.kind}{held.itemsize}") if dtype != bool else held
+        return held.view(f"{dtype.kind}{held.itemsize}") if dtype.kind != "b" else held
 
 
 def _constant(operand: Immediate, dtype: np.dtype) -> np.ndarray:
@@ -112,7 +114,7 @@ def _constant(operand: Immediate, dtype: np.dtype) -> np.ndarray:
         if operand.size != dtype.itemsize:
             raise UnknownPtx(f"a constant of {operand.size} bytes as one of {dtype.itemsize}")
         return np.array([operand.value], f"u{dtype.itemsize}").view(dtype)
-    if dtype == bool:
+    if dtype.kind == "b":
         return np.array([operand.value & 1], bool)
     if dtype.kind == "f":
         raise UnknownPtx(f"the integer {operand.value} as a floating-point number")

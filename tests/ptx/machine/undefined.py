@@ -1,6 +1,6 @@
 """Registers that may be read before anything is written: found in the text first, so that few are watched."""
 
-from .parse import BRANCHES, ENDS, Block, Instruction, Kernel, Operand, Register, Symbol
+from .kernels import BRANCHES, ENDS, Block, Instruction, Kernel, Operand, Register, Symbol
 
 
 def registers(operands: tuple[Operand, ...]) -> set[str]:

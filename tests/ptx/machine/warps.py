@@ -3,8 +3,8 @@
 import numpy as np
 
 from .instructions import instruction, operands
+from .kernels import Address, Immediate, Instruction, UnknownPtx
 from .memory import MemoryFault
-from .parse import Address, Immediate, Instruction, UnknownPtx
 from .races import Access
 from .registers import WARP, Execute, Lanes, Mask, lanes_of, put
 

@@ -1,0 +1,156 @@
+"""No product is contracted with a sum: neither by nvcc and Triton, nor afterwards by ptxas.
+
+The first is what test_library_ptx.py and test_triton_ptx.py show; here is what they would see if it were not so. The
+second cannot be executed here, but counted: a contraction leaves a fused instruction in the machine code.
+"""
+
+import re
+import shlex
+import subprocess
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import native_ptx
+import pytest
+from helpers import same_bits
+from inventory import DTYPES, RICH
+from machine import parse
+from machine.launch import Machine
+from scenes import steps
+from test_library_ptx import ADAM, F32, NEWEST
+from triton_ptx import gpu
+
+from bench.machine_code import sass
+from lrtricks_fused.step import native
+
+(TARGET,) = NEWEST
+SGD = RICH[0]
+IN_PTX = re.compile(r"(?:^|\s)(add|sub|mul|fma|div|sqrt|rcp)\.rn\.(f32x2|f32|f64)\s", re.MULTILINE)
+# Of a type: what PTX calls it, and in machine code multiplications, additions and the fused instruction.
+CODES = {"f32": ("FMUL", "FADD", "FFMA"), "f64": ("DMUL", "DADD", "DFMA")}
+STEP = re.compile(r"4cuda\d+(?:step|shard)_kernel")
+
+
+def in_ptx(text, kind):
+    """Multiplications, additions and fused instructions of a kernel; and what is made of fused ones, by name."""
+    found = Counter()
+    for opcode, of in IN_PTX.findall(text):
+        if of.removesuffix("x2") == kind:
+            found[opcode] += 2 if of.endswith("x2") else 1
+    expanded = {name: found[name] for name in ("div", "sqrt", "rcp") if found[name]}
+    return found["mul"], found["add"] + found["sub"], found["fma"], expanded
+
+
+def in_code(code, kind):
+    """Multiplications, additions and fused instructions of machine code."""
+    found = Counter(instruction.opcode.split(".")[0] for instruction in code)
+    return tuple(found[name] + 2 * found[f"{name}2"] for name in CODES[kind])
+
+
+def assembled(text):
+    """The machine code that ptxas makes of a PTX text, by kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(text)
+        sass.run_tool("ptxas", f"-arch={parse.target(text)}", "-o", str(cubin), str(source))
+        return sass.parse(sass.run_tool("nvdisasm", "-c", str(cubin)))
+
+
+@pytest.fixture(scope="module")
+def code():
+    """The machine code of all kernels in the library, for the newest target whose PTX it has, too."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        sass.run_tool("cuobjdump", "-xelf", TARGET, str(native.LIBRARY), cwd=folder)
+        for cubin in Path(folder).iterdir():
+            found |= sass.parse(sass.run_tool("nvdisasm", "-c", str(cubin)))
+    return found
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_ptxas_contracts_nothing_without_divisions(code, kind):
+    seen = 0
+    for name, text in native_ptx.library()[TARGET].items():
+        products, sums, fused, expanded = in_ptx(text, kind)
+        if expanded or not products + sums:
+            continue
+        given = in_code(code[name], kind)
+        # A loop that is unrolled repeats what is in it.
+        assert given[2] == fused and given[0] >= products and given[1] >= sums, (name, products, sums, fused, given)
+        seen += bool(STEP.search(name))
+    assert seen >= 3
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_ptxas_fuses_for_divisions_and_roots_alone(code, kind):
+    # Each takes so many fused instructions, and their rare ways, which a kernel has once, so many more: on one line,
+    # however many products and sums there are besides.
+    points = defaultdict(set)
+    for name, text in native_ptx.library()[TARGET].items():
+        products, sums, fused, expanded = in_ptx(text, kind)
+        if expanded and STEP.search(name):
+            count = sum(expanded.values())
+            points[tuple(expanded)].add((count, in_code(code[name], kind)[2] - fused, products + sums))
+    for found in points.values():
+        (x0, y0, _), *_, (x1, y1, _) = sorted(found)
+        assert all((y - y0) * (x1 - x0) == (y1 - y0) * (x - x0) for x, y, _ in found), sorted(found)
+    assert len({others for _, _, others in points["div", "sqrt"]}) > len({x for x, _, _ in points["div", "sqrt"]}) > 2
+
+
+def test_a_contraction_by_ptxas_would_be_counted():
+    name, text = next((name, text) for name, text in native_ptx.library()[TARGET].items()
+                      if "step_kernelINS_3SGDIfLb1ELb0EEEffE" in name)  # fmt: skip
+    products, sums, fused, expanded = in_ptx(text, "f32")
+    assert not fused and not expanded
+    assert in_code(assembled(text)[name], "f32") == (products, sums, 0)
+    given = in_code(assembled(re.sub(r"\b(mul|add|sub)\.rn\.f32", r"\1.f32", text))[name], "f32")
+    assert given[2] > 0 and given[0] < products and given[1] < sums
+
+
+def contracted_library(folder):
+    """The text of SGD's kernels from nvcc as the library was built, but with contraction."""
+    ninja = (native_ptx.OBJECTS / "build.ninja").read_text()
+    nvcc, flags = (re.search(rf"^{name} = (.*)$", ninja, re.MULTILINE)[1] for name in ("nvcc", "cuda_flags"))
+    (extra,) = re.findall(r"cuda\.rule\.sgd\.o: cuda \S+\n  extra = (.*)", ninja)
+    kept = [flag for flag in shlex.split(flags) if not flag.startswith("-gencode")]
+    assert "-fmad=false" in kept
+    kept[kept.index("-fmad=false")] = "-fmad=true"
+    made = Path(folder, "contracted.ptx")
+    source = native_ptx.ROOT / "csrc" / "cuda" / "rule.cu"
+    command = [nvcc, *kept, *shlex.split(extra), f"-arch={TARGET.replace('sm', 'compute')}", "-ptx", source, "-o", made]
+    subprocess.run(command, check=True, capture_output=True)
+    return parse.entries(made.read_text())
+
+
+def test_a_contraction_by_nvcc_would_be_seen(on_ptx, tmp_path):
+    expected = steps(SGD, F32, "reference")
+    device = on_ptx(TARGET)
+    built, plain = contracted_library(tmp_path), device.machine
+    try:
+        device.machine = Machine()
+        device.machine.load(native_ptx.library()[TARGET] | built)
+        with pytest.raises(RuntimeError, match=r"Inexact: without \.rn"):
+            steps(SGD, F32, "native")
+        device.machine = Machine(contracted=True)
+        device.machine.load(native_ptx.library()[TARGET] | built)
+        given = steps(SGD, F32, "native")
+        assert device.machine.executed["fma"] > 0
+        assert sum(not same_bits(a, b) for a, b in zip(given, expected, strict=True)) > len(given) // 3
+    finally:
+        device.machine = plain
+
+
+@pytest.mark.parametrize("case", [SGD, ADAM], ids=lambda c: c.name)
+def test_a_contraction_by_triton_would_be_seen(case, monkeypatch):
+    expected = steps(case, DTYPES[0], "reference")
+    driver = gpu(monkeypatch, 90)
+
+    from lrtricks_fused.triton_kernels import launch
+
+    options = launch.options
+    monkeypatch.setattr(launch, "options", lambda *of, **how: {**options(*of, **how), "enable_fp_fusion": True})
+    driver.contracted = True
+    given = steps(case, DTYPES[0], "triton")
+    assert sum(machine.executed["fma"] for machine in driver.machines.values()) > 0
+    assert sum(not same_bits(a, b) for a, b in zip(given, expected, strict=True)) > len(given) // 3
