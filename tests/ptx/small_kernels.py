@@ -62,7 +62,7 @@ def evaluate(text: str, types: Sequence[str], given: Sequence[Sequence[int]]) ->
     for number, row in enumerate(given):
         for place, value in enumerate(row, 1):
             memory[number, place] = value - (value >> 63 << 64)
-    launch(machine_with("\n".join([*body, f"st.global.{kind} [%at], {result};"])), memory)
+    launch(machine_with("\n".join([*body, f"st.global.{kind} [%at], {result};"])), memory, threads=len(given))
     size = 8 * struct.calcsize(FORMATS[kind])
     return [int(value) & (1 << size) - 1 for value in memory[: len(given), 0]]
 

@@ -34,12 +34,14 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def smaller(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of a number and none, the number; -0 is below 0."""
-    return np.where((a == b) & np.signbit(a), a, np.fmin(b, a))
+    first = np.where(a == b, np.signbit(a), (a < b) | np.isnan(b))
+    return np.where(first, a, b)
 
 
 def larger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of a number and none, the number; 0 is above -0."""
-    return np.where((a == b) & ~np.signbit(a), a, np.fmax(b, a))
+    first = np.where(a == b, ~np.signbit(a), (a > b) | np.isnan(b))
+    return np.where(first, a, b)
 
 
 def with_sign(sign: np.ndarray, value: np.ndarray) -> np.ndarray:

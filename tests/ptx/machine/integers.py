@@ -76,18 +76,17 @@ def funnel_shift(low: np.ndarray, high: np.ndarray, amount: np.ndarray, left: bo
 
 
 def extract_bits(value: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """``length`` bits from a position on, extended by their highest one if the type is signed."""
+    """``length`` bits from a position on; what is beyond them, or beyond the value, is their highest one if signed."""
     width, unsigned = 8 * value.itemsize, np.dtype(f"u{value.itemsize}")
-    position, length = (position & 0xFF).astype(np.int64), (length & 0xFF).astype(np.int64)
-    field = shift_right(value.view(unsigned), position)
-    kept = np.minimum(length, width)
-    ones = shift_left(np.ones(1, unsigned), kept) - np.array(1, unsigned)
-    field = np.where(kept == width, field, field & ones).astype(unsigned)
+    position, length, bits = (position & 0xFF).astype(int), (length & 0xFF).astype(int), value.view(unsigned)
+    there = np.clip(np.minimum(length, width - position), 0, width)
+    mask = ~shift_left(np.full(1, ~unsigned.type(0)), there)
+    field = shift_right(bits, position) & mask
     if value.dtype.kind == "u":
         return field
-    top = np.minimum(position + kept - 1, width - 1)
-    negative = (shift_right(value.view(unsigned), np.maximum(top, 0)) & np.array(1, unsigned) == 1) & (length > 0)
-    return np.where(negative, field | ~ones if width else field, field).astype(unsigned).view(value.dtype)
+    top = np.clip(position + length - 1, 0, width - 1)
+    negative = (shift_right(bits, top) & unsigned.type(1) == 1) & (length > 0)
+    return np.where(negative, field | ~mask, field).view(value.dtype)
 
 
 def permute_bytes(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:

@@ -71,15 +71,19 @@ class Lanes:
             raise UnknownPtx(f"register of type .{kind}")
         return np.zeros(self.count, bool if kind == "pred" else f"u{dtype.itemsize}")
 
-    def symbol(self, name: str) -> np.ndarray:
-        """The value of what is no register: of a special one, or the address of a variable in its space."""
-        if name in self.special:
-            return self.special[name]
+    def _special(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """A special register, which other blocks will change in its place."""
+        if dtype.itemsize != self.special[name].itemsize:
+            raise UnknownPtx(f"{name} as {dtype}")
+        return self.special[name].view(dtype)
+
+    def _place(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """The address of a variable in its space."""
         offsets = {param.name: param.offset for param in self.kernel.params}
         offsets |= self.kernel.shared | self.kernel.local | dict.fromkeys(self.kernel.externs, self.static_shared)
         if name not in offsets:
             raise UnknownPtx(name)
-        return np.array([offsets[name]], np.uint64)
+        return np.array([offsets[name]], dtype)
 
     def read(self, operand: Operand, kind: str) -> np.ndarray:
         """An operand's values, seen as of this type: the low part of a wider register."""
@@ -87,7 +91,8 @@ class Lanes:
         if isinstance(operand, Immediate):
             return _constant(operand, dtype)
         if isinstance(operand, Symbol):
-            return self.symbol(operand.name).astype(dtype)
+            known = self._special if operand.name in self.special else self._place
+            return known(operand.name, dtype)
         if not isinstance(operand, Register):
             raise UnknownPtx(f"operand {operand}")
         held = self.registers[operand.name]
