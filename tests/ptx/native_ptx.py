@@ -45,6 +45,13 @@ def library() -> dict[str, dict[str, str]]:
     return found
 
 
+def ptxas_options() -> list[str]:
+    """What the library tells the driver's compiler, for each of its PTX texts."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = sass.run_tool("cuobjdump", "-xptx", "all", str(native.LIBRARY), cwd=folder)
+    return [line.partition("-arch=")[2] for line in said.splitlines() if "ptxas options" in line]
+
+
 def why_not() -> str | None:
     """The reason why there is nothing to execute; None if there is something."""
     missing = sass.missing_tools()

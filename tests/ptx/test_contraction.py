@@ -57,6 +57,10 @@ def assembled(text):
         return sass.parse(sass.run_tool("nvdisasm", "-c", str(cubin)))
 
 
+def test_the_driver_is_told_to_contract_nothing():
+    assert {" ".join(said.split()[1:]) for said in native_ptx.ptxas_options()} == {"--fmad false"}
+
+
 @pytest.fixture(scope="module")
 def code():
     """The machine code of all kernels in the library, for the newest target whose PTX it has, too."""

@@ -134,7 +134,7 @@ def test_matrices_to_shared_memory(trans):
     ("ld.global.b32 %r5, [%rd9+1024];", MemoryFault, "in no registered tensor"),
     ("ld.global.b64 %rd5, [%rd0+1024];", MemoryFault, "in no registered tensor"),
     ("ld.global.b32 %r5, [%rd0+-4];", MemoryFault, "in no registered tensor"),
-    ("st.global.b32 [%rd0], %r0;", Race, "threads 0 and 1"),
+    ("st.global.b32 [%rd0], %r0;", Race, "threads"),
     ("ld.global.b32 %r5, [%rd0]; st.global.b32 [%rd9], %r5;", Race, "threads"),
     ("ld.global.nc.b32 %r5, [%rd9]; st.global.b32 [%rd9], %r5;", Race, "constant"),
     ("st.shared.b32 [%r3], %r0;", MemoryFault, "of 0 bytes"),
@@ -158,11 +158,13 @@ def test_matrices_to_shared_memory(trans):
     ("redux.sync.add.s32 %r5, %r0, 15;", PartOfWarp, "named"),
 ])  # fmt: skip
 def test_what_is_refused(body, error, text):
-    if error is None:
-        run(OWN + body)
-        return
     with pytest.raises(error, match=text.replace("[", r"\[")):
         run(OWN + body)
+
+
+def test_threads_that_have_returned_hold_up_no_barrier():
+    body = OWN + "setp.gt.u32 %p1, %r0, 3; @%p1 bra $out; bar.sync 0; st.global.b32 [%rd9], 5; $out:"
+    assert run(body, 32).tolist() == [5] * 4 + [0] * 28
 
 
 def test_memory_that_may_not_be_written():
@@ -177,8 +179,9 @@ def test_memory_that_may_not_be_written():
 def test_a_write_that_another_block_reads_is_a_race():
     body = OWN + "st.global.b32 [%rd9], %r3; bar.sync 0; ld.global.b32 %r5, [%rd0];"
     run(body, threads=32)  # of the same block, behind a barrier
-    with pytest.raises(Race):
-        run(body, blocks=2)
+    for blocks in (2, 65):  # the last one runs when the first ones are through
+        with pytest.raises(Race):
+            run(body, 65 * 32, blocks=blocks)
 
 
 def test_equal_values_by_one_instruction_are_no_race():

@@ -93,7 +93,7 @@ class Driver:
             values = [packed(*argument) for argument in arguments_of(source.signature.values(), given)]
             if (y, z) != (1, 1):
                 raise LaunchError(f"a grid of {grid}, {y}, {z}")
-            machine.memory.register(allocations([self.held, given]))
+            machine.memory.register(allocations(self.held))
             machine.launch(metadata.name, grid, threads, parameter_space(kernel, values), metadata.shared)
 
         return launch
@@ -114,7 +114,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, arch: int) -> Driver:
         kernel.device_caches.clear()
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.version, "hip", None)
-    for name in ("_run", "_run_squares"):
+    for name in ("_run", "_run_squares", "clip"):
         monkeypatch.setattr(launch, name, _holding(made, getattr(launch, name)))
     return made
 

@@ -59,7 +59,7 @@ class _Accessed:
 
     def access(self, addresses: np.ndarray, chosen: np.ndarray, values: np.ndarray | None) -> Access:
         lanes, this = self.lanes, self.this
-        return Access(addresses, self.size, lanes.number[chosen], lanes.global_block[chosen], lanes.epoch[chosen],
+        return Access(addresses, self.size, lanes.number[chosen], lanes.epoch[chosen],
                       "nc" in this.modifiers, this.text, values)  # fmt: skip
 
     def within(self, addresses: np.ndarray, limit: int) -> None:

@@ -21,7 +21,8 @@ from .undefined import suspects, used, written
 for _table in ("integers", "floats", "moves", "accesses", "warps"):
     importlib.import_module(f".{_table}", __package__)  # enters its instructions
 
-LANES = 4096  # at a time
+LANES = 2048  # at a time
+PROGRAMS = 8  # that are kept, with registers of up to 50 MB each
 MOST_BLOCKS = 10_000_000  # that one thread goes through, before a loop is taken for endless
 DONE = 1 << 40  # where a thread is that has returned
 
@@ -83,12 +84,14 @@ class Machine:
             for first in range(0, grid, most):
                 blocks = min(most, grid - first)
                 self._program(name, blocks, threads, dynamic_shared).run(first, grid, given, self.executed)
-        self.memory.finish()
+                self.memory.check_races(threads, first == 0, first + blocks == grid)
         self.launches.append((name, grid, threads))
 
     def _program(self, name: str, blocks: int, threads: int, dynamic_shared: int) -> "Program":
         key = name, blocks, threads, dynamic_shared
         if key not in self._programs:
+            while len(self._programs) >= PROGRAMS:
+                del self._programs[next(iter(self._programs))]
             lanes = BoundLanes(self.kernel(name), blocks, threads, dynamic_shared, self.memory)
             lanes.contracted = self.contracted
             self._programs[key] = Program(lanes)
@@ -100,19 +103,18 @@ class BoundLanes(Lanes):
 
     def start(self, first_block: int, grid: int, params: np.ndarray) -> None:
         super().start(first_block, grid, params)
-        self.global_block = self.block + first_block
-        self.number = self.lane + first_block * self.threads
+        self.number = (self.lane + first_block * self.threads).astype(np.int32)
         self._shared_accesses: list[Access] = []
 
     def note_shared(self, access: Access) -> None:
         """Between barriers, that is, in an epoch, threads race."""
-        places = access.addresses + access.epochs * self.shared.size
+        places = access.addresses + access.epochs.astype(np.int64) * self.shared.size
         self._shared_accesses.append(replace(access, addresses=places))
 
     def finish(self) -> None:
         """The end of these lanes: races in shared memory."""
         accesses, self._shared_accesses = self._shared_accesses, []
-        find_races(accesses, self.shared.size * (int(self.epoch.max()) + 1))
+        find_races(accesses, self.shared.size * (int(self.epoch.max()) + 1), self.threads)
 
 
 class Program:

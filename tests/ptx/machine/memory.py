@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .races import Access, find_races
+from .races import Access, Touched, find_races
 
 ALIGN = 64
 
@@ -38,6 +38,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._accesses: list[Access] = []
+        self._touched: Touched | None = None
         self.register([])
 
     def register(self, allocations: Iterable[Allocation]) -> None:
@@ -104,7 +105,12 @@ class Memory:
         found = self._check(access.addresses, access.size, access.writes, access.text)
         self._accesses.append(replace(access, addresses=access.addresses + self._shift[found]))
 
-    def finish(self) -> None:
-        """The end of a launch: its accesses are checked for races, and forgotten."""
+    def check_races(self, block: int, first: bool, last: bool) -> None:
+        """Some blocks, of so many threads, have run: the first of a launch, the last, or others."""
         accesses, self._accesses = self._accesses, []
-        find_races(accesses, self._total)
+        find_races(accesses, self._total, block)
+        if first:
+            self._touched = None if last else Touched(self._total)
+        if self._touched is not None:
+            self._touched.check(accesses)
+            self._touched.add(accesses)

@@ -21,8 +21,7 @@ class Access:
     addresses: np.ndarray
     size: int
     threads: np.ndarray  # by their numbers in the launch
-    blocks: np.ndarray
-    epochs: np.ndarray
+    epochs: np.ndarray  # barriers that each has passed
     constant: bool  # by the cache that does not see writes
     text: str
     values: np.ndarray | None = None  # that are written, a row of numbers an address; None: they are read
@@ -33,16 +32,46 @@ class Access:
         return self.values is not None
 
 
-def find_races(accesses: list[Access], total: int) -> None:
-    """Raises Race if two of the accesses, to ``total`` bytes in all, are unordered and one of them writes."""
+class Touched:
+    """Which bytes the blocks that have run before have read and written; the launch's other blocks must not meet them.
+
+    Addresses count from 0, and ``total`` is divisible by what an access may be wide.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.read, self.written = np.zeros(total, bool), np.zeros(total, bool)
+
+    def check(self, accesses: list[Access]) -> None:
+        """Raises Race for those that meet what other blocks have done."""
+        for access in accesses:
+            met = _rows(self.written, access).any() or (access.writes and _rows(self.read, access).any())
+            if met:
+                raise Race(f"a byte that another block accesses, too: {access.text}")
+
+    def add(self, accesses: list[Access]) -> None:
+        """These, too, have been made."""
+        for access in accesses:
+            marks = self.written if access.writes else self.read
+            marks.reshape(-1, access.size)[access.addresses // access.size] = True
+
+
+def _rows(marks: np.ndarray, access: Access) -> np.ndarray:
+    return marks.reshape(-1, access.size)[access.addresses // access.size]
+
+
+def find_races(accesses: list[Access], total: int, block: int) -> None:
+    """Raises Race if two of the accesses, to ``total`` bytes in all, are unordered and one of them writes.
+
+    Blocks have ``block`` threads each, numbered one after another.
+    """
     if not any(access.writes for access in accesses):
         return
     unit = min(access.size for access in accesses)  # every access is aligned to its size: whole units
-    writer = np.full(total // unit + 1, -1, np.int64)
-    writes = [access for access in accesses if access.writes]
-    for access in writes:
-        for units in _units(access, unit):
-            writer[units] = access.threads
+    writer = np.full(total // unit + 1, -1, np.int32)
+    for access in accesses:
+        if access.writes:
+            for units in _units(access, unit):
+                writer[units] = access.threads
     contended = np.zeros(len(writer), bool)
     for access in accesses:
         for units in _units(access, unit):
@@ -51,7 +80,7 @@ def find_races(accesses: list[Access], total: int) -> None:
                 raise Race(f"what is read as constant is written: {access.text}")
             contended[units[(last >= 0) & (last != access.threads)]] = True
     if contended.any():
-        _judge(accesses, contended, unit)
+        _judge(accesses, contended, unit, block)
 
 
 def _units(access: Access, unit: int) -> Iterable[np.ndarray]:
@@ -59,18 +88,18 @@ def _units(access: Access, unit: int) -> Iterable[np.ndarray]:
     return (first + k for k in range(access.size // unit))
 
 
-def _judge(accesses: list[Access], contended: np.ndarray, unit: int) -> None:
+def _judge(accesses: list[Access], contended: np.ndarray, unit: int, block: int) -> None:
     """Of the bytes that several threads access: within a block, barriers may order them."""
-    seen: dict[int, list[_Touch]] = {}
+    seen: dict[int, set[_Touch]] = {}
     for access in accesses:
         values = None if access.values is None else np.ascontiguousarray(access.values).view(np.uint8)
         for number, units in enumerate(_units(access, unit)):
             for k in np.flatnonzero(contended[units]):
                 value = None if values is None else bytes(values[k, number * unit : (number + 1) * unit])
-                seen.setdefault(int(units[k]), []).append(
-                    _Touch(int(access.threads[k]), int(access.blocks[k]), int(access.epochs[k]), value, access.text)
-                )
-    for touches in seen.values():
+                thread = int(access.threads[k])
+                touch = _Touch(thread, thread // block, int(access.epochs[k]), value, access.text)
+                seen.setdefault(int(units[k]), set()).add(touch)
+    for touches in map(list, seen.values()):
         for i, touch in enumerate(touches):
             for other in touches[:i]:
                 if touch.races(other):

@@ -39,7 +39,7 @@ class Lanes:
         self.lane = np.arange(self.count)
         self.thread = self.lane % threads
         self.block = self.lane // threads
-        self.epoch = np.zeros(self.count, np.int64)  # barriers passed
+        self.epoch = np.zeros(self.count, np.int32)  # barriers passed
         self.params = np.zeros(kernel.param_bytes + 16, np.uint8)
         self.local = np.zeros((self.count, -(-kernel.local_bytes // 8) * 8), np.uint8)
         self.static_shared = -(-kernel.shared_bytes // 16) * 16

@@ -147,7 +147,7 @@ def store_matrix(this: Instruction, lanes: Lanes) -> Execute:
                     raise MemoryFault(f"a row at {int(at.max())} of {limit} bytes, or not aligned: {this.text}")
                 flat = at + 2 * c[chosen] + lanes.block[chosen] * limit
                 values = (source[chosen] >> np.uint32(16 * half)).astype(np.uint16)
-                lanes.note_shared(Access(flat, 2, lanes.number[chosen], lanes.global_block[chosen],
+                lanes.note_shared(Access(flat, 2, lanes.number[chosen],
                                          lanes.epoch[chosen], False, this.text, values[:, None]))  # fmt: skip
                 numbers[flat // 2] = values
 
