@@ -15,6 +15,10 @@ HALF_BASE = 2**33 + 1
 IS_FLOAT, IS_DOUBLE = 1, 2  # what lies at the address of a scalar that is a tensor
 _FLOAT, _DOUBLE = tl.constexpr(IS_FLOAT), tl.constexpr(IS_DOUBLE)
 
+# [note: Loads that clear their address] Before a load Triton 3.9 clears the register that it loads into, without saying
+# so to LLVM: where value and address are both of 64 bits and meet behind a branch, they get one register, and address 0
+# is read. Halves of 32 bits have registers of their own.
+
 
 def in_halves(values: list[float]) -> tuple[int, ...]:
     """Doubles for a tuple; :func:`from_halves` gives them back. See [note: Numbers in a tuple]."""
@@ -64,8 +68,9 @@ def read_scalar(scalars, k: tl.constexpr):
     """The k-th of :func:`scalars_in_halves`, as a double: the number, or what is at the address."""
     word, kind = whole(scalars[3 * k], scalars[3 * k + 1]), scalars[3 * k + 2] >> 1 & 0xFFFFFFFF
     value = double(word)
-    if kind == _DOUBLE:
-        value = tl.load(word.to(tl.pointer_type(tl.float64)))
+    if kind == _DOUBLE:  # see [note: Loads that clear their address]
+        halves = word.to(tl.pointer_type(tl.uint32))
+        value = double(tl.load(halves + 1).to(tl.uint64) << 32 | tl.load(halves).to(tl.uint64))
     elif kind == _FLOAT:
         value = tl.load(word.to(tl.pointer_type(tl.float32))).to(tl.float64)
     return value

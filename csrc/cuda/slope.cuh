@@ -13,7 +13,7 @@ LRT_DEVICE Real<Param>* slope_units(const Step& call) {
 }
 
 template <class Param>
-LRT_DEVICE double* slope_chunks(const Step& call) {
+LRT_HD double* slope_chunks(const Step& call) {  // which the host hands to a kernel, too
   return reinterpret_cast<double*>(static_cast<char*>(call.slope_scratch) + slope_unit_bytes<Param>(call.chunks));
 }
 

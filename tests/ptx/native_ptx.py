@@ -63,15 +63,19 @@ def why_not() -> str | None:
     return None
 
 
+def objects() -> list[Path]:
+    """Those that launchers and kernels are linked of."""
+    return sorted(path for path in OBJECTS.glob("cuda.*.o") if path.name != "cuda.entry.o")
+
+
 @functools.cache
 def module() -> ModuleType:
     """The launchers, linked on first use."""
-    objects = [path for path in OBJECTS.glob("cuda.*.o") if path.name != "cuda.entry.o"]
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:  # several processes may run tests
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = ["make", "-s", "-C", ROOT / "tests" / "ptx", f"PYTHON={sys.executable}", f"BUILD={BUILD}",
-                f"OBJECTS={' '.join(map(str, sorted(objects)))}"]  # fmt: skip
+                f"OBJECTS={' '.join(map(str, objects()))}"]  # fmt: skip
         subprocess.run(made, check=True)
     spec = importlib.util.spec_from_file_location("cuda_on_host", BUILD / "cuda_on_host.so")
     loaded = importlib.util.module_from_spec(spec)

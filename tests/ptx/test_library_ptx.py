@@ -6,6 +6,7 @@ variants in all types for all targets.
 """
 
 import os
+import subprocess
 
 import native_ptx
 import pytest
@@ -32,6 +33,13 @@ def rows():
     chosen += [(t, s, RICH[0], BF16) for t in NEWEST for s in TRICKS.items()]
     chosen += [(t, plain, c, F32) for t in OTHERS for c in RICH]
     return chosen + [(t, s, ADAM, F32) for t in OTHERS for s in TRICKS.items()]
+
+
+def test_no_launcher_calls_a_function_of_the_device():
+    # nvcc lets a template of the host do so without a word: the process ends there, by exit(1).
+    for path in native_ptx.objects():
+        undefined = subprocess.run(["nm", "-u", path], capture_output=True, text=True, check=True).stdout.split()
+        assert "__cudaLaunchKernel" in undefined and "exit" not in undefined, path
 
 
 def label(value):

@@ -151,7 +151,6 @@ def test_matrices_to_shared_memory(trans):
     ("mov.f32 %f1, 0f3F800000; ex2.rn.f32 %f2, %f1;", UnknownPtx, "instruction ex2"),
     ("atom.global.add.u32 %r5, [%rd9], 1;", UnknownPtx, "instruction atom"),
     ("mov.u32 %r5, %clock;", UnknownPtx, "%clock"),
-    ("setp.gt.u32 %p1, %r0, 3; @%p1 bra $out; bar.sync 0; $out:", None, ""),
     ("setp.gt.u32 %p1, %r0, 3; @%p1 bra $out; bar.sync 0; $out: bar.sync 0;", Deadlock, "bar.sync"),
     ("setp.gt.u32 %p1, %r0, 3; @%p1 bra $out; redux.sync.add.s32 %r5, %r0, -1; $out: bar.sync 0;", Deadlock, "redux"),
     ("setp.gt.u32 %p1, %r0, 3; @%p1 ret; redux.sync.add.s32 %r5, %r0, -1;", PartOfWarp, "redux"),
@@ -188,6 +187,16 @@ def test_equal_values_by_one_instruction_are_no_race():
     run(OWN + "st.global.b32 [%rd0], 7;")
     with pytest.raises(Race):
         run(OWN + "setp.gt.u32 %p1, %r0, 3; @%p1 st.global.b32 [%rd0], 7; @!%p1 st.global.b32 [%rd0], %r2;")
+
+
+def test_a_number_that_a_warp_loads_and_one_thread_of_it_stores_is_no_race():
+    body = (
+        OWN + "ld.global.b32 %r5, [%rd0]; add.s32 %r5, %r5, 7; setp.eq.s32 %p1, %r3, 0; @%p1 st.global.b32 [%rd0], %r5;"
+    )
+    assert run(body).tolist()[:2] == [7, 0]
+    for how in (dict(threads=64), dict(blocks=2)):
+        with pytest.raises(Race):
+            run(body, **how)
 
 
 def test_an_endless_loop_ends(monkeypatch):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+WARP = 32
+
 
 class Race(Exception):
     """Two threads access the same byte, one of them writing, and nothing orders them."""
@@ -100,10 +102,21 @@ def _judge(accesses: list[Access], contended: np.ndarray, unit: int, block: int)
                 touch = _Touch(thread, thread // block, int(access.epochs[k]), value, access.text)
                 seen.setdefault(int(units[k]), set()).add(touch)
     for touches in map(list, seen.values()):
+        replicated = {(touch.thread, touch.text) for touch in touches if touch.value is None}
         for i, touch in enumerate(touches):
             for other in touches[:i]:
-                if touch.races(other):
+                if touch.races(other) and not _replicates(touch, other, block, replicated):
                     raise Race(f"threads {other.thread} and {touch.thread}: {other.text} and {touch.text}")
+
+
+def _replicates(touch: "_Touch", other: "_Touch", block: int, read: set[tuple[int, str]]) -> bool:
+    """Whether a thread has read the number by the same instruction as the one of its warp that then writes it.
+
+    So Triton steps a scalar: all threads of a warp load it, and one of them stores what it has made of it.
+    """
+    reader, writer = (touch, other) if touch.value is None else (other, touch)
+    together = reader.block == writer.block and reader.thread % block // WARP == writer.thread % block // WARP
+    return reader.value is None and together and (writer.thread, reader.text) in read
 
 
 class _Touch(NamedTuple):

@@ -7,8 +7,8 @@ import numpy as np
 
 from .kernels import SIZES, Immediate, Kernel, Operand, Register, Symbol, UnknownPtx
 from .memory import Memory
+from .races import WARP
 
-WARP = 32
 Mask = Any  # the lanes that execute: an array of bool, or True for all of them
 Execute = Callable[[Mask], None]
 ONE = np.ones(1, bool)
