@@ -95,11 +95,13 @@ def _judge(accesses: list[Access], contended: np.ndarray, unit: int, block: int)
     seen: dict[int, set[_Touch]] = {}
     for access in accesses:
         values = None if access.values is None else np.ascontiguousarray(access.values).view(np.uint8)
+        warps = access.threads // WARP
+        alone = np.bincount(warps - warps.min())[warps - warps.min()] == 1
         for number, units in enumerate(_units(access, unit)):
             for k in np.flatnonzero(contended[units]):
                 value = None if values is None else bytes(values[k, number * unit : (number + 1) * unit])
                 thread = int(access.threads[k])
-                touch = _Touch(thread, thread // block, int(access.epochs[k]), value, access.text)
+                touch = _Touch(thread, thread // block, int(access.epochs[k]), value, access.text, bool(alone[k]))
                 seen.setdefault(int(units[k]), set()).add(touch)
     for touches in map(list, seen.values()):
         replicated = {(touch.thread, touch.text) for touch in touches if touch.value is None}
@@ -110,13 +112,13 @@ def _judge(accesses: list[Access], contended: np.ndarray, unit: int, block: int)
 
 
 def _replicates(touch: "_Touch", other: "_Touch", block: int, read: set[tuple[int, str]]) -> bool:
-    """Whether a thread has read the number by the same instruction as the one of its warp that then writes it.
+    """Whether a thread has read the number by the same instruction as the one of its warp that, alone, writes it.
 
     So Triton steps a scalar: all threads of a warp load it, and one of them stores what it has made of it.
     """
     reader, writer = (touch, other) if touch.value is None else (other, touch)
     together = reader.block == writer.block and reader.thread % block // WARP == writer.thread % block // WARP
-    return reader.value is None and together and (writer.thread, reader.text) in read
+    return reader.value is None and together and writer.alone and (writer.thread, reader.text) in read
 
 
 class _Touch(NamedTuple):
@@ -127,6 +129,7 @@ class _Touch(NamedTuple):
     epoch: int
     value: bytes | None  # None: it is read
     text: str
+    alone: bool  # no other thread of the warp executes the instruction
 
     def races(self, other: "_Touch") -> bool:
         if self.thread == other.thread or (self.value is None and other.value is None):
