@@ -29,20 +29,25 @@ _LAUNCH = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctyp
                            ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t)  # fmt: skip
 
 
-@functools.cache
-def library() -> dict[str, dict[str, str]]:
-    """The texts of all kernels in the library, by target ("sm_90") and name."""
+def texts_of(binary: Path) -> dict[str, dict[str, str]]:
+    """The PTX of all kernels in a library or object, by target ("sm_90") and name."""
     found: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sass.run_tool("cuobjdump", "-xptx", "all", str(native.LIBRARY), cwd=folder)
+        sass.run_tool("cuobjdump", "-xptx", "all", str(binary), cwd=folder)
         for file in Path(folder).iterdir():
             text = file.read_text()
             texts = found.setdefault(parse.target(text), {})
             for name, entry in parse.entries(text).items():
                 entry = _LABEL_NUMBER.sub(r"\1", entry).strip()  # which differs between the objects that share a kernel
                 if texts.setdefault(name, entry) != entry:
-                    raise ValueError(f"{name} is in the library twice, and not the same")
+                    raise ValueError(f"{name} is in {binary} twice, and not the same")
     return found
+
+
+@functools.cache
+def library() -> dict[str, dict[str, str]]:
+    """The PTX of the built library."""
+    return texts_of(native.LIBRARY)
 
 
 def ptxas_options() -> list[str]:

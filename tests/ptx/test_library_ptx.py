@@ -35,6 +35,15 @@ def rows():
     return chosen + [(t, s, ADAM, F32) for t in OTHERS for s in TRICKS.items()]
 
 
+def test_the_launchers_are_those_of_the_library():
+    seen = set()
+    for path in native_ptx.objects():
+        for target, texts in native_ptx.texts_of(path).items():
+            assert texts.items() <= native_ptx.library()[target].items(), (path, target)
+            seen |= {(target, name) for name in texts}
+    assert seen == {(target, name) for target, texts in native_ptx.library().items() for name in texts}
+
+
 def test_no_launcher_calls_a_function_of_the_device():
     # nvcc lets a template of the host do so without a word: the process ends there, by exit(1).
     for path in native_ptx.objects():
