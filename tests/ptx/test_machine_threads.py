@@ -166,6 +166,15 @@ def test_threads_that_have_returned_hold_up_no_barrier():
     assert run(body, 32).tolist() == [5] * 4 + [0] * 28
 
 
+def test_a_launch_that_is_refused_leaves_nothing_to_the_next():
+    machine = machine_with(OWN + "st.global.b32 [%rd9], %r3; ld.global.b32 %r5, [%rd9+128];")
+    memory = torch.zeros(64, dtype=torch.int32)
+    for _ in range(2):
+        with pytest.raises(MemoryFault, match="no registered tensor"):
+            launch(machine, memory, blocks=2)
+    launch(machine, torch.zeros(96, dtype=torch.int32))
+
+
 def test_memory_that_may_not_be_written():
     machine = machine_with(OWN + "mad.wide.u32 %rd9, %r3, 4, %rd1; st.global.b32 [%rd9], %r3;", pointers=2)
     first, second = torch.zeros(64, dtype=torch.int32).split(32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .instructions import bind
-from .kernels import BARRIERS, BRANCHES, ENDS, Block, Instruction, Kernel, Symbol, UnknownPtx
+from .kernels import BRANCHES, ENDS, Block, Instruction, Kernel, Symbol, UnknownPtx
 from .memory import Memory
 from .parse import kernel
 from .races import Access, find_races
@@ -216,6 +216,3 @@ class Program:
                 defined[name][active] = True
 
         return run
-
-
-__all__ = ["BARRIERS", "Deadlock", "LaunchError", "Machine", "Program"]

@@ -37,12 +37,12 @@ class Memory:
     """The allocations that are registered at present, and a launch's accesses to them."""
 
     def __init__(self) -> None:
-        self._accesses: list[Access] = []
-        self._touched: Touched | None = None
         self.register([])
 
     def register(self, allocations: Iterable[Allocation]) -> None:
         """These and no others may be accessed; where they overlap, what one of them allows."""
+        self._accesses: list[Access] = []  # of the launch
+        self._touched: Touched | None = None
         merged: list[Allocation] = []
         for this in sorted(allocations, key=lambda a: (a.begin, -a.end)):
             last = merged[-1] if merged else None
