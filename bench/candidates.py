@@ -41,6 +41,10 @@ class Rule:
     states: int
     options: dict[str, object] = field(default_factory=dict)
 
+    def traffic_bytes(self, dtype: torch.dtype, state_dtype: torch.dtype) -> int:
+        """Least bytes per parameter of a fused step: parameter and states read and written, gradient read."""
+        return 3 * dtype.itemsize + 2 * state_dtype.itemsize * self.states
+
 
 RULES = {
     "Adam": Rule("Adam", 2),
@@ -62,13 +66,13 @@ class Candidate:
     isa: str = ""
 
 
-def torch_optim(rule: str, implementation: str) -> Candidate:
+def torch_optim(rule: str, implementation: str, **arguments: object) -> Candidate:
     """torch.optim's class without a mask; ``implementation`` is "fused" or "foreach"."""
     spec = RULES[rule]
 
     def build(params: list[Tensor]) -> Step:
         optimizer = getattr(torch.optim, spec.class_name)
-        return OptimizerStep(optimizer(params, lr=1e-3, **{implementation: True}, **spec.options))
+        return OptimizerStep(optimizer(params, **{"lr": 1e-3, implementation: True, **spec.options, **arguments}))
 
     return Candidate(f"torch {implementation}", build)
 
@@ -92,17 +96,22 @@ def centralized(rule: str) -> Candidate:
     return Candidate("ours, centralize=True", lambda params: OptimizerStep(optimizer_of(rule, params, centralize=True)))
 
 
+def centralize_gradients(params: list[Tensor]) -> None:
+    """Gradient centralization in tensor operations, tensor after tensor, as its authors' code."""
+    for param in params:
+        if param.dim() > 1:
+            grad = gradient(param)
+            grad.sub_(grad.mean(dim=tuple(range(1, param.dim())), keepdim=True))
+
+
 def centralized_by_hand(rule: str) -> Candidate:
-    """Ours after gradient centralization in tensor operations, tensor after tensor, as its authors' code."""
+    """Ours after gradient centralization in tensor operations."""
 
     def build(params: list[Tensor]) -> Step:
         optimizer = optimizer_of(rule, params)
-        several = [param for param in params if param.dim() > 1]
 
         def step() -> None:
-            for param in several:
-                grad = gradient(param)
-                grad.sub_(grad.mean(dim=tuple(range(1, param.dim())), keepdim=True))
+            centralize_gradients(params)
             optimizer.step()
 
         return OptimizerStep(optimizer, step)

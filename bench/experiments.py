@@ -193,7 +193,6 @@ def select(experiments: list[Experiment], rows: str) -> list[Experiment]:
 
 
 def traffic_bytes(workload: Workload, rule: str, candidate: str) -> int:
-    """Least bytes per parameter of a fused step: parameter and states read and written, gradient read."""
-    item = workload.dtype.itemsize
-    state_item = 4 if "float32 states" in candidate else item
-    return 3 * item + 2 * state_item * RULES[rule].states
+    """Least bytes per parameter of a candidate's step."""
+    state_dtype = torch.float32 if "float32 states" in candidate else workload.dtype
+    return RULES[rule].traffic_bytes(workload.dtype, state_dtype)
