@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from ..candidates import KEEP_PROB
 from .candidates import Ours
 from .device import Device
 from .measure import Settings
-from .rows import BIG, HALF, Row, low, small
+from .rows import BIG, Row, low, small
 from .work import Work
 from .worker import open_device
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     for backend, row in ROWS:
-        ours = Ours(small(row) if dry_run else row, backend, *HALF)
+        ours = Ours(small(row) if dry_run else row, backend, KEEP_PROB)
         print(f"{row.name}: {ours.name}", flush=True)
         take(ours, device)
     return 3 if dry_run else 0

@@ -19,8 +19,8 @@ FOOTNOTE = (
     "Medians over rounds, in which candidates are interleaved in rotating order; ±: half the distance of quartiles. "
     "GPU: by events, the L2 cache filled with other data before each step, which is enqueued while the GPU sleeps "
     "(beyond about 1,000 launches the GPU still waits for the host). Ratio: to the first candidate, round by round. "
-    "Host: of a call on an idle GPU. GB/s: the least bytes that such a step can move; (of copy): of the speed of a copy "
-    "in the same rounds that moves as many bytes, 2 GiB at most, read and written."
+    "Host: of a call on an idle GPU. GB/s: the least bytes that such a step can move; (of copy): of a copy's speed in "
+    "the same rounds that moves as many bytes, 2 GiB at most, read and written."
 )
 NOTHING_MEASURED = "DRY RUN: on the CPU, with tiny tensors and a stub for a clock. NOTHING WAS MEASURED."
 
