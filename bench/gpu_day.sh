@@ -60,13 +60,14 @@ planned() {
 
 wanted() { [[ -z $PARTS || " $PARTS " == *" $1 "* ]]; }
 
-# All logs as one file; the largest go where that exceeds what a file may have.
+# All logs as one file; the largest are cut where that exceeds what a file may have.
 pack() {
   local largest
   while tar -czf "$OUT/logs.tar.gz" -C "$WORK" logs && (($(stat -c %s "$OUT/logs.tar.gz") > LARGEST)); do
-    largest=$(find "$LOGS" -type f -printf '%s %p\n' | sort -rn | head -1 | cut -d' ' -f2-)
-    say "left out of logs.tar.gz, for its size: ${largest##*/}"
-    rm "$largest"
+    largest=$(find "$LOGS" -type f -size +1000000c -printf '%s %p\n' | sort -rn | head -1 | cut -d' ' -f2-)
+    [[ -n $largest ]] || break
+    say "too large for logs.tar.gz: of ${largest##*/} the last MB is kept"
+    tail -c 1000000 "$largest" >"$WORK/cut" && mv "$WORK/cut" "$largest"
   done
 }
 
@@ -183,8 +184,7 @@ ncu_kernels() {
     part ncu "$(planned 90)" 3 "$PYTHON" -m bench.gpu.once --dry-run
   elif command -v ncu >/dev/null; then
     part ncu "$(planned 90)" 0 ncu --clock-control none --profile-from-start off "${sections[@]}" \
-      --force-overwrite --export "$LOGS/kernels" "$PYTHON" -m bench.gpu.once
-    [[ ! -e $LOGS/kernels.ncu-rep ]] || ncu --import "$LOGS/kernels.ncu-rep" --page details >"$LOGS/ncu-details.txt" 2>&1
+      "$PYTHON" -m bench.gpu.once
   else
     not_there ncu "ncu is not on PATH"
   fi

@@ -1,6 +1,7 @@
 """Measures rows in a process of its own, which may hang or lose its GPU: another one then goes on with the next row."""
 
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -80,14 +81,14 @@ class Apart:
         Exception: what the process cannot start for.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, target: Callable[[Connection, Settings], None] = serve) -> None:
+        self._settings, self._target = settings, target
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._settings), daemon=False)
+        self._process = context.Process(target=self._target, args=(theirs, self._settings), daemon=False)
         self._process.start()
         theirs.close()
         answer = self._answer(START_SECONDS)
