@@ -172,7 +172,7 @@ bench() { # SECONDS for the parts that follow
   [[ -z $DRY_RUN ]] || passes=3 options=(--dry-run --no-compile --rows '^16M fp32, Adam$')
   part bench $((seconds + 15)) $passes "$PYTHON" -m bench.gpu --budget "$seconds" --json "$OUT/bench.json" \
     ${options[@]+"${options[@]}"}
-  cp "$LOGS/bench.txt" "$OUT/bench.txt"
+  [[ ! -e $LOGS/bench.txt ]] || cp "$LOGS/bench.txt" "$OUT/bench.txt"
 }
 
 SECTIONS="SpeedOfLight MemoryWorkloadAnalysis LaunchStats Occupancy SchedulerStats WarpStateStats"

@@ -19,7 +19,7 @@ from .budget import Budget
 from .candidates import BACKENDS
 from .clocks import Sampler
 from .measure import DRY, FULL, QUICK, Result, Settings, told
-from .report import NOTHING_MEASURED, Report, print_end, print_row
+from .report import NOTHING_MEASURED, Report, print_end, print_row, say
 from .rows import ROWS, Row, summary
 from .worker import Apart, Here, Runner
 
@@ -93,7 +93,7 @@ def run_rows(
         runner.close()
     report.left_out |= budget.left_out
     if sampler.why_not:
-        console.print(f"\nThe clocks are not known: {sampler.why_not}", highlight=False, markup=False)
+        say(console, f"\nThe clocks are not known: {sampler.why_not}")
     report.write(file)
     print_end(console, report)
 

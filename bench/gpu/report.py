@@ -107,20 +107,25 @@ def _cells(name: str, of: Timed) -> Cells:
     )
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """A line, which a log keeps whole."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_row(console: Console, result: Result, clocks: Clocks | None) -> None:
     """A row's table, what is missing from it, and the clocks."""
-    console.print(f"\n[bold]{result.name}", highlight=False)
+    say(console, f"\n{result.name}", "bold")
     if result.left_out:
-        console.print(f"left out: {result.left_out}", highlight=False, markup=False)
+        say(console, f"left out: {result.left_out}")
     if result.timed:
         rows = [_cells(name, of) for name, of in result.timed.items()]
         console.print(make_table(HEADER, rows, console.width, first=LEAST_NAME_WIDTH))
     for name, reason in result.missing.items():
-        console.print(f"MISSING {name}: {reason}", style="bold red", highlight=False, markup=False)
+        say(console, f"MISSING {name}: {reason}", "bold red")
     for name, reason in result.failed_peers.items():
-        console.print(f"{name} did not run: {reason}", highlight=False, markup=False)
+        say(console, f"{name} did not run: {reason}")
     if clocks:
-        console.print(f"clocks: {clocks}", highlight=False, markup=False)
+        say(console, f"clocks: {clocks}")
 
 
 def print_end(console: Console, report: Report) -> None:
@@ -128,10 +133,10 @@ def print_end(console: Console, report: Report) -> None:
     console.print(f"\n{FOOTNOTE}", style="dim", highlight=False, markup=False)
     for title, reasons in (("Left out", report.left_out), ("MISSING", report.missing)):
         if reasons:
-            console.print(f"\n{title}:", style="bold")
+            say(console, f"\n{title}:", "bold")
         for name, reason in reasons.items():
-            console.print(f"  {name}: {reason}", highlight=False, markup=False)
+            say(console, f"  {name}: {reason}")
     if report.error:
-        console.print(f"\nBroken off: {report.error}", style="bold red", highlight=False, markup=False)
+        say(console, f"\nBroken off: {report.error}", "bold red")
     if report.dry_run:
-        console.print(f"\n{NOTHING_MEASURED}", style="bold", highlight=False)
+        say(console, f"\n{NOTHING_MEASURED}", "bold")
