@@ -133,7 +133,11 @@ build_library() {
   (cd "$ROOT" && TORCH_CUDA_ARCH_LIST=$archs exec timeout -k 15 "$1" "$PYTHON" setup.py build_ext --inplace)
 }
 
-LOADS='import sys; from lrtricks_fused.step import native as n; sys.exit(n.load_error or (0 if n.cuda_archs() else "no CUDA"))'
+# Says why the native library cannot step on this GPU, or, where there is none, why it does not load.
+LOADS='import sys, torch
+from lrtricks_fused.step import backends, native
+there = torch.cuda.is_available()
+sys.exit((backends.why_not("native", torch.device("cuda")) if there else native.load_error) or 0)'
 LIBRARY=$ROOT/lrtricks_fused/_native.so TREE=$WORK/tree
 tree "$TREE" "$LIBRARY"
 

@@ -2,7 +2,6 @@
 
 import gc
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +107,6 @@ class Warm:
                 self._enter(candidate.name, self._ready(candidate, row.graph))
             except Exception as error:  # no compiler, no memory left, a backend that cannot run: others may
                 reasons[candidate.name] = told(error)
-                print(f"{row.name}: {candidate.name}: {told(error)}", file=sys.stderr, flush=True)
         self._enter(COPY, copy_step(row.copy_bytes, device.device))
 
     def _ready(self, candidate: Candidate, graph: bool) -> Step:
@@ -138,8 +136,8 @@ def rounds(warm: Warm, device: Device, effort: Effort) -> Timings:
     gc.disable()
     for round_ in range(effort.rounds):
         first = round_ % len(order)
+        warm.work.before_step()  # of the round: whether each finds moved gradients must not depend on their number
         for name, step in order[first:] + order[:first]:
-            warm.work.before_step()
             timings.seconds[name].append(device.step_seconds(step, warm.host.step(name).median))
         if time.perf_counter() > end:
             break

@@ -13,6 +13,7 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Two elements behind a multiple of 16 bytes: where gradients lie in the buckets of DistributedDataParallel
 # (gradient_as_bucket_view), at 8 mod 16 bytes in fp32 and at 4 mod 16 in bf16.
 BUCKET = 2
+CAPTURES = 6  # graphs of one row, at most, each with memory of its own
 COPY_BYTES = 2 * 2**30  # a longer copy moves bytes no faster
 
 
@@ -92,7 +93,7 @@ class Row:
     def memory_bytes(self) -> int:
         """GPU memory that it takes at most: tensors, states shared by dtype, buffers of the copy, temporaries."""
         item, numel, states = self.work.dtype.itemsize, self.work.numel, RULES[self.rule].states
-        tensors = 2 + self.moved + self.backward
+        tensors = 2 + self.moved + CAPTURES * self.backward
         temporaries = max({"recipe": 5, "foreach": 3, "compiled": states + 1}.get(peer, 1) for peer in self.peers)
         strided = 2 + states if self.work.memory_format == torch.channels_last else 0
         kept = {self.work.dtype, self.state_dtype}

@@ -109,6 +109,8 @@ class Apart:
 
     def run(self, row: Row, seconds: float) -> Result:
         """The row measured; all of ours are missing where there is no answer within so many seconds."""
+        if not self._process.is_alive():
+            self._start()
         self._connection.send(row.name)
         answer = self._answer(seconds)
         if isinstance(answer, Exception):
@@ -118,8 +120,7 @@ class Apart:
             result = answer
         if result.lost:
             self._process.kill()
-            self.close()
-            self._start()
+            self.close()  # a new one is started for the next row
         return result
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import bench_workers
@@ -134,6 +135,21 @@ def test_others_that_cannot_run_are_told(machine, monkeypatch, tmp_path, capsys)
     assert code == 0
     assert written["rows"][0]["failed_peers"] == {"torch compiled": "RuntimeError: no compiler"}
     assert "torch compiled did not run: RuntimeError: no compiler\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backends", [["native"], ["native", "triton"]], ids=len)  # an odd and an even number of steps
+def test_moved_gradients_have_moved_for_every_candidate(backends, machine, monkeypatch, tmp_path):
+    seen = []
+
+    def build(params):
+        return lambda: seen.append(params[0].grad.data_ptr())
+
+    monkeypatch.setitem(candidates.PEERS, "fused", lambda row: candidates.Peer("torch fused", build, torch.float32))
+    pattern = "^10,000 tensors of 1,000 fp32, Adam, moved gradients$"
+    code, written = run("--rows", pattern, "--backends", *backends, file=tmp_path / "x.json")
+    rounds = len(written["rows"][0]["timed"]["torch fused"]["samples_us"])
+    assert code == 0 and rounds > 2
+    assert all(before != after for before, after in pairwise(seen[-rounds:]))
 
 
 def test_rows_without_room_are_left_out_and_said(machine, monkeypatch, tmp_path, capsys):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_day.sh"
 # Notes what it is asked for, says where it runs, and does what DO says for the first argument list that holds a key.
 PYTHON = """#!/usr/bin/env bash
-echo "$*" >>"$CALLS"
+echo "${*//$'\\n'/ }" >>"$CALLS"
 case "$*" in *"import xdist"*) exit 1;; *get_device_capability*) echo 9.0; exit;; esac
 [[ -e lrtricks_fused/triton_kernels/step.py && -e bench/gpu_day.sh ]] || { echo "not in the tree"; exit 99; }
 file=$(sed -n 's/.*--json \\([^ ]*\\).*/\\1/p' <<<"$*")
