@@ -238,7 +238,7 @@ verify quick-triton triton 110 --quick
 verify full-native native 150
 verify full-triton triton 150
 ! wanted test-cuda || test_cuda 120
-later=10
+later=25 # the bench ends by itself
 ! wanted ncu || later=$((later + $(planned 90)))
 ! wanted sanitizer || later=$((later + $(planned 120)))
 [[ -z $VARIANTS ]] || ! wanted variants || later=$((later + $(planned 200)))

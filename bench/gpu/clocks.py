@@ -9,6 +9,7 @@ from statistics import median
 
 FIELDS = ("timestamp", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # of drivers since 535, and before
+SLOWEST = 20.0  # seconds that an answer may take
 PERIOD = 0.4  # seconds from one answer to the next question
 # The reasons, of NVML's nvmlClocksEventReasons, for which a GPU runs slower than it could.
 HELD_BACK = {
@@ -99,12 +100,16 @@ class Sampler:
         while self._reasons and not self._over.wait(PERIOD):
             query = f"--query-gpu={','.join((*FIELDS, self._reasons[0]))}"
             try:
-                said = subprocess.run([*self._command, query], capture_output=True, text=True, timeout=20).stdout
+                command = [*self._command, query]
+                said = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SLOWEST
+                ).stdout
             except (OSError, subprocess.TimeoutExpired) as error:
                 self.why_not = str(error)
                 return
             if sample := parse(said):
                 self.samples.append(sample)
+                self.why_not = ""
             elif not self.samples:  # an older one has the older name
                 self.why_not = f"nvidia-smi: {said.strip()}"
                 self._reasons.pop(0)

@@ -1,6 +1,7 @@
 """Where steps are timed: a CUDA device, or, for a dry run, the CPU with a clock that tells the same of every step."""
 
 import gc
+import sys
 from collections.abc import Callable
 from time import perf_counter
 
@@ -82,7 +83,8 @@ class Cuda:
 
     def release(self) -> None:
         """Gives memory back that nothing holds any more."""
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # else this would import it, for seconds
+            torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()
 

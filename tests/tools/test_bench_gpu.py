@@ -12,12 +12,13 @@ import torch
 
 from bench.gpu import __main__ as gpu
 from bench.gpu import candidates, compare, measure, once, rows, worker
-from bench.gpu.measure import Settings
 from lrtricks_fused.step import backends, native
 
 ONE, MANY = "^16M fp32, Adam$", "^(16M fp32, SGD.momentum|ResNet-50 fp32, Adam, moved gradients)$"
 NATIVE = ["--backends", "native", "--no-compile"]
 OURS = ["ours, native, keep 0.5", "ours, native, keep 1", "ours, Triton, keep 0.5", "ours, Triton, keep 1"]
+
+SETTINGS = SimpleNamespace(device="cuda", backends=("native", "triton"))  # what a process unpickles without torch
 
 
 class Event:
@@ -110,10 +111,8 @@ def test_ours_of_other_bits_is_an_error(machine, implement, tmp_path):
     implement("native", wrong, native.prepare)
     code, written = run("--rows", ONE, *NATIVE, file=tmp_path / "x.json")
     assert code == 1
-    (text, other) = written["missing"].values()
-    assert (
-        text == other and "differs from the reference after 3 steps: parameter 1 of shape (9001,), param: 1 of" in text
-    )
+    told = "ArithmeticError: differs from the reference after 3 steps: parameter 1 of shape (9001,), param: 1 of 9001"
+    assert [text[: len(told)] for text in written["missing"].values()] == [told, told]
 
 
 def test_a_graph_that_does_nothing_is_an_error(machine, tmp_path):
@@ -223,7 +222,7 @@ def test_every_step_for_a_profiler(monkeypatch, capsys):
 
 
 def test_a_process_that_dies_or_hangs_is_replaced():
-    apart = worker.Apart(Settings(), bench_workers.serve)
+    apart = worker.Apart(SETTINGS, bench_workers.serve)
     first = apart.facts["pid"]
     try:
         assert apart.run(rows.ROWS["16M fp32, Adam"], 60).pid == int(first)
@@ -241,7 +240,7 @@ def test_a_process_that_dies_or_hangs_is_replaced():
 
 def test_a_process_that_cannot_start_says_why():
     with pytest.raises(ValueError, match="Invalid --device cuda: the dog ate it"):
-        worker.Apart(Settings(), bench_workers.refuse)
+        worker.Apart(SETTINGS, bench_workers.refuse)
 
 
 def test_runs_are_compared_by_their_copies(tmp_path, capsys):

@@ -103,7 +103,9 @@ def test_without_a_baseline_there_is_no_ratio():
     assert figures["ours, native, keep 1"].ratio is None
 
 
-@pytest.mark.parametrize("row", [Row(RESNET50, grad_offset=2), low(RESNET50, grad_offset=2, moved=True)], ids=str)
+@pytest.mark.parametrize(
+    "row", [Row(RESNET50, grad_offset=2), low(RESNET50, grad_offset=2, moved=True)], ids=lambda row: row.name
+)
 def test_gradients_lie_where_a_bucket_has_them(row):
     work = Work(row, CPU, CPU)
     before = [param.grad.data_ptr() for param in work.params]
@@ -136,12 +138,11 @@ def test_a_budget_takes_the_most_important_rows():
     everything, left_out, spent = picked(float("inf"), rows, 1.0)
     assert everything == list(ROWS) and not left_out
     some, left_out, used = picked(spent / 2, rows, 1.0)
-    assert [*some, *left_out] != list(ROWS) and sorted([*some, *left_out]) == sorted(ROWS)
-    assert used <= spent / 2
-    assert some[:5] == list(ROWS)[:5]
-    skipped = next(iter(left_out))
-    assert all(ROWS[name].likely_seconds < ROWS[skipped].likely_seconds for name in some[list(ROWS).index(skipped) :])
-    assert "of the budget are left" in left_out[skipped]
+    assert some == list(ROWS)[: len(some)] and [*some, *left_out] == list(ROWS)
+    assert 0.9 * spent / 2 < used <= spent / 2
+    some, left_out, used = picked(20.0, rows, 1.0)  # less than the first row, which is compiled, is expected to take
+    assert some[0] == list(ROWS)[1] and used <= 20.0
+    assert left_out[next(iter(ROWS))] == "needs some 29 s, 20 s of the budget are left"
 
 
 @pytest.mark.parametrize("takes", [0.25, 4.0])
@@ -183,14 +184,14 @@ def test_clocks_of_a_row():
     first = clocks.between(samples, at(1), at(2))
     assert first.samples == 2 and first.sm == (1755, 1867.5, 1980) and first.held_back == ("power cap",)
     assert str(first) == "SM 1868 MHz [1755-1980], memory 2619 MHz, 40 C, 300 W; HELD BACK: power cap"
-    last = clocks.between(samples, at(3) - 0.3, at(3) - 0.2)  # shorter than from one sample to the next
+    last = clocks.between(samples, at(3) + 0.2, at(3) + 0.3)  # shorter than from one sample to the next
     assert last.held_back == ("thermal, by software", "thermal, by hardware")
     assert str(clocks.between(samples, at(1), at(1))).endswith("not held back")
     assert clocks.between(samples, at(8), at(9)) is None
     assert clocks.parse("2026/11/26 20:00:01.500, [N/A], 2619, 40, 300.5, 0x0") is None
 
 
-@pytest.mark.parametrize("known", [*clocks.REASONS, "none of them"])
+@pytest.mark.parametrize("known", [*clocks.REASONS, "none-of-them"])
 def test_nvidia_smi_is_asked(known, tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     line = LINE.format(1, 1980, "0x0")
