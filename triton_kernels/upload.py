@@ -7,39 +7,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WORDS = 16  # of one launch
+from .doubles import HALF_BASE
+
+WORDS = 480  # of one launch: with the rest below the 4 KB that arguments may take
+LARGEST_WORD = 2**61  # words are smaller: twice one, and HALF_BASE, is an int64
+_BASE = tl.constexpr(HALF_BASE)
 
 
-@triton.jit(do_not_specialize=["first", "count", *(f"w{k}" for k in range(WORDS))])
-def write_words(
-    target, first: tl.int64, count: tl.int64,
-    w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
-    w8: tl.int64, w9: tl.int64, w10: tl.int64, w11: tl.int64, w12: tl.int64, w13: tl.int64, w14: tl.int64,
-    w15: tl.int64,
-):  # fmt: skip
-    """Words that travel as arguments: a graph that captures the launch captures them."""
-    words = (w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15)
-    for k in tl.static_range(16):
-        if k < count:
-            tl.store(target + first + k, words[k])
+def in_odd_numbers(words: list[int]) -> tuple[int, ...]:
+    """Words for a tuple of WORDS, one number each. See doubles.py, [note: Numbers in a tuple].
+
+    Raises:
+        ValueError: a word is negative, or LARGEST_WORD or more.
+    """
+    if words and not (min(words) >= 0 and max(words) < LARGEST_WORD):
+        raise ValueError(f"Invalid words from {min(words)} to {max(words)}: must be in [0, {LARGEST_WORD})")
+    return (*(HALF_BASE + 2 * word for word in words), *(HALF_BASE,) * (WORDS - len(words)))
+
+
+@triton.jit(do_not_specialize=["target", "pitch", "count"])
+def write_words(target, pitch: tl.int64, count: tl.int64, words):
+    """Words that travel as arguments, by in_odd_numbers: a graph that captures the launch captures them."""
+    for k in tl.static_range(len(words)):
+        tl.store(target + k * pitch, (words[k] - _BASE) >> 1, k < count)
 
 
 @functools.cache
 def _load(device: torch.device) -> None:
     """Compiles and loads write_words, which a capture forbids, by a launch that writes nothing."""
     target = torch.empty(1, dtype=torch.int64, device=device)
-    write_words[(1,)](target, 0, 0, *[0] * WORDS, num_warps=1)
+    write_words[(1,)](target, 1, 0, in_odd_numbers([]), num_warps=1)
 
 
 def upload(target: Tensor, words: Tensor) -> None:
-    """Copies int64 words from the CPU into ``target`` on the current device, without waiting for the device."""
+    """Copies int64 words from the CPU into ``target`` on the current device, without waiting for the device.
+
+    Args:
+        target: int64; in one dimension of any stride, as a column of a table is, else contiguous.
+        words: of its shape, on the CPU.
+
+    Raises:
+        ValueError: a graph is being captured, and a word is not in [0, LARGEST_WORD).
+    """
     if target.is_cpu:
         target.copy_(words)
     elif not torch.cuda.is_current_stream_capturing():
         _load(target.device)
         target.copy_(words.pin_memory(), non_blocking=True)
     else:  # a copy would read host memory at every replay
-        flat = words.flatten().tolist()
-        for first in range(0, len(flat), WORDS):
-            part = flat[first : first + WORDS]
-            write_words[(1,)](target, first, len(part), *part, *[0] * (WORDS - len(part)), num_warps=1)
+        flat, column = words.flatten().tolist(), target if target.dim() == 1 else target.view(-1)
+        parts = [(column[first:], flat[first : first + WORDS]) for first in range(0, len(flat), WORDS)]
+        arguments = [(part, column.stride(0), len(own), in_odd_numbers(own)) for part, own in parts]  # all checked
+        for given in arguments:
+            write_words[(1,)](*given, num_warps=1)

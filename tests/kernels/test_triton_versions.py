@@ -21,6 +21,7 @@ from lrtricks_fused.step.backends import OLDEST_TRITON
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = [0, 1, 16, 17, -1, 2**33, 2**40, -(2**62)]  # values that Triton would compile for anew, if it were let
+WORD_VALUES = [0, 1, 16, 17, 2**31, 2**32 - 1, 2**33, 2**47 + 8, 2**61 - 1]  # the same of words, which are addresses
 on_each_gpu = pytest.mark.parametrize(
     "gpu", [("cuda", 90, 32), ("hip", "gfx942", 64)], ids=lambda gpu: f"{gpu[0]}-{gpu[1]}"
 )
@@ -83,12 +84,12 @@ def test_the_number_of_slices_compiles_nothing():
 def test_words_of_any_value_compile_once():
     with pytest.MonkeyPatch.context() as monkeypatch:
         stub = stub_gpu(monkeypatch, "cuda", 90, 32)
-        from lrtricks_fused.triton_kernels.upload import WORDS, write_words
+        from lrtricks_fused.triton_kernels.upload import WORDS, in_odd_numbers, write_words
 
-        target = torch.zeros(WORDS, dtype=torch.int64)
+        target = torch.zeros(3, dtype=torch.int64)
         for n in range(100):
-            words = [NUMBERS[(n + k) % len(NUMBERS)] for k in range(WORDS)]
-            write_words[(1,)](target, n, n % (WORDS + 1), *words, num_warps=1)
+            words = [WORD_VALUES[(n + k) % len(WORD_VALUES)] for k in range(n % (WORDS + 1))]
+            write_words[(1,)](target[n % 3 :], NUMBERS[n % 8], NUMBERS[n % 7], in_odd_numbers(words), num_warps=1)
         assert stub.compilations == ["write_words"]
 
 
@@ -108,14 +109,18 @@ def test_a_capture_finds_write_words_loaded():
         capturing = False
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
         monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-        target, words = torch.zeros(40, dtype=torch.int64).as_subclass(OnDevice), torch.arange(40)
-        for _ in range(2):
+        for count, launches in ((40, 1), (161, 1), (480, 1), (481, 2), (1000, 3)):
+            capturing = False
+            upload._load.cache_clear()
+            stub.launches.clear()
+            target, words = torch.zeros(count, dtype=torch.int64).as_subclass(OnDevice), torch.arange(count)
+            for _ in range(2):
+                upload.upload(target, words)
+                assert torch.equal(target, words)
+                assert stub.launches == [("write_words", 1)]
+            capturing = True
             upload.upload(target, words)
-            assert torch.equal(target, words)
-            assert stub.launches == [("write_words", 1)] and stub.compilations == ["write_words"]
-        capturing = True
-        upload.upload(target, words)
-        assert stub.launches == [("write_words", 1)] * 4 and stub.compilations == ["write_words"]
+            assert stub.launches == [("write_words", 1)] * (1 + launches) and stub.compilations == ["write_words"]
         upload._load.cache_clear()
 
 
@@ -131,14 +136,42 @@ def test_the_first_launch_of_write_words_writes_nothing():
 
 @interpreted
 def test_upload_while_a_graph_is_captured_writes_every_word_and_no_other():
-    from lrtricks_fused.triton_kernels.upload import upload
+    from lrtricks_fused.triton_kernels.upload import WORDS, upload
 
-    for count in (0, 1, 15, 16, 17, 40):
-        words = torch.tensor([NUMBERS[k % len(NUMBERS)] - k // 8 for k in range(count)], dtype=torch.int64)
-        target = torch.full((count + 2,), -7)
-        with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
+    with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
+        for count in (0, 1, 15, WORDS, WORDS + 1):
+            words = torch.tensor([WORD_VALUES[k % len(WORD_VALUES)] for k in range(count)], dtype=torch.int64)
+            target = torch.full((count + 2,), -7)
             upload(target[1:-1].as_subclass(OnDevice), words)
-        assert torch.equal(target, torch.cat([torch.tensor([-7]), words, torch.tensor([-7])]))
+            assert torch.equal(target, torch.cat([torch.tensor([-7]), words, torch.tensor([-7])]))
+
+
+@interpreted
+def test_upload_while_a_graph_is_captured_writes_a_column_and_a_table():
+    from lrtricks_fused.triton_kernels.upload import WORDS, upload
+
+    target = torch.full((WORDS + 1, 3), -7)
+    table, column = torch.arange(9).view(3, 3), torch.arange(WORDS + 1) + 2**40
+    with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
+        upload(target[:3].as_subclass(OnDevice), table)
+        upload(target.as_subclass(OnDevice)[:, 1], column)
+    expected = torch.full((WORDS + 1, 3), -7)
+    expected[:3] = table
+    expected[:, 1] = column
+    assert torch.equal(target, expected)
+
+
+@interpreted
+def test_words_that_do_not_travel_are_refused():
+    from lrtricks_fused.triton_kernels.upload import WORDS, upload
+
+    with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):
+        for word in (-1, 2**61, -(2**63), 2**63 - 1):
+            target, words = torch.full((WORDS + 1,), -7), torch.zeros(WORDS + 1, dtype=torch.int64)
+            words[-1] = word
+            with pytest.raises(ValueError, match=rf"Invalid words from .*{word}.*must be in \[0, {2**61}\)"):
+                upload(target.as_subclass(OnDevice), words)
+            assert (target == -7).all()  # though all of the first launch could
 
 
 def test_a_cpu_tensor_without_the_interpreter_is_an_error(monkeypatch):
