@@ -26,6 +26,7 @@ from .step import Variant, step_kernel
 from .upload import upload
 
 WARPS = 4
+MOST_THREADS = 256  # of a step
 PREPARE_BLOCK = 128
 SUM_BLOCK = 128
 MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its partials
@@ -74,17 +75,29 @@ def options(backend: str, warps: int = WARPS, slope: bool = False) -> dict[str, 
     return {**exact, "maxnreg": SLOPE_REGISTERS if slope else REGISTERS} if backend == "cuda" else exact
 
 
-def block_sizes(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, slope: bool = False) -> tuple[int, int]:
-    """Lanes a pass draws for: in full chunks as many as the threads move in one access each, in others one a thread.
+class Layout(NamedTuple):
+    """How the threads of a program share a chunk."""
+
+    warps: int
+    block: int  # lanes a pass draws for in a full chunk
+    tail_block: int  # the same in others
+
+
+@functools.cache
+def layout_of(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, slope: bool = False) -> Layout:
+    """In full chunks a pass draws for as many lanes as the threads move in one access each, in others one a thread.
 
     The wider dtype of the two decides: with more lanes its stores would go through shared memory to stay coalesced.
+    There are as many threads as one pass needs, if MOST_THREADS are enough: each pass waits for its first rows.
     Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
     """
-    threads = WARPS * warp_size
-    if INTERPRETED:
-        return LARGEST_BLOCK, LARGEST_BLOCK
     lanes = ACCESS // max(dtype.itemsize, state_dtype.itemsize)
-    return min(threads * (min(lanes, SLOPE_LANES) if slope else lanes), LARGEST_BLOCK), threads
+    threads = min(LARGEST_BLOCK // lanes, MOST_THREADS)
+    if slope:
+        lanes, threads = min(lanes, SLOPE_LANES), WARPS * warp_size
+    if INTERPRETED:
+        return Layout(WARPS, LARGEST_BLOCK, LARGEST_BLOCK)
+    return Layout(threads // warp_size, threads * lanes, threads)
 
 
 def real_of(dtype: torch.dtype) -> tl.dtype:
@@ -114,11 +127,12 @@ def step_constexprs(
 ) -> dict[str, object]:
     """What an instance of step_kernel is compiled for. ``centralize``: some have slices; ``shards``: some are these."""
     functions = functions_of(rule)
-    block, tail_block = block_sizes(dtype, state_dtype, warp_size, slope)
+    layout = layout_of(dtype, state_dtype, warp_size, slope)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
         STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize, SHARDS=shards,
-        UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=block, TAIL_BLOCK=tail_block,
+        UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=layout.block,
+        TAIL_BLOCK=layout.tail_block, AHEAD=1, TAIL_AHEAD=8 if dtype.itemsize < 8 else 2,
     )  # fmt: skip
     return dict(DIRECTION=functions.direction, VARIANT=variant)
 
@@ -171,7 +185,8 @@ def _run(call: StepCall, table: AddressTable) -> None:
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
                               centralize, scratch is not None, call.has_shards),
-            **options(_compiler(), slope=scratch is not None),
+            **options(_compiler(), layout_of(dtype, state_dtype, warp_size, scratch is not None).warps,
+                      scratch is not None),
         )  # fmt: skip
         if scratch is not None:
             _add_slope(call, table, prepared, scratch)
@@ -210,17 +225,17 @@ def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: T
 def square_units_constexprs(dtype: torch.dtype, warp_size: int) -> dict[str, object]:
     """What an instance of square_units is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize,
-                BLOCK=block_sizes(dtype, dtype, warp_size)[0])  # fmt: skip
+                BLOCK=layout_of(dtype, dtype, warp_size).block)  # fmt: skip
 
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
     dtype, scratch = call.params[0].dtype, table.slope_scratch()
     chunks, tensors = len(table.chunk_tensors), len(table.rows)
-    sums = scratch.view(torch.float64)
+    sums, warp_size = scratch.view(torch.float64), 64 if torch.version.hip else 32
     if chunks:
         square_units[(chunks,)](
             table.rows, table.chunk_tensors, scratch.view(torch.int64),
-            **square_units_constexprs(dtype, 64 if torch.version.hip else 32), **options(_compiler()),
+            **square_units_constexprs(dtype, warp_size), **options(_compiler(), layout_of(dtype, dtype, warp_size).warps),
         )  # fmt: skip
         sums = _sum_chunks(table, scratch, dtype)
         sum_tensor_columns[(triton.cdiv(chunks, SUM_BLOCK),)](

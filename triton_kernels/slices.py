@@ -93,8 +93,13 @@ def slices_of_chunk(row, begin, means, REAL: tl.constexpr):
 
 
 @triton.jit
-def centralized(grad, offset, mask, slices, STORAGE: tl.constexpr):
-    """The gradient less its slices' means, as it would be stored."""
+def mean_of(offset, mask, slices):
+    """The means of the slices that the elements at these offsets lie in."""
     means, into, inverse = slices
-    mean = tl.load(means + run_of(offset, into, inverse), mask)
+    return tl.load(means + run_of(offset, into, inverse), mask)
+
+
+@triton.jit
+def centralized(grad, mean, STORAGE: tl.constexpr):
+    """The gradient less its slices' means, as it would be stored."""
     return to_real(from_real(grad - mean, STORAGE), STORAGE)

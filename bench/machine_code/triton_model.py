@@ -101,24 +101,32 @@ def full_ways(code: Sequence[sass.Instruction], shape: Shape) -> tuple[list[Way]
     """The ways of a full chunk from where it is known to be one, and whether only draws are branched around.
 
     A loop over passes with a branch around the draws; two loops, when the compiler has made that branch choose between
-    them; or, with a single pass or unrolled ones, a branch in each. The tail's narrow accesses are in neither.
+    them; or, with a single pass or unrolled ones, a branch in each. Narrow accesses to an operand, which a tail has and
+    a chunk whose gradient is unaligned, are in none.
     """
     size, narrowest = shape.elements * shape.traffic, shape.block * min(shape.sizes)
 
     def moved(way: tuple[int, ...], least: int = 1) -> int:
         return sum(code[i].access_bytes for i in way if code[i].access_bytes >= least)
 
-    with_means = size + shape.elements * shape.mean
-    found = [it for it in sass.loops(code) if shape.passes * moved(sass.passes(code, it).shortest) == with_means]
+    def all_is_wide(loop: sass.Loop) -> bool:
+        way, times = sass.passes(code, loop).shortest, shape.passes
+        return times * moved(way) == size + shape.elements * shape.mean and times * moved(way, narrowest) == size
+
+    found = [loop for loop in sass.loops(code) if all_is_wide(loop)]
     if found and shape.passes > 1:
         return _looped(code, shape, found)
     stores = [i for i, this in enumerate(code) if this.is_store and this.access_bytes > max(shape.sizes)]
     if found or not stores:
         raise sass.UnknownStructure(f"{len(found)} loops and {len(stores)} wide stores")
-    start, end = sass.committed(code, {stores[0]}), sass.exit_after(code, stores[0])
-    way = sass.ways(code, start, end)
-    if moved(way.shortest, narrowest) != size:  # what is narrower reads the table
-        raise sass.UnknownStructure(f"from {start} to {end} {moved(way.shortest, narrowest)} bytes move, not {size}")
+    ways: list[sass.Passes] = []
+    while stores:
+        way = sass.ways(code, sass.committed(code, {stores[0]}), sass.exit_after(code, stores[0]))
+        stores = [i for i in stores[1:] if i not in way.longest]
+        ways += [way] if moved(way.shortest, narrowest) == size else []  # what is narrower reads the table
+    if len(ways) != 1:
+        raise sass.UnknownStructure(f"{len(ways)} ways on which {size} bytes move in wide accesses")
+    (way,) = ways
     return [Way(way.longest, ()), Way(way.shortest, ())], len(way.branches) == shape.passes
 
 
@@ -181,31 +189,30 @@ def _compile(
 
 def _compile_step(
     arch: int, rule: str, dtype: str, centralize: bool, slope: bool, shards: bool = False
-) -> tuple[Reading, Sequence[sass.Instruction], dict[str, Any]]:
-    """The kernel's own figures, its instructions, and what it is compiled for."""
+) -> tuple[Reading, Sequence[sass.Instruction], Any]:
+    """The kernel's own figures, its instructions, and its layout."""
     import torch
 
     from lrtricks_fused.triton_kernels import launch, step
 
     variant = VARIANTS[rule]
-    dtypes = (getattr(torch, of) for of in DTYPES[dtype])
+    dtypes, warp_size = [getattr(torch, of) for of in DTYPES[dtype]], _target(arch).warp_size
     given = launch.step_constexprs(
-        variant.record.name, variant.flags, variant.states, *dtypes, _target(arch).warp_size, centralize, slope, shards
+        variant.record.name, variant.flags, variant.states, *dtypes, warp_size, centralize, slope, shards
     )
+    layout = launch.layout_of(*dtypes, warp_size, slope)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
-    return *_compile(step.step_kernel, given, types, arch, slope=slope), given
+    return *_compile(step.step_kernel, given, types, arch, warps=layout.warps, slope=slope), layout
 
 
 def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:
     """Compiles step_kernel and reads it."""
-    from lrtricks_fused.triton_kernels import launch
-
-    reading, code, given = _compile_step(arch, rule, dtype, centralize, False)
-    (param, state), threads = DTYPES[dtype], launch.WARPS * _target(arch).warp_size
+    reading, code, layout = _compile_step(arch, rule, dtype, centralize, False)
+    (param, state), threads = DTYPES[dtype], layout.warps * _target(arch).warp_size
     sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * VARIANTS[rule].states * BYTES[state]
     mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
     try:
-        counted = count(code, Shape(CHUNK // threads, given["VARIANT"].BLOCK // threads, sizes, traffic, mean))
+        counted = count(code, Shape(CHUNK // threads, layout.block // threads, sizes, traffic, mean))
     except sass.UnknownStructure as error:
         raise sass.UnknownStructure(f"{rule}, {dtype}, {arch}: {error}") from None
     return Reading(**{**vars(reading), **counted})
