@@ -32,6 +32,7 @@ SUM_BLOCK = 128
 MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its partials
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
+MANY_REGISTERS = 168  # of three states in float16, whose conversions take more than those of bfloat16: three blocks
 SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
 SLOPE_LANES = 4
 INTERPRETED = triton.knobs.runtime.interpret
@@ -69,10 +70,10 @@ def functions_of(rule: str) -> Functions:
     return Functions(constants, _results(constants, bool(RULES[rule].scalar_states)), getattr(rules, rule))
 
 
-def options(backend: str, warps: int = WARPS, slope: bool = False) -> dict[str, object]:
+def options(backend: str, warps: int = WARPS, registers: int = REGISTERS) -> dict[str, object]:
     """Of the compiler, for "cuda" or "hip"; no contraction of products and sums."""
     exact = dict(num_warps=warps, num_stages=1, enable_fp_fusion=False)
-    return {**exact, "maxnreg": SLOPE_REGISTERS if slope else REGISTERS} if backend == "cuda" else exact
+    return {**exact, "maxnreg": registers} if backend == "cuda" else exact
 
 
 class Layout(NamedTuple):
@@ -137,6 +138,16 @@ def step_constexprs(
     return dict(DIRECTION=functions.direction, VARIANT=variant)
 
 
+@functools.cache
+def step_options(
+    backend: str, dtype: torch.dtype, state_dtype: torch.dtype, states: int, warp_size: int, slope: bool = False
+) -> dict[str, object]:
+    """Of the compiler, for step_kernel."""
+    many = states == 3 and dtype == state_dtype == torch.float16
+    registers = SLOPE_REGISTERS if slope else MANY_REGISTERS if many else REGISTERS
+    return options(backend, layout_of(dtype, state_dtype, warp_size, slope).warps, registers)
+
+
 def sum_partials_constexprs(dtype: torch.dtype) -> dict[str, object]:
     """What an instance of sum_partials is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)
@@ -185,8 +196,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
                               centralize, scratch is not None, call.has_shards),
-            **options(_compiler(), layout_of(dtype, state_dtype, warp_size, scratch is not None).warps,
-                      scratch is not None),
+            **step_options(_compiler(), dtype, state_dtype, len(states), warp_size, scratch is not None),
         )  # fmt: skip
         if scratch is not None:
             _add_slope(call, table, prepared, scratch)
@@ -205,27 +215,37 @@ def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:
     return scratch.data_ptr() + table.partials * scratch.element_size()
 
 
+def sum_chunks_constexprs(dtype: torch.dtype) -> dict[str, object]:
+    """What an instance of sum_chunks is compiled for."""
+    return dict(REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize, BLOCK=SUM_BLOCK)
+
+
 def _sum_chunks(table: AddressTable, scratch: Tensor, dtype: torch.dtype) -> Tensor:
     """The sums of chunks from those of units; both lie in the scratch."""
     chunks = len(table.chunk_tensors)
     sums = scratch[-8 * (chunks + SLOPE_COLUMNS) :].view(torch.float64)
     sum_chunks[(triton.cdiv(chunks, SUM_BLOCK),)](
-        table.rows, table.chunk_tensors, scratch.view(torch.int64), sums, chunks, REAL=real_of(dtype),
-        UNIT=ACCESS // dtype.itemsize, BLOCK=SUM_BLOCK, enable_fp_fusion=False,
+        table.rows, table.chunk_tensors, scratch.view(torch.int64), sums, chunks,
+        **sum_chunks_constexprs(dtype), **options(_compiler()),
     )  # fmt: skip
     return sums
 
 
 def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
     chunks, sums = len(table.chunk_tensors), _sum_chunks(table, scratch, call.params[0].dtype)
-    sum_columns[(1,)](sums, chunks, enable_fp_fusion=False)
-    add_columns[(1,)](sums, chunks, call.sums, prepared, enable_fp_fusion=False, num_warps=1)
+    sum_columns[(1,)](sums, chunks, **options(_compiler()))
+    add_columns[(1,)](sums, chunks, call.sums, prepared, **options(_compiler(), warps=1))
 
 
 def square_units_constexprs(dtype: torch.dtype, warp_size: int) -> dict[str, object]:
     """What an instance of square_units is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize,
                 BLOCK=layout_of(dtype, dtype, warp_size).block)  # fmt: skip
+
+
+def square_options(backend: str, dtype: torch.dtype, warp_size: int) -> dict[str, object]:
+    """Of the compiler, for square_units."""
+    return options(backend, layout_of(dtype, dtype, warp_size).warps)
 
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
@@ -235,14 +255,14 @@ def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
     if chunks:
         square_units[(chunks,)](
             table.rows, table.chunk_tensors, scratch.view(torch.int64),
-            **square_units_constexprs(dtype, warp_size), **options(_compiler(), layout_of(dtype, dtype, warp_size).warps),
+            **square_units_constexprs(dtype, warp_size), **square_options(_compiler(), dtype, warp_size),
         )  # fmt: skip
         sums = _sum_chunks(table, scratch, dtype)
         sum_tensor_columns[(triton.cdiv(chunks, SUM_BLOCK),)](
-            table.rows, table.chunk_tensors, sums, chunks, BLOCK=SUM_BLOCK, enable_fp_fusion=False
+            table.rows, table.chunk_tensors, sums, chunks, BLOCK=SUM_BLOCK, **options(_compiler())
         )
     sum_tensors[(triton.cdiv(tensors, SUM_BLOCK),)](
-        table.rows, sums, out, tensors, BLOCK=SUM_BLOCK, enable_fp_fusion=False
+        table.rows, sums, out, tensors, BLOCK=SUM_BLOCK, **options(_compiler())
     )
 
 
@@ -256,10 +276,10 @@ def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | Non
     count, device = len(squares) - SLOPE_COLUMNS, squares.device
     scale = 1.0 if grad_scale is None else _readable(grad_scale, device)  # must live until the launch
     with on(device):
-        sum_columns[(1,)](squares, count, enable_fp_fusion=False)
+        sum_columns[(1,)](squares, count, **options(_compiler()))
         find_clip[(1,)](
-            squares, norm, factor, count, scalars_in_halves([scale]), in_halves([max_norm]), enable_fp_fusion=False,
-            num_warps=1,
+            squares, norm, factor, count, scalars_in_halves([scale]), in_halves([max_norm]),
+            **options(_compiler(), warps=1),
         )  # fmt: skip
 
 

@@ -6,9 +6,7 @@ bench.gpu_model prints it beside the CUDA kernels' figures. Triton is imported w
 import importlib.util
 import multiprocessing
 import os
-import re
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Any
 from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, sass
+from .triton_ways import Shape, count
 from .variants import VARIANTS
 
 DTYPES = {  # of parameters and gradients, of states; names of torch
@@ -33,7 +32,6 @@ MEANS = ("f32", "bf16", "f16", "f64")  # pairs of which the kernels of slices' m
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 ARCHS = (80, 90, 100, 942)  # 942: gfx942
 ALIGNED = [["tt.divisibility", 16]]  # what Triton finds of a pointer that is
-PHILOX_PRODUCT = re.compile(r"-0x2daee0ad|0xd2511f53|^v_mul_hi_u32|^v_mad_u64_u32")
 
 
 @dataclass(frozen=True)
@@ -49,106 +47,14 @@ class Reading:
     widths: dict[int, int] = field(default_factory=dict)  # accesses to the tensors by their bytes, per pass
     masked: float = 0.0  # instructions per parameter; AMD: without the scalar ones
     unmasked: float = 0.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a full chunk is laid out: what a thread does to it."""
-
-    elements: int  # of a chunk, per thread
-    block: int  # elements that an access moves
-    sizes: tuple[int, int]  # bytes of an element of the parameters and of the states
-    traffic: int  # bytes per parameter
-    mean: int = 0  # bytes of a slice's mean, which each parameter reads besides; narrower than any other access
-
-    @property
-    def passes(self) -> int:
-        """How often the loop runs; with one pass there is no loop."""
-        return self.elements // (8 * self.block)
+    ahead: int = 0  # loads from the tensors before a full chunk's first store
+    unaligned: dict[int, int] = field(default_factory=dict)  # the widths where the gradient is not aligned
+    tail_ahead: int = 0  # the most loads of single elements without a store among them
 
 
 def why_not() -> str | None:
     """The reason why nothing can be compiled or read here; None if it can."""
     return "triton is not installed" if importlib.util.find_spec("triton") is None else sass.missing_tools()
-
-
-@dataclass(frozen=True)
-class Way:
-    """What a full chunk executes: instructions once, and those of the loop in every pass, if there is a loop."""
-
-    before: tuple[int, ...]
-    loop: tuple[int, ...]
-
-    def cost(self, code: Sequence[sass.Instruction], shape: Shape) -> float:
-        """Instructions per parameter."""
-        before, loop = (sum(code[i].counts for i in part) for part in (self.before, self.loop))
-        return (before + shape.passes * loop) / shape.elements
-
-
-def _looped(code: Sequence[sass.Instruction], shape: Shape, found: list[sass.Loop]) -> tuple[list[Way], bool]:
-    """Both ways through one loop, or through two, and whether the draws have the only branch."""
-    start = sass.committed(code, {loop.head for loop in found})
-    ways, branches = [], 0
-    for loop in found:
-        before, inside = sass.ways(code, start, loop.head), sass.passes(code, loop)
-        branches += len(before.branches) + len(inside.branches)
-        for kind in ("longest", "shortest"):
-            ways.append(Way(getattr(before, kind)[:-1], getattr(inside, kind)))
-    return (ways, branches == 1) if len(found) == 1 else (ways[::2], branches == 0)
-
-
-def full_ways(code: Sequence[sass.Instruction], shape: Shape) -> tuple[list[Way], bool]:
-    """The ways of a full chunk from where it is known to be one, and whether only draws are branched around.
-
-    A loop over passes with a branch around the draws; two loops, when the compiler has made that branch choose between
-    them; or, with a single pass or unrolled ones, a branch in each. Narrow accesses to an operand, which a tail has and
-    a chunk whose gradient is unaligned, are in none.
-    """
-    size, narrowest = shape.elements * shape.traffic, shape.block * min(shape.sizes)
-
-    def moved(way: tuple[int, ...], least: int = 1) -> int:
-        return sum(code[i].access_bytes for i in way if code[i].access_bytes >= least)
-
-    def all_is_wide(loop: sass.Loop) -> bool:
-        way, times = sass.passes(code, loop).shortest, shape.passes
-        return times * moved(way) == size + shape.elements * shape.mean and times * moved(way, narrowest) == size
-
-    found = [loop for loop in sass.loops(code) if all_is_wide(loop)]
-    if found and shape.passes > 1:
-        return _looped(code, shape, found)
-    stores = [i for i, this in enumerate(code) if this.is_store and this.access_bytes > max(shape.sizes)]
-    if found or not stores:
-        raise sass.UnknownStructure(f"{len(found)} loops and {len(stores)} wide stores")
-    ways: list[sass.Passes] = []
-    while stores:
-        way = sass.ways(code, sass.committed(code, {stores[0]}), sass.exit_after(code, stores[0]))
-        stores = [i for i in stores[1:] if i not in way.longest]
-        ways += [way] if moved(way.shortest, narrowest) == size else []  # what is narrower reads the table
-    if len(ways) != 1:
-        raise sass.UnknownStructure(f"{len(ways)} ways on which {size} bytes move in wide accesses")
-    (way,) = ways
-    return [Way(way.longest, ()), Way(way.shortest, ())], len(way.branches) == shape.passes
-
-
-def count(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
-    """What a full chunk executes as fields of Reading; UnknownStructure if the code is not as expected."""
-    ways, known = full_ways(code, shape)
-    masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
-    own = {*masked.before, *masked.loop} - {*unmasked.before, *unmasked.loop}
-    rest = {*unmasked.before, *unmasked.loop} - {*masked.before, *masked.loop}
-    drawn = [any(map(PHILOX_PRODUCT.search, (part for i in side for part in (code[i].opcode, code[i].operands))))
-             for side in (own, rest)]  # fmt: skip
-    if len(ways) != 2 or drawn != [True, False] or not known:
-        raise sass.UnknownStructure(f"{len(ways)} ways, draws on {drawn}, no branches besides: {known}")
-    body = unmasked.loop or unmasked.before
-    narrowest = 1 if unmasked.loop and not shape.mean else shape.block * min(shape.sizes)
-    widths = [code[i].access_bytes for i in body]
-    return {
-        "widths": dict(Counter(width for width in widths if width >= narrowest)),
-        "local_accesses": sum(code[i].is_local for i in own | {*unmasked.before, *unmasked.loop}),
-        "masked": masked.cost(code, shape),
-        "unmasked": unmasked.cost(code, shape),
-    }
 
 
 def _target(arch: int) -> Any:
@@ -167,10 +73,11 @@ def _compile(
     from lrtricks_fused.triton_kernels import launch
 
     target = _target(arch)
+    given = options or launch.options(target.backend)
     pointers = [i for i, kind in enumerate(types.values()) if kind[:1] == "*"]
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): ALIGNED for i in pointers})
-    made = triton.compile(source, target=target, options=launch.options(target.backend, **options))
+    made = triton.compile(source, target=target, options=given)
     shared = made.metadata.shared
     if target.backend == "hip":
         text = made.asm["amdgcn"]
@@ -201,8 +108,9 @@ def _compile_step(
         variant.record.name, variant.flags, variant.states, *dtypes, warp_size, centralize, slope, shards
     )
     layout = launch.layout_of(*dtypes, warp_size, slope)
+    options = launch.step_options(_target(arch).backend, *dtypes, variant.states, warp_size, slope)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
-    return *_compile(step.step_kernel, given, types, arch, warps=layout.warps, slope=slope), layout
+    return *_compile(step.step_kernel, given, types, arch, **options), layout
 
 
 def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:
@@ -254,7 +162,7 @@ def read_means(arch: int, kernel: str, dtype: str) -> Reading:
         given, warps = launch.sum_partials_constexprs(getattr(torch, DTYPES[dtype][0])), launch.WARPS
     else:
         given, warps = launch.find_means_constexprs(), 1
-    return _compile(getattr(slices, kernel), given, types, arch, warps=warps)[0]
+    return _compile(getattr(slices, kernel), given, types, arch, **launch.options(_target(arch).backend, warps))[0]
 
 
 def _compiler_not_interpreter() -> None:

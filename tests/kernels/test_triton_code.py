@@ -1,8 +1,8 @@
 """The machine code of the Triton kernels, compiled ahead of time: no spills, wide accesses, nothing approximate.
 
 LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
-every target, and two more pairs of Adam's; with centralized gradients, f32 of Adam for sm_90 and an AMD GPU; with a
-slope, and of shards, f32 of Adam for sm_90.
+every target, and two more pairs of Adam's for sm_90 and one for an AMD GPU; with centralized gradients, f32 of Adam for
+sm_90 and an AMD GPU; with a slope, and of shards, f32 of Adam for sm_90; of the kernels that add up and upload, f32.
 """
 
 import os
@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from bench.machine_code import amdgcn, sass, triton_model
+from bench.machine_code import amdgcn, sass, triton_model, triton_sums
 from bench.machine_code.variants import VARIANTS
 
 MISSING = triton_model.why_not()
@@ -27,7 +27,9 @@ INEXACT = re.compile(r"\.ftz|\.approx|\bfma\.")
 
 def chosen(arch: int, rule: str, dtype: str) -> bool:
     """Whether a kernel is compiled without LRTRICKS_FULL: a compilation takes seconds, and there are 144."""
-    of_adam = rule == "Adam" and (dtype == "f32" or (dtype in ("bf16/f32", "bf16") and arch in (90, AMD)))
+    of_adam = rule == "Adam" and (
+        dtype == "f32" or (dtype, arch) in (("bf16", 90), ("bf16/f32", 90), ("bf16/f32", AMD))
+    )
     return FULL or of_adam or (dtype == "f32" and arch == 90)
 
 
@@ -43,6 +45,8 @@ MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_partials", "find_m
          if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in ("f32", "f64")
             if r != "AMSGrad" and (FULL or (a in (90, AMD) and d == "f32"))]  # fmt: skip
+SUMS = [(a, k, d) for a in triton_model.ARCHS for k in triton_sums.KERNELS for d in triton_model.MEANS
+        if (d == "f32" or (FULL and k in triton_sums.OF_DTYPE)) and (FULL or a in (90, AMD))]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,6 +63,8 @@ def _all_at_once():
             triton_model.prepare_reading(*key)
         for key in MEANS:
             triton_model.means_reading(*key)
+        for key in SUMS:
+            triton_sums.sums_reading(*key)
 
 
 def name(key: object) -> str:
@@ -78,17 +84,31 @@ def check_memory(reading: triton_model.Reading) -> None:
     assert (reading.spills, reading.local_accesses, reading.stack_bytes) == (0, 0, 0)
 
 
-def expected_widths(arch: int, rule: str, dtype: str) -> dict[int, int]:
+def expected_widths(rule: str, dtype: str, grads: int | None = None) -> dict[int, int]:
     """Accesses of eight rows by their bytes: 16, or for the narrower type of a pair as many elements as the wider has.
 
-    On AMD a chunk gives a thread of a wave of 64 four elements a row at most, so that those of 16 bits move 8 bytes.
+    ``grads``: of so many elements at once are the accesses to the gradient.
     """
-    sizes = [triton_model.BYTES[one] for one in triton_model.DTYPES[dtype]]
-    elements = min(16 // max(sizes), 4 if arch == AMD else 8)
-    widths = {}
-    for size, accesses in zip(sizes, (3, 2 * VARIANTS[rule].states), strict=True):
-        widths[size * elements] = widths.get(size * elements, 0) + ROWS * accesses
+    param, state = (triton_model.BYTES[one] for one in triton_model.DTYPES[dtype])
+    elements = 16 // max(param, state)
+    at_once = grads or elements
+    widths: dict[int, int] = {}
+    accesses = [(param * elements, 2), (param * at_once, elements // at_once),
+                (state * elements, 2 * VARIANTS[rule].states)]  # fmt: skip
+    for width, number in accesses:
+        widths[width] = widths.get(width, 0) + ROWS * number
     return widths
+
+
+def check_unaligned(rule: str, dtype: str, widths: dict[int, int]) -> None:
+    """Of an unaligned gradient the elements are read one by one, and nothing else is."""
+    expected = expected_widths(rule, dtype, grads=1)
+    param = triton_model.BYTES[triton_model.DTYPES[dtype][0]]
+    times = widths[max(widths)] // expected[max(widths)]
+    for width, number in expected.items():
+        table = range(5) if width == param else range(1)  # words of the table and of the scratch, in accesses as narrow
+        assert widths[width] - times * number in table
+    assert not {2, 8, 16} & (widths.keys() - expected.keys() - {8 if param > 2 else 0})
 
 
 @pytest.mark.parametrize("key", [*STEPS, *CENTRALIZING], ids=name)
@@ -98,10 +118,26 @@ def test_step_kernel(key):
     check_memory(reading)
     check_arithmetic(arch, reading)
     assert reading.shared_bytes == 0
-    expected = expected_widths(arch, rule, dtype)
+    expected = expected_widths(rule, dtype)
     times = sum(reading.widths.values()) // sum(expected.values())  # passes that were unrolled
     assert reading.widths == {width: times * number for width, number in expected.items()}
     assert reading.unmasked < reading.masked
+
+
+@pytest.mark.parametrize("key", STEPS, ids=name)
+def test_an_unaligned_gradient_alone_is_read_narrowly(key):
+    reading = triton_model.step_reading(*key).result()
+    check_unaligned(*key[1:], reading.unaligned)
+
+
+@pytest.mark.parametrize("key", STEPS, ids=name)
+def test_loads_are_under_way_before_they_are_needed(key):
+    _, rule, dtype = key
+    reading = triton_model.step_reading(*key).result()
+    operands = 2 + VARIANTS[rule].states
+    assert reading.ahead >= 2 * operands  # of the next row, too
+    rows = 2 if dtype == "f64" else ROWS
+    assert reading.tail_ahead >= rows * operands  # of the whole of a small tensor
 
 
 @pytest.mark.parametrize("key", SLOPES, ids=name)
@@ -128,6 +164,13 @@ def test_prepare_kernel(arch, rule, dtype):
 @pytest.mark.parametrize(("arch", "kernel", "dtype"), MEANS, ids=name)
 def test_kernels_of_means(arch, kernel, dtype):
     reading = triton_model.means_reading(arch, kernel, dtype).result()
+    check_memory(reading)
+    check_arithmetic(arch, reading)
+
+
+@pytest.mark.parametrize(("arch", "kernel", "dtype"), SUMS, ids=name)
+def test_kernels_that_add_up_and_upload(arch, kernel, dtype):
+    reading = triton_sums.sums_reading(arch, kernel, dtype).result()
     check_memory(reading)
     check_arithmetic(arch, reading)
 
