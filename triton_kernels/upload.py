@@ -53,7 +53,7 @@ def upload(target: Tensor, words: Tensor) -> None:
         target.copy_(words)
     elif not torch.cuda.is_current_stream_capturing():
         _load(target.device)
-        target.copy_(words.pin_memory(), non_blocking=True)
+        target.copy_(words.contiguous().pin_memory(), non_blocking=True)  # a strided one would be copied unpinned
     else:  # a copy would read host memory at every replay
         flat, column = words.flatten().tolist(), target if target.dim() == 1 else target.view(-1)
         parts = [(column[first:], flat[first : first + WORDS]) for first in range(0, len(flat), WORDS)]

@@ -47,7 +47,8 @@ def _tensor_guards() -> Any:
 TensorGuards = _tensor_guards()
 _CAPTURED = "captured"
 _storage, _nbytes, _offset = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
-Upload = Callable[[Tensor, Tensor], None]  # copies int64 words from the CPU to the device of its first argument
+# Copies int64 words from the CPU to the device of its first argument: contiguous ones, or a column.
+Upload = Callable[[Tensor, Tensor], None]
 Layouts = tuple[list[torch.dtype], list[torch.Size], list[bool]]
 
 
@@ -270,7 +271,7 @@ class AddressTable:
             self._grad_addresses = grads
             self._host_rows.numpy()[:, GRAD] = grads
             if self._upload is not None:
-                self._upload(self.rows, self._host_rows)
+                self._upload(self.rows[:, GRAD], self._host_rows[:, GRAD])
         return True
 
 

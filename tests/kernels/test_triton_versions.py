@@ -124,6 +124,32 @@ def test_a_capture_finds_write_words_loaded():
         upload._load.cache_clear()
 
 
+@pytest.mark.parametrize(("tensors", "uploads"), [(161, 1), (1000, 3)])  # ResNet-50's; many small ones
+@compiled
+def test_launches_of_moved_gradients_in_a_captured_graph(tensors, uploads):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, "cuda", 90, 32)
+        from lrtricks_fused.triton_kernels import launch, upload
+
+        capturing = False
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+        monkeypatch.setattr(launch, "upload", lambda t, words: upload.upload(t.as_subclass(OnDevice), words))
+        params = leaves(*((3,) for _ in range(tensors)))
+        optimizer = lrt.SGD(params, backend="triton")
+        train(optimizer, range(1))
+        kept, stepped = [param.grad for param in params], ["prepare_kernel", "step_kernel"]
+        capturing = True
+        for launches in (["write_words"] * uploads + stepped, stepped):
+            stub.launches.clear()
+            if launches != stepped:
+                for param, grad in zip(params, kept, strict=True):
+                    param.grad = grad.clone()
+            optimizer.step()
+            assert [name for name, _ in stub.launches] == launches
+        upload._load.cache_clear()
+
+
 @interpreted
 def test_the_first_launch_of_write_words_writes_nothing():
     from lrtricks_fused.triton_kernels import upload
