@@ -72,10 +72,11 @@ def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, VAR
 @triton.jit
 def load_row(offset, mask, grad_mask, pointers, slices, VARIANT: tl.constexpr):
     """What is stored of a row: parameters, gradients, states (a ring's are read later), and the means of its slices."""
+    STATES: tl.constexpr = VARIANT.STATES
     param, grad, states = pointers
     stored_states = ()
     if not VARIANT.RING:
-        for k in tl.static_range(VARIANT.STATES):
+        for k in tl.static_range(STATES):
             stored_states = stored_states + (tl.load(states[k] + offset, mask),)
     mean = 0.0
     if VARIANT.CENTRALIZE:
@@ -91,7 +92,9 @@ def step_row(row, bits, offset, mask, chunk, DIRECTION: tl.constexpr, VARIANT: t
     """
     PARAM_DTYPE: tl.constexpr = VARIANT.PARAM_DTYPE
     STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
-    (param_pointer, _, state_pointers), pitch, _, (shard_map, stream), constants, scalars, threshold = chunk
+    STATES: tl.constexpr = VARIANT.STATES
+    pointers, pitch, _, shard_map, stream, constants, scalars, threshold = chunk
+    param_pointer, _, state_pointers = pointers
     stored, stored_grad, stored_states, mean = row
     param, raw_grad = to_real(stored, PARAM_DTYPE), to_real(stored_grad, PARAM_DTYPE)
     grad = raw_grad
@@ -102,10 +105,10 @@ def step_row(row, bits, offset, mask, chunk, DIRECTION: tl.constexpr, VARIANT: t
         updated = update_ring(param, grad, ring_row, pitch, mask, constants, scalars, DIRECTION, STATE_DTYPE)
     else:
         states = ()
-        for k in tl.static_range(VARIANT.STATES):
+        for k in tl.static_range(STATES):
             states = states + (to_real(stored_states[k], STATE_DTYPE),)
         updated, states = update(param, grad, states, constants, scalars, DIRECTION, VARIANT)
-        for k in tl.static_range(VARIANT.STATES):
+        for k in tl.static_range(STATES):
             tl.store(state_pointers[k] + offset, from_real(states[k], STATE_DTYPE), mask)
     if VARIANT.SHARDS:
         masked, _, step, index, key0, key1 = stream
@@ -142,7 +145,7 @@ def step_pass(
     """
     lane = call // LANES * TILE + call % LANES
     slopes = tl.zeros_like(call).to(VARIANT.REAL)
-    pointers, _, slices, (_, stream), _, _, _ = chunk
+    pointers, _, slices, _, stream, _, _, _ = chunk
     rows = ()
     for k in tl.static_range(ROWS + AHEAD):
         if k < ROWS:
@@ -173,22 +176,25 @@ def step_chunk(
     tiles. ``units`` is where the chunk's units of the slope go. Of the ``left`` elements ``stepped`` are stepped: all
     or none.
     """
+    PARAM_DTYPE: tl.constexpr = VARIANT.PARAM_DTYPE
+    STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
+    STATES: tl.constexpr = VARIANT.STATES
     UNIT: tl.constexpr = VARIANT.UNIT
     BLOCK: tl.constexpr = VARIANT.BLOCK if FULL else VARIANT.TAIL_BLOCK
     AHEAD: tl.constexpr = VARIANT.AHEAD if FULL else VARIANT.TAIL_AHEAD
-    param = pointer_to(tl.load(row + PARAM), VARIANT.PARAM_DTYPE, FULL) + begin
-    grad = pointer_to(tl.load(row + GRAD), VARIANT.PARAM_DTYPE, GRAD_ALIGNED) + begin
+    param = pointer_to(tl.load(row + PARAM), PARAM_DTYPE, FULL) + begin
+    grad = pointer_to(tl.load(row + GRAD), PARAM_DTYPE, GRAD_ALIGNED) + begin
     states = ()
-    for k in tl.static_range(VARIANT.STATES):
-        states = states + (pointer_to(tl.load(row + (STATE + k)), VARIANT.STATE_DTYPE, FULL) + begin,)
+    for k in tl.static_range(STATES):
+        states = states + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
     first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
     key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
     stream = (masked, first, step, tl.load(row + PARAM_INDEX).to(tl.uint32), key0, key1)
     shard_map = ()
     if VARIANT.SHARDS:
         shard_map = map_of_chunk(row, begin)
-    pitch = ring_pitch(row, VARIANT.STATE_DTYPE, FULL)
-    chunk = ((param, grad, states), pitch, slices, (shard_map, stream), constants, scalars, threshold)
+    pitch = ring_pitch(row, STATE_DTYPE, FULL)
+    chunk = ((param, grad, states), pitch, slices, shard_map, stream, constants, scalars, threshold)
     PASSES: tl.constexpr = CHUNK // (ROWS * BLOCK)
     for block in range(PASSES if FULL else tl.cdiv(left, ROWS * BLOCK)):
         call = block * BLOCK + tl.arange(0, BLOCK)
