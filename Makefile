@@ -19,7 +19,7 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all test-ptx test-frameworks bench bench-pytest bench-check bench-kernels gpu-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
+.PHONY: demo test test-all test-ptx test-frameworks bench bench-pytest bench-check bench-kernels gpu-model bandwidth-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -59,6 +59,10 @@ bench-kernels:
 
 gpu-model: $(VENV)/.built
 	$(BIN)/python -m bench.gpu_model
+
+# Shares of the attainable bandwidth, by a model. ARGS="--boards B200 --dtypes bf16 --backends cuda triton".
+bandwidth-model: $(VENV)/.built
+	$(BIN)/python -m bench.bandwidth_model $(ARGS)
 
 # The hooks of .pre-commit-config.yaml are these four.
 lint: lint-python lint-format lint-cpp lint-types

@@ -1,33 +1,10 @@
-"""What is read of one kernel, and the public figures of the GPUs that it is set against."""
+"""What is read of one kernel, and the GPU that each architecture stands for."""
 
 from dataclasses import dataclass
 
+from .hardware import BOARDS
 
-@dataclass(frozen=True)
-class Gpu:
-    """Public figures of a board: multiprocessors, boost clock, memory bandwidth, lanes that issue per clock."""
-
-    name: str
-    sms: int
-    gigahertz: float
-    gigabytes_per_second: float
-    lanes: int = 128  # 4 warps
-
-    def memory_ps(self, size: float) -> float:
-        """Picoseconds that moving ``size`` bytes takes."""
-        return size / self.gigabytes_per_second * 1e3
-
-    def issue_ps(self, instructions: float) -> float:
-        """Picoseconds that issuing ``instructions`` of one thread takes."""
-        return instructions / (self.sms * self.lanes * self.gigahertz) * 1e3
-
-
-GPUS = {
-    80: Gpu("A100 SXM 80 GB", 108, 1.41, 2039),
-    90: Gpu("H100 SXM", 132, 1.98, 3350),
-    100: Gpu("B200", 148, 1.965, 8000),
-    942: Gpu("MI300X", 304, 2.1, 5300, lanes=64),
-}
+GPUS = {80: BOARDS["A100"], 90: BOARDS["H100"], 100: BOARDS["B200"], 942: BOARDS["MI300X"]}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import elf
+
 TOOLS = ("cuobjdump", "nvdisasm")
 
 _SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
@@ -21,6 +23,8 @@ _ADDRESS = re.compile(r"\s*/\*[0-9a-f]{4,}\*/")
 _INSTRUCTION = re.compile(_ADDRESS.pattern + r"\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _TARGET = re.compile(r"`\(([^)]*)\)")
 _GLOBAL = re.compile(r"(?:LD|ST)G?\.")  # LD and ST: generic addresses
+_USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+_ARCH = re.compile(r"^\s*\.target\s+sm_(\d+)", re.M)
 _WIDTH = re.compile(r"\.(?:[US])?(8|16|64|128|256)(?=\.|$)")
 
 
@@ -238,11 +242,14 @@ def exit_after(code: Sequence[Instruction], index: int) -> int:
 
 @dataclass(frozen=True)
 class Text:
-    """A function's instructions, and the registers and bytes of stack that ptxas gave it."""
+    """A function's instructions, the registers and bytes of memory that ptxas gave it, its architecture and bytes."""
 
     code: Sequence[Instruction]
     registers: int
     stack_bytes: int
+    shared_bytes: int
+    arch: int
+    section: elf.Section | None  # None: not of a cubin
 
 
 def find_tool(name: str) -> str | None:
@@ -270,6 +277,14 @@ def run_tool(name: str, *arguments: str, cwd: str | None = None) -> str:
 
 def read(cubin: Path) -> dict[str, Text]:
     """Every kernel of a file by its mangled name."""
-    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", run_tool("cuobjdump", "-res-usage", str(cubin)))
-    given = {name: (int(registers), int(stack)) for name, registers, stack in usage}
-    return {name: Text(code, *given[name]) for name, code in parse(run_tool("nvdisasm", "-c", str(cubin))).items()}
+    usage = re.findall(_USAGE, run_tool("cuobjdump", "-res-usage", str(cubin)))
+    given = {name: tuple(map(int, figures)) for name, *figures in usage}
+    printed, sections = run_tool("nvdisasm", "-c", str(cubin)), elf.kernels(cubin.read_bytes())
+    arch = _ARCH.search(printed)
+    if not arch:
+        raise UnknownStructure(f"no architecture in {cubin}")
+    found = {}
+    for name, code in parse(printed).items():
+        registers, stack_bytes, shared_bytes = given[name]
+        found[name] = Text(code, registers, stack_bytes, shared_bytes, int(arch[1]), sections[name])
+    return found

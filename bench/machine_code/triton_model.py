@@ -16,7 +16,7 @@ from typing import Any
 
 from lrtricks_fused.step.table import CHUNK
 
-from . import amdgcn, sass
+from . import amdgcn, elf, sass
 from .triton_ways import Shape, count
 from .variants import VARIANTS
 
@@ -50,6 +50,7 @@ class Reading:
     ahead: int = 0  # loads from the tensors before a full chunk's first store
     unaligned: dict[int, int] = field(default_factory=dict)  # the widths where the gradient is not aligned
     tail_ahead: int = 0  # the most loads of single elements without a store among them
+    section: elf.Section | None = None  # NVIDIA: the kernel's bytes
 
 
 def why_not() -> str | None:
@@ -91,7 +92,8 @@ def _compile(
         cubin.write_bytes(made.asm["cubin"])
         read = sass.read(cubin)[kernel.__name__]
     spills = sum(this.is_local for this in read.code)
-    return Reading(made.asm["ptx"], read.registers, read.stack_bytes, shared, spills), read.code
+    ptx = made.asm["ptx"]
+    return Reading(ptx, read.registers, read.stack_bytes, shared, spills, section=read.section), read.code
 
 
 def _compile_step(

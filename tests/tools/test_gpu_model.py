@@ -1,13 +1,16 @@
 """The machine code of the CUDA kernels: no spills, wide accesses, few instructions; and the parser that counts them."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from bench import gpu_model
-from bench.machine_code import cuda_model, sass
-from bench.machine_code.kernel import Gpu, Kernel
+from bench import bandwidth_model, gpu_model
+from bench.machine_code import bandwidth, cuda_model, sass
+from bench.machine_code.hardware import CODE, Gpu
+from bench.machine_code.kernel import Kernel
+from bench.machine_code.scheduling import decode
 from bench.machine_code.variants import VARIANTS
 
 MISSING = cuda_model.why_not()
@@ -162,7 +165,7 @@ def test_a_terminal_shows_every_figure(width):
 
 def test_traffic_and_model():
     assert cuda_model.traffic_bytes("Adam", "f32") == 28 and cuda_model.traffic_bytes("AMSGrad", "bf16/f32") == 30
-    gpu = Gpu("", 100, 1.0, 1000)
+    gpu = Gpu("", 100, 1.0, 1000, attainable=900, latency_ns=500, cache_ns=200)
     assert (gpu.memory_ps(28), gpu.issue_ps(64)) == (28.0, 5.0)
 
 
@@ -212,3 +215,61 @@ def test_report_prints_every_kernel():
     assert all(f"| Adam, {dtype} | " in text for dtype in gpu_model.DTYPES)
     assert all(len(gpu_model.cells(row)) == len(gpu_model.HEADER) for row in rows)
     assert "NOT a measurement" in gpu_model.TITLE
+
+
+def step_kernel(arch: int, rule: str, dtype: str) -> bandwidth.Kernel:
+    """One of the native library."""
+    found = bandwidth.step_kernels(cuda_model.library(arch))
+    return next(it for it in found if (it.rule, it.dtype) == (rule, dtype))
+
+
+def registers(operands: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\bR(\d+)\b", operands)]
+
+
+@reads
+@pytest.mark.parametrize("arch", cuda_model.archs())
+def test_whoever_uses_a_loaded_register_has_waited(arch):
+    # Of straight-line code, with scoreboards and masks as decoded: no load lacks one, and no user comes too early.
+    text = step_kernel(arch, "Adam", "f32").text
+    bits = [decode(text.section.encoding(i), this) for i, this in enumerate(text.code)]
+    assert text.section.threads() in (128, 256)  # launch bounds, out of the attributes
+    starts = {this.target for this in text.code if this.target is not None}
+    checked = 0
+    for i, load in enumerate(text.code):
+        if not load.access_bytes or load.is_store:
+            continue
+        assert bits[i].write is not None, load
+        loaded, waited = registers(load.operands)[0], False
+        for j in range(i + 1, len(text.code)):
+            if j in starts or text.code[j].target is not None or text.code[j].is_exit:
+                break
+            waited |= any(board == bits[i].write for board, _ in bits[j].waits)
+            if loaded in registers(text.code[j].operands):
+                assert waited, (load, text.code[j])
+                checked += 1
+                break
+    assert checked >= 14  # two rows of parameters, gradients and two states; the table
+
+
+# Shares of the attainable bandwidth, by the model.
+FLOORS = {("H100", "f32"): 0.95, ("B200", "f32"): 0.95, ("H200", "bf16"): 0.85, ("B200", "bf16"): 0.70}
+PREDICTED = [key for key in FLOORS if CODE[key[0]] in cuda_model.archs()]
+
+
+@reads
+@pytest.mark.parametrize(("board", "dtype"), PREDICTED)
+def test_predicted_share_of_adam(board, dtype):
+    kernel = step_kernel(CODE[board], "Adam", dtype)
+    assert bandwidth.predict(kernel, board).run.share >= FLOORS[board, dtype]
+
+
+@reads
+def test_bandwidth_report_shows_every_figure():
+    console = Console(width=80, file=io.StringIO())
+    for board in ("A100", "RTX4090"):
+        rows = [bandwidth.predict(step_kernel(CODE[board], "Adam", "f32"), board)]
+        bandwidth_model.print_board(console, board, rows)
+        assert " ".join(bandwidth_model.cells(rows[0])[1:]) in re.sub(" +", " ", console.file.getvalue())
+    assert "NOT a measurement" in bandwidth_model.TITLE
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
