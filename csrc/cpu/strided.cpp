@@ -50,9 +50,10 @@ bool StridedView::may_overlap() const {
 }
 
 StridedView::Slab StridedView::slab() const {
-  if (sizes_.size() != 3) return {};
-  const int64_t channels = sizes_[1], elements = channels * sizes_[2];
-  const bool alike = strides_ == std::vector<int64_t>{elements, 1, channels};
+  const size_t dims = sizes_.size();
+  if (dims != 2 && dims != 3) return {};
+  const int64_t channels = sizes_[dims - 2], elements = channels * sizes_[dims - 1];
+  const bool alike = strides_[dims - 2] == 1 && strides_[dims - 1] == channels && (dims == 2 || strides_[0] == elements);
   return alike ? Slab{elements, channels} : Slab{};
 }
 

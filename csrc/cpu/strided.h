@@ -18,8 +18,8 @@ class StridedView {
   // True if two indices may name one address, which no in-place update can honour.
   bool may_overlap() const;
 
-  // Where the elements lie in channels_last: how many belong to one index of dimension 0, and to one of it and of the
-  // dimensions from 2 on. Else 0.
+  // Where one dimension lies innermost, as channels do in channels_last and the rows of a transposed matrix: its size,
+  // and the elements of it and of the dimensions after it, which lie together. Else 0.
   struct Slab {
     int64_t elements = 0, channels = 0;
   };

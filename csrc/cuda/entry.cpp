@@ -130,14 +130,15 @@ void write_clip(Tensor squares, Tensor norm, Tensor clip, std::optional<Tensor> 
 }
 
 void upload_words(Tensor target, Tensor words) {
-  require(device_code(words) == kCpuCode && words.is_contiguous() && target.is_contiguous() &&
+  const bool column = target.dim() == 1;  // of any stride
+  require(device_code(words) == kCpuCode && words.is_contiguous() && (column || target.is_contiguous()) &&
               words.element_size() == 8 && target.element_size() == 8 && words.numel() == target.numel(),
           "Invalid words: must be contiguous int64 on the CPU, as many as the target holds");
   const int32_t device = target.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   check(use_device(device));
-  check(upload(static_cast<int64_t*>(target.mutable_data_ptr()), static_cast<const int64_t*>(words.const_data_ptr()),
-               words.numel(), current_stream(device)));
+  check(upload(static_cast<int64_t*>(target.mutable_data_ptr()), column ? target.stride(0) : 1,
+               static_cast<const int64_t*>(words.const_data_ptr()), words.numel(), current_stream(device)));
 }
 
 }  // namespace lrt::cuda

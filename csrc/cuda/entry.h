@@ -18,7 +18,8 @@ void step(const Operands& operands, const StepArguments& arguments, const typena
   run(operands, arguments, [&](const Step& step) { return launch<Record>(step, hyper, flags); });
 }
 
-// Copies int64 words from the CPU to the device of `target`, in stream order (see upload.h).
+// Copies int64 words from the CPU to the device of `target`, which is contiguous or one column of a table, in stream
+// order (see upload.h).
 void upload_words(Tensor target, Tensor words);
 
 // squares[i] becomes the squared norm of the gradient of the table's row i (core/squares.h).

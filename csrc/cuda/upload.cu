@@ -8,13 +8,46 @@
 namespace lrt::cuda {
 namespace {
 
-constexpr int kWords = 480;  // of 8 bytes; with the rest below the 4 KB that arguments may take
+// Of 8 bytes; with the rest below the 4 KB that arguments may always take, and the 32,764 bytes that they may take on
+// compute capability 7.0 and later from CUDA 12.1 on, of the toolkit and of the driver.
+constexpr int kWords = 480, kManyWords = 4000;
+constexpr int kManyVersion = 12010, kManyArch = 700;
+
+template <int kCount>
 struct Words {
-  int64_t word[kWords];
+  int64_t word[kCount];
 };
 
-__global__ void write_words(int64_t* target, Words words, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) target[i] = words.word[i];
+template <int kCount>
+__global__ void write_words(int64_t* target, int64_t pitch, const __grid_constant__ Words<kCount> words, int count) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count) target[i * pitch] = words.word[i];
+}
+
+#if defined(LRT_CUDA_ON_HOST)
+constexpr bool kCompiledForMany = true;
+bool driver_takes_many() { return true; }
+#else
+constexpr int kArchs[] = {__CUDA_ARCH_LIST__};  // in ascending order
+constexpr bool kCompiledForMany = CUDART_VERSION >= kManyVersion && kArchs[0] >= kManyArch;
+bool driver_takes_many() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess && version >= kManyVersion;
+}
+#endif
+
+template <int kCount>
+const char* upload_by(int64_t* target, int64_t pitch, const int64_t* words, int64_t count, void* stream) {
+  constexpr int kThreads = 128;
+  static thread_local Words<kCount> arguments;  // not on the stack, which may be small
+  for (int64_t first = 0; first < count; first += kCount) {
+    const int part = static_cast<int>(std::min<int64_t>(kCount, count - first));
+    memcpy(arguments.word, words + first, part * sizeof(int64_t));
+    const char* error = LAUNCH(write_words<kCount>, (part + kThreads - 1) / kThreads, kThreads, stream,
+                               target + first * pitch, pitch, arguments, part);
+    if (error) return error;
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -31,15 +64,12 @@ const char* use_device(int device) {
 }
 #endif
 
-const char* upload(int64_t* target, const int64_t* words, int64_t count, void* stream) {
-  for (int64_t first = 0; first < count; first += kWords) {
-    const int part = static_cast<int>(std::min<int64_t>(kWords, count - first));
-    Words arguments = {};
-    memcpy(arguments.word, words + first, part * sizeof(int64_t));
-    const char* error = LAUNCH(write_words, 1, 128, stream, target + first, arguments, part);
-    if (error) return error;
-  }
-  return nullptr;
+// One kernel for all numbers of words: a capture may need it, and must not be the first to load it.
+const char* upload(int64_t* target, int64_t pitch, const int64_t* words, int64_t count, void* stream) {
+  static const bool many = kCompiledForMany && driver_takes_many();
+  constexpr int kAtMost = kCompiledForMany ? kManyWords : kWords;
+  return many ? upload_by<kAtMost>(target, pitch, words, count, stream)
+              : upload_by<kWords>(target, pitch, words, count, stream);
 }
 
 }  // namespace lrt::cuda

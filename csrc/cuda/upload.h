@@ -13,7 +13,7 @@ int toolkit_version();
 // Returns the error's text, or null.
 const char* use_device(int device);
 
-// Writes words[0 .. count) to `target` on `stream`. Returns the error's text, or null.
-const char* upload(int64_t* target, const int64_t* words, int64_t count, void* stream);
+// Writes words[0 .. count) to `target`, `pitch` words apart, on `stream`. Returns the error's text, or null.
+const char* upload(int64_t* target, int64_t pitch, const int64_t* words, int64_t count, void* stream);
 
 }  // namespace lrt::cuda

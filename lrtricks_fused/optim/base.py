@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,35 +14,19 @@ from ..step.call import StepCall
 from ..step.keep import keep_mask
 from ..step.operands import check_param as check_operand
 from ..step.operands import is_wrapper
-from ..step.table import forget
+from ..step.table import ask_for, forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
 from .checks import as_seed, one_of
 from .clipping import Clipping, Places, places
 from .compiled import step_in_graph
-from .groups import CheckedGroup, Group, Hyper
+from .groups import Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
-from .shards import counts, gradients, index_map, is_dtensor, local, localize, placed
+from .kept import KeptStates, held
+from .observed import quick
+from .parts import PLAIN, Part, only_key, split
+from .shards import gradients, index_map, is_dtensor, local, localize, placed
 from .stored import StoredOptimizer
 from .sums import StepSums, metrics
-
-PLAIN = {type(None), Tensor, torch.nn.Parameter}  # types of nearly all gradients
-
-
-@dataclass
-class _Part:
-    """Parameters of one group that take part in a step together: on one device; on a GPU of one dtype, too."""
-
-    key: Hashable
-    group: Group
-    checked: CheckedGroup
-    params: list[Tensor]
-    grads: list[Tensor]  # of DTensors this rank's
-    sharded: bool = False  # whether some of the parameters are DTensors
-
-    def some(self, key: Hashable, chosen: list[int]) -> "_Part":
-        """Those at the chosen places."""
-        params, grads = [self.params[i] for i in chosen], [self.grads[i] for i in chosen]
-        return _Part(key, self.group, self.checked, params, grads, self.sharded)
 
 
 class MaskedOptimizer(StoredOptimizer):
@@ -85,6 +68,12 @@ class MaskedOptimizer(StoredOptimizer):
             text = f"state_dtype={dtype} is of no effect: no parameter has states of another dtype than its own"
             warnings.warn(text, stacklevel=3)
 
+    def _patch_step_function(self) -> None:
+        plain: Any = type(self).step
+        super()._patch_step_function()
+        if not getattr(plain, "hooked", False):
+            type(self).step = quick(plain, type(self).step)  # type: ignore[method-assign]
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """As torch's: with ``fused=True`` a step unscales and skips by itself, without waiting for the device."""
@@ -113,17 +102,21 @@ class MaskedOptimizer(StoredOptimizer):
 
     def _step(self) -> None:
         """The step, after the closure."""
+        if not torch.compiler.is_compiling():
+            ask_for(self._tables)
         self._take([part for group in self.param_groups for part in self._gather(group)])
 
-    def _take(self, work: list[_Part], whole: bool = True) -> None:
+    def _take(self, work: list[Part], whole: bool = True) -> None:
         """The step of these parts: every call is built and checked before the first one runs.
 
         Tables and maps of others go where this is the whole step, unless nothing is stepped: see in_backward.py.
         """
         new: dict[Tensor, dict[str, Any]] = {}
+        compiling = torch.compiler.is_compiling()
         self._sums = StepSums(self._slopes, self.track_metrics) if self._wants_sums() else None
-        calls = [call for part in work for call in self._calls(part, new)]
-        at, compiling = self._places(calls), torch.compiler.is_compiling()
+        kept = self._kept_states() if whole and not compiling else None
+        calls = [call for part in work for call in self._calls(part, new, kept)]
+        at = self._places(calls)
         if not compiling:
             clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
             backends = prepare(self.backend, calls)
@@ -146,6 +139,8 @@ class MaskedOptimizer(StoredOptimizer):
             return
         if len(self._tables) > len(calls):
             forget(self._tables, {call.table_key for call in calls})
+        if kept is not None and len(kept) > len(work):
+            kept.forget_others({part.table_key for part in work})
         if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):
             forget(self._maps, used)
 
@@ -160,7 +155,7 @@ class MaskedOptimizer(StoredOptimizer):
     def _wants_sums(self) -> bool:
         return self.track_metrics or self._slopes is not None
 
-    def _finish(self, work: list[_Part]) -> Tensor | None:
+    def _finish(self, work: list[Part]) -> Tensor | None:
         """What a step still has to do once its calls have run; its sums, where metrics are tracked."""
         for part in work:
             if part.sharded:  # a graph that was built of DTensors must not be used after the step
@@ -171,7 +166,7 @@ class MaskedOptimizer(StoredOptimizer):
         if sums is not None:
             self._measured["sums"] = sums
 
-    def _gather(self, group: Group) -> list[_Part]:
+    def _gather(self, group: Group) -> list[Part]:
         """The parameters of a group that have a gradient, in parts that one call can step; the group is checked."""
         checked = self._checked_group(group)
         params = group["params"]
@@ -183,33 +178,32 @@ class MaskedOptimizer(StoredOptimizer):
             grads = gradients(params, grads)
         apart = sharded and self._wants_sums()  # what several ranks have is counted once
         together = self.backend != "triton"  # the CPU's own backends take any mix of dtypes and layouts
-        if together and params and not apart and type(None) not in kinds and all(param.is_cpu for param in params):
-            return [_Part(params[0].device, group, checked, list(params), grads, sharded)]
-        parts: dict[Hashable, _Part] = {}
-        for param, grad in zip(params, grads, strict=True):
-            if grad is not None:
-                on_cpu = together and param.device.type == "cpu"
-                key: Hashable = param.device if on_cpu else (param.device, param.dtype, local(param).is_contiguous())
-                if apart:
-                    key = (key, param.device_mesh, counts(param)) if is_dtensor(param) else (key, None)
-                own = parts.setdefault(key, _Part(key, group, checked, [], [], sharded))
-                own.params.append(param)
-                own.grads.append(grad)
-        return list(parts.values())
+        if params and not apart and type(None) not in kinds:
+            only = only_key(params, together)
+            if only is not None:
+                return [Part(only, group, checked, list(params), grads, sharded)]
+        return split(group, checked, grads, together, sharded, apart)
 
-    def _calls(self, part: _Part, new: dict[Tensor, dict[str, Any]]) -> list[StepCall]:
+    def _kept_states(self) -> KeptStates:
+        """The states as they are; what is known of them since the last step, where nothing has changed."""
+        if self._kept is None or not self._kept.hold(self.state):
+            self._kept = KeptStates(self.state)
+        return self._kept
+
+    def _calls(self, part: Part, new: dict[Tensor, dict[str, Any]], kept: KeptStates | None = None) -> list[StepCall]:
         """The calls of a part. Missing states are made and entered into ``new``, not yet into the optimizer."""
-        get = self.state.get
-        states: list[Any] = [get(param) for param in part.params]
         if self._lacks_lows(part.params):
             return self._first_calls(part, new)
         try:
-            columns = {name: [state[name] for state in states] for name in part.checked.wanted}
+            if kept is None:
+                part.params, columns = held(part.params, part.checked.wanted, self.state)
+            else:
+                part.params, columns = kept.of(part.table_key, part.params, part.checked.wanted, self.state)
         except (KeyError, TypeError):  # of a parameter that has no state at all
             return self._first_calls(part, new)
         return [self._call(part, columns, part.checked.hyper, new)]
 
-    def _first_calls(self, part: _Part, new: dict[Tensor, dict[str, Any]]) -> list[StepCall]:
+    def _first_calls(self, part: Part, new: dict[Tensor, dict[str, Any]]) -> list[StepCall]:
         """The same where states are missing: parameters that get some in this step, and the others."""
         group, wanted = part.group, part.checked.wanted
         identities = present_identities(self.param_groups, self.state)
@@ -235,7 +229,7 @@ class MaskedOptimizer(StoredOptimizer):
         return calls
 
     def _call(
-        self, part: _Part, columns: dict[str, list[Any]], hyper: Hyper, new: dict[Tensor, dict[str, Any]]
+        self, part: Part, columns: dict[str, list[Any]], hyper: Hyper, new: dict[Tensor, dict[str, Any]]
     ) -> StepCall:
         names, scalars = part.checked.names, part.checked.scalars
         call = StepCall(
@@ -252,7 +246,7 @@ class MaskedOptimizer(StoredOptimizer):
             sums=None if self._sums is None else self._sums.of(part.params[0]),
             storage=self._storage(part.params, new),
             tables=self._tables,
-            table_key=(id(part.group), part.key),
+            table_key=part.table_key,
         )
         if part.sharded:
             localize(call, self._maps)

@@ -24,7 +24,9 @@ class SavedOptimizer(GroupedOptimizer):
         """What pickle and copy.deepcopy keep."""
         names = (*OF_OPTIMIZER, "allow_negative_grad_weight", "_flattened", "_master")
         own = {name: getattr(self, name) for name in names}
-        fresh: dict[str, Any] = {"_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}}
+        fresh: dict[str, Any] = {
+            "_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}, "_kept": None,
+        }  # fmt: skip
         return {**super().__getstate__(), **own, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -61,6 +63,7 @@ class SavedOptimizer(GroupedOptimizer):
 
         def after(_: torch.optim.Optimizer) -> None:
             forget(self._tables)
+            self._kept = None
             for param, state in restored.items():
                 self.state[param].update(state)
 

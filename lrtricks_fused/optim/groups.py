@@ -15,6 +15,7 @@ from ..step.storage import STATE_DTYPES
 from . import compiled, identity
 from .arguments import GROUP_CHECKS
 from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
+from .kept import KeptStates
 from .shards import index_map, is_dtensor, local, placed
 
 Group = dict[str, Any]
@@ -94,6 +95,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
     _maps: dict[Any, Any]  # of shards, kept between steps
+    _kept: KeptStates | None = None  # of the last step
     _master: str | None = None  # the argument ``master``, which earlier versions have not pickled
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened
 

@@ -11,9 +11,10 @@ from torch.autograd import Variable
 from typing_extensions import Self
 
 from ..step.operands import waited
-from .base import MaskedOptimizer, _Part
+from .base import MaskedOptimizer
 from .checks import check_count
 from .groups import Group
+from .parts import Part
 from .shards import is_dtensor
 
 # Wrappers that reduce gradients over processes after autograd has accumulated them, by module and class.
@@ -107,7 +108,7 @@ def _step(optimizer: MaskedOptimizer, param: Tensor, places: dict[int, tuple[int
         param.grad = None
 
 
-def _part(optimizer: MaskedOptimizer, param: Tensor, places: dict[int, tuple[int, int]]) -> _Part | None:
+def _part(optimizer: MaskedOptimizer, param: Tensor, places: dict[int, tuple[int, int]]) -> Part | None:
     """The parameter alone; ``places`` remembers the group and the place in it by the parameter's id."""
     groups = optimizer.param_groups
     if not _is_at(groups, places.get(id(param)), param):
@@ -119,7 +120,7 @@ def _part(optimizer: MaskedOptimizer, param: Tensor, places: dict[int, tuple[int
     group = groups[places[id(param)][0]]
     checked = optimizer._checked_group(group)
     optimizer._check_state(group, [param])
-    return _Part(("in backward", id(param)), group, checked, [param], [waited(param.grad)])
+    return Part(("in backward", id(param)), group, checked, [param], [waited(param.grad)])
 
 
 def _is_at(groups: list[Group], where: tuple[int, int] | None, param: Tensor) -> bool:

@@ -23,6 +23,7 @@ Known = tuple[list[Tensor], list[IndexMap | None]]  # parameters of a call and t
 
 
 _spec, _local_tensor = attrgetter("_spec"), attrgetter("_local_tensor")
+_mesh, _placements = attrgetter("_spec.mesh"), attrgetter("_spec.placements")
 
 
 def _dtensor() -> Any:
@@ -163,11 +164,18 @@ def placed(values: Tensor, param: Any) -> Tensor:
 
 def gradients(params: list[Tensor], grads: list[Any]) -> list[Any]:
     """The plain tensors of gradients, some of which are wrappers or None; see :func:`gradient`."""
-    kind = _dtensor()
-    if {*map(type, params)} == {*map(type, grads)} == {kind} and all(map(is_, map(_spec, params), map(_spec, grads))):
-        held = list(map(_local_tensor, grads))  # cut alike, as fully_shard makes them: nothing else to ask of many
+    if {*map(type, params)} == {*map(type, grads)} == {_dtensor()} and _are_cut_alike(params, grads):
+        held = list(map(_local_tensor, grads))  # nothing else to ask of many
         return held if {*map(type, held)} == {Tensor} else list(map(waited, held))
     return [grad if grad is None else gradient(param, grad) for param, grad in zip(params, grads, strict=True)]
+
+
+def _are_cut_alike(params: list[Any], grads: list[Any]) -> bool:
+    """Whether each gradient is cut as its parameter is, which fully_shard says by one object for both."""
+    return all(map(is_, map(_spec, params), map(_spec, grads))) or (
+        all(map(is_, map(_mesh, params), map(_mesh, grads)))
+        and list(map(_placements, params)) == list(map(_placements, grads))
+    )
 
 
 def gradient(param: Any, grad: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import reference  # noqa: F401 (enters the records of the rules)
 from .call import BESIDE, StepCall, Storage
 from .device import prepare_on_device, scalar, squares_on_device, step_on_device
+from .host import LIBRARY
 from .operands import check_operands, copy_back, is_lazy, is_staged, one_by_one, operands, plain, shares_memory
 from .rule import RULES
 from .staged import step_staged
 from .table import HOST, AddressTable, address_table
-
-LIBRARY = Path(__file__).parents[1] / "_native.so"
 
 
 def _load() -> str | None:

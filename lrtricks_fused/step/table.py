@@ -4,23 +4,24 @@ To hand a tensor to an op costs about a microsecond, which for a model of many s
 itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
 has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
 first of its chunks, of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
-their partial sums, the address of its scalar state (0: none), and, of a parameter in channels_last, the elements of one
-index of dimension 0 and its channels (0: contiguous), and last the index map (zeros: no shard). On a GPU the table, the
-chunks and the scratch of the step live on the device.
+their partial sums, the address of its scalar state (0: none), and, of a parameter one dimension of which lies innermost
+as channels do in channels_last, what slab_of says (0: contiguous), and last the index map (zeros: no shard). On a GPU
+the table, the chunks and the scratch of the step live on the device.
 """
 
 from collections.abc import Callable, Hashable
 from collections.abc import Set as AbstractSet
 from itertools import chain
-from operator import ge, is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .call import StepCall, slice_partials
-from .operands import check_operands, is_lazy, is_staged, operands, shares_memory, storage_holds
+from .host import addresses
+from .operands import check_operands, is_lazy, is_staged, operands, shares_memory
 from .storage import DTYPE_CODES
+from .watched import Columns, Watched
 
 PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
@@ -35,42 +36,9 @@ PREPARED_BYTES = 128  # scratch of a call, and of each of its tensors; csrc/cuda
 HOST = torch.device("cpu")
 
 
-def _tensor_guards() -> Any:
-    """Of torch.compile: private, but there since 2.0; without it a step of many small tensors takes a fourth more."""
-    try:
-        from torch._C._dynamo.guards import TensorGuards
-    except ImportError:
-        return None
-    return TensorGuards
-
-
-TensorGuards = _tensor_guards()
 _CAPTURED = "captured"
-_storage, _nbytes, _offset = Tensor.untyped_storage, torch.UntypedStorage.nbytes, Tensor.storage_offset
-# Copies int64 words from the CPU to the device of its first argument: contiguous ones, or a column.
+# Copies int64 words from the CPU to the device of its first argument, which is contiguous or a column of a table.
 Upload = Callable[[Tensor, Tensor], None]
-Layouts = tuple[list[torch.dtype], list[torch.Size], list[bool]]
-
-
-def _addresses(tensors: list[Tensor]) -> list[int]:
-    return list(map(Tensor.data_ptr, tensors))
-
-
-def _layouts(tensors: list[Tensor]) -> Layouts:
-    """Dtypes, shapes and contiguity: lists of their own, which compare faster than one of tuples."""
-    return [t.dtype for t in tensors], [t.shape for t in tensors], list(map(Tensor.is_contiguous, tensors))
-
-
-def _guards(tensors: list[Tensor]) -> Any:
-    """Whether others are alike, in one pass: in type, dispatch keys (device, layout, what is lazy), dtype and strides.
-
-    What this refuses may still do. It keeps no tensor alive. None where this torch has no such thing.
-    """
-    shapes, strides = ([list(get(t)) for t in tensors] for get in (Tensor.size, Tensor.stride))
-    try:
-        return TensorGuards(*tensors, dynamic_dims_sizes=shapes, dynamic_dims_strides=strides).check
-    except TypeError:
-        return None
 
 
 def _integers(values: list[int]) -> Tensor:
@@ -78,17 +46,26 @@ def _integers(values: list[int]) -> Tensor:
 
 
 def slab_of(param: Tensor) -> tuple[int, int]:
-    """Of a parameter in channels_last, the elements of one index of dimension 0 and the channels; else zeros."""
-    if param.dim() < 4 or param.is_contiguous() or not param.numel():
+    """Of a dense parameter one dimension of which lies innermost in memory, of any layout else contiguous.
+
+    As channels do in channels_last, and the rows of a transposed matrix.
+
+    Returns:
+        Elements of that dimension and those after it, which lie together, and the size of the dimension; else zeros.
+    """
+    if param.is_contiguous() or not param.numel():
         return 0, 0
-    channels = param.shape[1]
-    dense = torch.empty_strided(param.shape, param.stride(), device="meta").movedim(1, -1).is_contiguous()
-    slab = param.numel() // param.shape[0]
-    return (slab, channels) if dense and slab <= MAX_SLAB else (0, 0)
+    alike = torch.empty_strided(param.shape, param.stride(), device="meta")
+    slab = param.numel()
+    for dim, size in enumerate(param.shape[:-1]):
+        if slab <= MAX_SLAB and alike.movedim(dim, -1).is_contiguous():
+            return slab, size
+        slab //= size
+    return 0, 0
 
 
 def _lie_alike(call: StepCall) -> bool:
-    """Whether the operands of each parameter are contiguous, or all of them in channels_last."""
+    """Whether the operands of each parameter are contiguous, or all lie as one slab_of knows."""
     columns = [call.params, call.grads, *(column for column in call.states.values() if column)]
     for param, *others in zip(*columns, strict=True):
         if not (param.is_contiguous() or (slab_of(param)[0] and call.window is None and not call.centralize)):
@@ -123,10 +100,8 @@ class AddressTable:
         check_operands(call)
         self._upload = upload
         lists = self._lists(call)
-        self._lengths, self._held = list(map(len, lists)), list(chain(*lists))
-        self._addresses = _addresses(self._held)
-        self._layouts = _layouts(call.params)
-        self._grad_addresses = _addresses(call.grads)
+        fits = _fits(call, upload is not None)
+        self.watched = Watched(lists, call.grads, guarded=fits)
         self._indices, self._maps, self._centralize = call.param_indices, call.index_maps, call.centralize
         self.slices = self.partials = 0  # of all tensors
         self.rows: Any = None
@@ -135,15 +110,12 @@ class AddressTable:
         self.slice_scratch: Any = None
         self._slope_scratch: Any = None
         self._streams: set[torch.cuda.Stream] = set()  # that have read this table
-        self._devices = [param.device for param in call.params]
-        self._bytes = [param.nbytes for param in call.params]
         self.has_slabs = False
-        if _fits(call, upload is not None):
-            self._guards = _guards([*self._held, *call.grads])
-            self._fill(call, *map(_addresses, lists))
+        if fits:
+            self._fill(call, *map(addresses, lists))
 
     @staticmethod
-    def _lists(call: StepCall) -> list[list[Tensor]]:
+    def _lists(call: StepCall) -> Columns:
         return [call.params, call.steps, *call.states.values(), *call.scalar_states.values()]
 
     def _fill(self, call: StepCall, params: list[int], steps: list[int], *all_states: list[int]) -> None:
@@ -156,7 +128,7 @@ class AddressTable:
         state_code = DTYPE_CODES[used[0][0].dtype] if used else param_code
         rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64, device=HOST)
         closed_up = [addresses for addresses in states if addresses]
-        for number, column in enumerate([params, self._grad_addresses, *closed_up]):
+        for number, column in enumerate([params, self.watched.grads, *closed_up]):
             rows[:, number] = _integers(column)
         for number, column in enumerate(scalar_states, SCALAR_STATE):
             rows[:, number] = _integers(column)
@@ -223,24 +195,6 @@ class AddressTable:
                 self._slope_scratch.record_stream(stream)
         return self._slope_scratch
 
-    def _alike(self, held: list[Tensor], grads: list[Tensor]) -> bool:
-        """Whether the tensors, whatever their addresses, are what those of the table were, and not lazy."""
-        if self._guards is not None and self._guards(*held, *grads):
-            return True
-        if self.has_slabs:  # strides are needed, too
-            return False
-        return (
-            _layouts(held[: len(grads)]) == self._layouts == _layouts(grads)
-            and [grad.device for grad in grads] == self._devices
-            and not any(map(Tensor.is_neg, chain(held, grads)))
-        )
-
-    def _have_memory(self, grads: list[Tensor], addresses: list[int]) -> bool:
-        """Whether what lies at the addresses of contiguous gradients is theirs; most have a storage of their own."""
-        if any(map(_offset, grads)) or 0 in addresses:
-            return not any(map(Tensor._is_zerotensor, grads)) and all(map(storage_holds, grads))
-        return all(map(ge, map(_nbytes, map(_storage, grads)), self._bytes))
-
     def holds(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""
         try:
@@ -249,29 +203,23 @@ class AddressTable:
             return False
 
     def _update(self, call: StepCall) -> bool:
-        lists = self._lists(call)
-        held = list(chain(*lists))
         if not (
             self._indices == call.param_indices
             and self._maps == call.index_maps
             and self._centralize == call.centralize
-            and list(map(len, lists)) == self._lengths
-            and all(map(is_, held, self._held))
-            and _addresses(held) == self._addresses
+            and self.watched.are_in(self._lists(call))
         ):
             return False
-        grads = _addresses(call.grads)
         if self.rows is None:
-            return _layouts(call.params) == self._layouts and grads == self._grad_addresses
-        if not self._alike(held, call.grads):
+            return self.watched.are_at(call.grads)
+        before = self.watched.grads
+        if not self.watched.hold(call.grads):
             return False
-        if grads != self._grad_addresses:
-            if not self._have_memory(call.grads, grads):
-                return False
-            self._grad_addresses = grads
+        grads = self.watched.grads
+        if grads != before:
             self._host_rows.numpy()[:, GRAD] = grads
             if self._upload is not None:
-                self._upload(self.rows[:, GRAD], self._host_rows[:, GRAD])
+                self._upload(self.rows[:, GRAD], _integers(grads))
         return True
 
 
@@ -298,6 +246,13 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
         call.tables[call.table_key] = table
     of_indices = table.has_slabs and call.sums is not None  # whose order only the tensors say
     return table if table.rows is not None and not of_indices else None
+
+
+def ask_for(tables: dict[Hashable, Any]) -> None:
+    """Ask for the host's memory that a step through these tables will look at, see watched.py."""
+    for table in tables.values():
+        if isinstance(table, AddressTable):
+            table.watched.ask()
 
 
 def forget(tables: dict[Hashable, Any], keep: AbstractSet[Hashable] = frozenset()) -> None:

@@ -10,6 +10,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct LaunchIndex {
   unsigned x = 0;
@@ -18,9 +19,12 @@ inline thread_local LaunchIndex threadIdx, blockIdx, blockDim;
 
 namespace lrt::cuda {
 
+inline int64_t launches = 0;  // so far
+
 template <class Kernel, class... Arguments>
 const char* launch_on_host(Kernel kernel, int64_t grid, int block, Arguments... arguments) {
   if (grid <= 0 || grid > 0x7fffffff) return "invalid configuration argument";  // as a device would say
+  ++launches;
   blockDim.x = static_cast<unsigned>(block);
   for (int64_t b = 0; b < grid; ++b) {
     blockIdx.x = static_cast<unsigned>(b);

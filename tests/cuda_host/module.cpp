@@ -108,9 +108,12 @@ void clip(uint64_t squares, int64_t count, const pybind11::tuple& grad_scale, do
       cuda::launch_clip(doubles(squares), count, number(grad_scale), max_norm, doubles(norm), doubles(clip), nullptr));
 }
 
-void upload(uint64_t target, uint64_t words, int64_t count) {
-  check(cuda::upload(static_cast<int64_t*>(const_cast<void*>(address(target))),
+// How many launches it took.
+int64_t upload(uint64_t target, int64_t pitch, uint64_t words, int64_t count) {
+  const int64_t before = cuda::launches;
+  check(cuda::upload(static_cast<int64_t*>(const_cast<void*>(address(target))), pitch,
                      static_cast<const int64_t*>(address(words)), count, nullptr));
+  return cuda::launches - before;
 }
 
 }  // namespace

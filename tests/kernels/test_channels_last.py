@@ -1,4 +1,4 @@
-"""Operands that all lie in channels_last are stepped in the order of memory, with the bits of the indices."""
+"""Operands one dimension of which lies innermost are stepped in the order of memory, with the bits of the indices."""
 
 import pytest
 import torch
@@ -16,14 +16,22 @@ def channels_last_3d(values):
     return values.clone(memory_format=torch.channels_last_3d)
 
 
+def innermost(dim):
+    """A layout in which a dimension lies innermost, as the rows of a transposed matrix do."""
+    return lambda values: values.movedim(dim, -1).contiguous().movedim(-1, dim)
+
+
 def alike(*shape, layout=channels_last):
     return TensorCase(shape, layout, layout)
 
 
-# Slabs within a tile, across tiles, that begin anywhere in one; the largest; one index; and what is contiguous anyway.
+# Slabs within a tile, across tiles, that begin anywhere in one; the largest; one index; what is contiguous anyway; and
+# transposed matrices, sequences of channels, and four dimensions of which the first lies innermost.
 SHAPES = [
     alike(7, 3, 5, 5), alike(40, 64, 3, 3), alike(3, 2, 1, 2), alike(2, 2048, 4, 4), alike(1, 8, 3, 3),
     alike(5, 3, 2, 3, 4, layout=channels_last_3d), alike(6, 1, 3, 3), alike(6, 9, 1, 1), TensorCase((1300,)),
+    alike(70, 45, layout=innermost(0)), alike(256, 128, layout=innermost(0)), alike(9, 20, 31, layout=innermost(1)),
+    alike(6, 4, 3, 3, layout=innermost(0)), alike(3, 4, 5, 6, layout=innermost(2)),
 ]  # fmt: skip
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 by_case = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)

@@ -1,5 +1,7 @@
 """The CUDA kernels' own text, run on the host, against the reference, bit for bit (and the CPU step on a table)."""
 
+import itertools
+
 import numpy
 import pytest
 import torch
@@ -131,11 +133,36 @@ def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
 
 
 def test_upload_writes_every_word_and_no_other():
-    for count in (0, 1, 479, 480, 481, 2000):
+    for pitch, count in itertools.product((1, table.COLUMNS), (0, 1, 480, 3999, 4000, 4001, 9000)):
         words = torch.arange(1, count + 1)
-        target = torch.full((count + 2,), -1)
-        module().upload(target[1:].data_ptr(), words.data_ptr(), count)
-        assert torch.equal(target, torch.cat([torch.tensor([-1]), words, torch.tensor([-1])]))
+        target, wanted = torch.full((2, (count + 2) * pitch), -1)
+        launches = module().upload(target[pitch:].data_ptr(), pitch, words.data_ptr(), count)
+        wanted[pitch : (count + 1) * pitch : pitch] = words
+        assert torch.equal(target, wanted)
+        assert launches == -(-count // 4000)
+
+
+@pytest.mark.parametrize(("tensors", "launches"), [(161, 1), (1000, 1)])
+def test_moved_gradients_upload_their_column_alone(tensors, launches):
+    params = [torch.full((3,), float(n)).requires_grad_() for n in range(tensors)]
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer = lrt.SGD(params, lr=1.0, backend="reference")
+    optimizer.step()
+    uploads = []
+
+    def upload(target, words):
+        pitch = target.stride(0) if target.dim() == 1 else 1
+        uploads.append((words.numel(), module().upload(target.data_ptr(), pitch, words.data_ptr(), words.numel())))
+
+    placed = table.AddressTable(call_of(optimizer), upload)
+    uploads.clear()
+    for param in params[1:]:
+        param.grad = torch.ones(3)
+    moved = call_of(optimizer)
+    assert placed.holds(moved) and uploads == [(tensors, launches)]
+    assert torch.equal(placed.rows, table.AddressTable(moved, torch.Tensor.copy_).rows)
+    assert placed.holds(moved) and len(uploads) == 1
 
 
 def test_scratch_and_table_are_poisoned():

@@ -9,7 +9,7 @@ from helpers import assert_same_bits, call_of
 from test_ops import NAMES, SCALARS, hyper_of, rule_of, sample
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step import native, table
+from lrtricks_fused.step import host, native, watched
 from lrtricks_fused.step.storage import DTYPE_CODES
 from lrtricks_fused.step.table import (
     COLUMNS,
@@ -144,19 +144,24 @@ EVENTS = [new_gradients, some_without_gradient, moved_parameter, other_dtype, tr
           changed_order, amsgrad_off]  # fmt: skip
 
 
-@pytest.mark.parametrize("guards", [True, False], ids=["guards of torch", "no guards"])
+@pytest.mark.parametrize("piece", [watched.PIECE, 2], ids=["one piece", "pieces"])
+@pytest.mark.parametrize("looks", ["all", "no guards", "no library"])
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
-def test_steps_follow_the_tensors(event, guards, monkeypatch):
-    if not guards:
-        monkeypatch.setattr(table, "TensorGuards", None)
+def test_steps_follow_the_tensors(event, looks, piece, monkeypatch):
+    monkeypatch.setattr(watched, "PIECE", piece)
+    if looks == "no guards":
+        monkeypatch.setattr(watched, "TensorGuards", None)
+    if looks == "no library":
+        monkeypatch.setattr(host, "functions", lambda: None)
     native, reference = optimizer("native"), optimizer("reference")
     for opt in (native, reference):
-        opt.step()
-        opt.step()
+        for _ in range(4):  # what is remembered of a first look is made at later ones
+            opt.step()
         event(opt)
         opt.step()
         opt.step()
-    assert all((kept._guards is not None) is guards for kept in native._tables.values() if kept.rows is not None)
+    tables = [kept for kept in native._tables.values() if kept.rows is not None]
+    assert all(kept.watched.guarded is (looks != "no guards") for kept in tables)
     assert_same_bits(*([t.resolve_neg() for t in contents(opt)] for opt in (native, reference)))
 
 

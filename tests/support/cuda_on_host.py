@@ -52,7 +52,8 @@ class HostTable(AddressTable):
 def upload(target: Tensor, words: Tensor) -> None:
     """Words by the kernel that writes them, into poisoned memory."""
     target.fill_(0x7BADBADBADBADBAD)
-    module().upload(target.data_ptr(), words.data_ptr(), words.numel())
+    pitch = target.stride(0) if target.dim() == 1 else 1
+    module().upload(target.data_ptr(), pitch, words.contiguous().data_ptr(), words.numel())
 
 
 def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, int, bool]:

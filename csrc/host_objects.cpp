@@ -1,0 +1,72 @@
+// See host_objects.h.
+#include "host_objects.h"
+
+#include <algorithm>
+
+#include "cpu/prefetch.h"
+
+namespace lrt {
+namespace {
+
+constexpr int64_t kLine = 64, kAhead = 16;                                            // tensors
+constexpr int64_t kObjectBytes = 48, kImplementationBytes = 192, kStorageBytes = 64;  // what is read of each, at most
+
+void ask_for_span(int64_t begin, int64_t bytes) {
+  for (int64_t line = begin / kLine * kLine; line < begin + bytes; line += kLine) {
+    cpu::ask<cpu::Hint::kFirst>(reinterpret_cast<const void*>(line));
+  }
+}
+
+void ask_for(const HostTensor& tensor) {
+  ask_for_span(tensor.object, kObjectBytes);
+  ask_for_span(tensor.implementation, kImplementationBytes);
+  ask_for_span(tensor.storage, kStorageBytes);
+}
+
+bool have_stayed(AddressOf address_of, const HostTensor* tensors, int64_t count) {
+  for (int64_t i = 0; i < std::min(kAhead, count); ++i) ask_for(tensors[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) ask_for(tensors[i + kAhead]);
+    const void* const address = address_of(reinterpret_cast<void*>(tensors[i].object));
+    if (reinterpret_cast<int64_t>(address) != tensors[i].address) return false;
+  }
+  return true;
+}
+
+constexpr int64_t kDiffer = -1;
+
+// The entries of a dict, compared with those from `place` on: where they end, or kDiffer.
+template <class Visit>
+int64_t compare(NextEntry next, void* dict, const DictEntry* entries, int64_t count, int64_t place,
+                const Visit& visit) {
+  intptr_t position = 0;
+  void *key, *value;
+  while (place != kDiffer && next(dict, &position, &key, &value)) {
+    const bool same = place < count && reinterpret_cast<int64_t>(key) == entries[place].key &&
+                      reinterpret_cast<int64_t>(value) == entries[place].value;
+    place = same ? visit(value, place + 1) : kDiffer;
+  }
+  return place;
+}
+
+}  // namespace
+}  // namespace lrt
+
+void lrt_ask_for(const lrt::HostTensor* tensors, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) lrt::ask_for(tensors[i]);
+}
+
+int lrt_have_stayed(lrt::AddressOf address_of, const lrt::HostTensor* tensors, int64_t count) {
+  try {
+    return lrt::have_stayed(address_of, tensors, count);
+  } catch (...) {  // a tensor that has no memory any more does not tell where it is
+    return 0;
+  }
+}
+
+int lrt_has_entries(lrt::NextEntry next, void* dict, const lrt::DictEntry* entries, int64_t count) {
+  const auto inner = [=](void* value, int64_t place) {
+    return lrt::compare(next, value, entries, count, place, [](void*, int64_t after) { return after; });
+  };
+  return lrt::compare(next, dict, entries, count, 0, inner) == count;
+}
