@@ -34,8 +34,8 @@ LRT_HD Half stochastically_rounded<Half>(float x, uint32_t bits) {
   return static_cast<Half>(static_cast<uint16_t>(x != x ? 0x7e00u : rounded | sign));
 }
 
-// bits(master) = (high << 16) + low: the master in BFloat16, rounded half away from zero, and what completes it. Ties go
-// one way, or two masters would have one `low`. A NaN is quiet in both, and may lose a bit of its payload.
+// bits(master) = (high << 16) + low: the master in BFloat16, rounded half away from zero, and what completes it. Ties
+// go one way, or two masters would have one `low`. A NaN is quiet in both, and may lose a bit of its payload.
 struct Split {
   BFloat16 high;
   int16_t low;

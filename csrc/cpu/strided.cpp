@@ -53,7 +53,8 @@ StridedView::Slab StridedView::slab() const {
   const size_t dims = sizes_.size();
   if (dims != 2 && dims != 3) return {};
   const int64_t channels = sizes_[dims - 2], elements = channels * sizes_[dims - 1];
-  const bool alike = strides_[dims - 2] == 1 && strides_[dims - 1] == channels && (dims == 2 || strides_[0] == elements);
+  const bool alike =
+      strides_[dims - 2] == 1 && strides_[dims - 1] == channels && (dims == 2 || strides_[0] == elements);
   return alike ? Slab{elements, channels} : Slab{};
 }
 
