@@ -52,8 +52,8 @@ def step_kernels(texts: dict[str, sass.Text]) -> Iterator[Kernel]:
     dtypes = {pair: dtype for dtype, pair in cuda_model.DTYPES.items()}
     for name, text in texts.items():
         found = _STEP.search(name)
-        if found and found[1] in rules and found.group(2, 3) in dtypes:
-            yield Kernel("cuda", rules[found[1]], dtypes[found.group(2, 3)], text)
+        if found and found[1] in rules and (found[2], found[3]) in dtypes:
+            yield Kernel("cuda", rules[found[1]], dtypes[found[2], found[3]], text)
 
 
 def read(file: Path) -> dict[str, sass.Text]:

@@ -35,6 +35,8 @@ class _Functions:
     def __init__(self) -> None:
         from torch._C._dynamo import guards
 
+        found: Any = guards  # of which type checkers know less than there is
+
         native = ctypes.PyDLL(str(LIBRARY))  # which keeps Python's lock
         self.ask_for, self.have_stayed = native.lrt_ask_for, native.lrt_have_stayed
         self.has_entries = native.lrt_has_entries
@@ -42,7 +44,7 @@ class _Functions:
         self.ask_for.restype = None
         self.have_stayed.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         self.has_entries.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int64]
-        self.address_of = int(guards._torchinductor_pyobject_tensor_data_ptr)
+        self.address_of = int(found._torchinductor_pyobject_tensor_data_ptr)
         self.next_entry = ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p)
 
 
