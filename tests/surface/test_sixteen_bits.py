@@ -89,6 +89,14 @@ def test_streams_elements_and_steps_are_independent():
     assert abs(float(rounding_bits(like, 2, 0, 1, 0, None).double().mean()) - 32767.5) < 5 * 18918 * 2.0**-9
 
 
+def test_the_streams_are_frozen():
+    known = {2: "4692 d812 3922 efdf e0a0 4f2a f853 aa9f", 4: "89bc cc0c 7573 68aa b15f fb0d ff4b 11da",
+             5: "ad36 d2c4 b866 a51f 995b e84c be9d 5b59", 6: "0450 d633 3a7a be48 82f1 2f0b 1d1c 3acb"}  # fmt: skip
+    for stream, digits in known.items():
+        bits = rounding_bits(torch.empty(1008), stream, 0x123456789ABCDEF0, 7, 3, None)
+        assert " ".join(f"{int(x):04x}" for x in [*bits[:4], *bits[1000:1004]]) == digits
+
+
 def test_a_second_moment_in_bfloat16_stands_still_unless_rounded_stochastically():
     ends = {}
     for rounding in ("nearest", "stochastic"):
