@@ -16,6 +16,7 @@ from triton_worker import interpreted
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import table
+from lrtricks_fused.step.storage import STATE_DTYPES
 
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 BACKENDS = ("triton", "reference")
@@ -31,7 +32,7 @@ def at(values: Tensor, offset: int) -> Tensor:
     size = values.element_size()
     buffer = torch.full((values.numel() + 3 * ACCESS // size,), GUARD, dtype=values.dtype)
     first = (offset - buffer.data_ptr()) % ACCESS // size + ACCESS // size
-    view = buffer[first : first + values.numel()]
+    view = buffer[first : first + values.numel()].view(values.shape)
     assert view.data_ptr() % ACCESS == offset
     return view.copy_(values)
 
@@ -68,7 +69,7 @@ def offsets_of(dtype: torch.dtype) -> list[int]:
 def test_each_operand_at_each_alignment(dtype):
     places: list[dict[str, int]] = [{}]
     for operand in OPERANDS:
-        own = dtype.dtype if operand in ("param", "grad") else dtype.state_dtype or dtype.dtype
+        own = dtype.dtype if operand in ("param", "grad") else dtype.state_dtype or STATE_DTYPES[dtype.dtype][0]
         places += [{operand: offset} for offset in offsets_of(own)]
     sizes = [table.CHUNK + 65] * len(places)
     assert_same_bits(*(stepped(places, sizes, dtype, backend) for backend in BACKENDS))
