@@ -59,14 +59,6 @@ def _split(value: float | Tensor, device: torch.device) -> tuple[float, Tensor |
     return (0.0, scalar(value, device)) if isinstance(value, Tensor) else (value, None)
 
 
-def _upload(target: Tensor, words: Tensor) -> None:
-    """Copies int64 words to the device of ``target``, in stream order; a column by way of contiguous memory."""
-    own = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype, device=target.device)
-    torch.ops.lrtricks_fused.upload_(own, words.contiguous())
-    if own is not target:
-        target.copy_(own)
-
-
 def prepare(call: StepCall) -> None:
     """Checks the operands and finds or makes the table of their addresses; ``native_step`` then takes both as they are.
 
@@ -74,7 +66,7 @@ def prepare(call: StepCall) -> None:
         ValueError, TypeError, RuntimeError: an operand is not what the kernels take it for.
     """
     if not call.params[0].is_cpu:
-        return prepare_on_device(call, _run, _upload)
+        return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
     call.table = address_table(call) if call.storage is None else None
     if call.table is not None and not call.alone:
         _refused_by_name(call, torch.ops.lrtricks_fused.check_table, call.table.rows)
@@ -122,7 +114,7 @@ def native_step(call: StepCall) -> None:
     if not call.prepared:
         prepare(call)
     if not call.params[0].is_cpu:
-        step_on_device(call, _run, _upload)
+        step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
     elif call.staged:
         step_staged(call, native_step)
     elif call.pieces:

@@ -10,6 +10,7 @@
 
 #include "core/keep.h"
 #include "core/slice_mean.h"
+#include "cuda/launch.h"
 #include "cuda/step.h"
 #include "cuda/upload.h"
 #include "rules/all.h"
