@@ -3,9 +3,8 @@
 #pragma once
 
 #include "core/index_map.h"
-#include "core/rounding.h"
-#include "core/sums.h"
 #include "cpu/lanes.h"
+#include "cpu/work.h"
 
 namespace lrt::cpu {
 
@@ -20,90 +19,46 @@ struct Stage {
   const IndexMap* map;  // of a shard whose elements are not those of tiles, or null
 };
 
-inline bool is_narrow(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kHalf; }
+// The words of one tile that round the parameter, and each state.
+struct RoundingWords {
+  TileWords param, states[kMaxStates];
+};
 
-// visit(pointer) with elements of 16 bits from `element` on, as the type that they have.
-template <class Visit>
-LRT_HD void with_narrow(Dtype dtype, void* base, int64_t element, const Visit& visit) {
-  if (dtype == Dtype::kBFloat16) {
-    visit(static_cast<BFloat16*>(base) + element);
-  } else {
-    visit(static_cast<Half*>(base) + element);
-  }
-}
+// What a row is staged with.
+struct RowBuffers {
+  alignas(64) float param[kLanes], grad[kLanes], states[kMaxStates][kLanes], before[kLanes], after[kLanes];
+  alignas(64) uint32_t bits[kLanes];
+  alignas(64) int32_t changed[kLanes];
+};
 
-// Where a row is in float32: in memory, or in a buffer that it is brought to.
-LRT_HD float* real_row(Dtype dtype, void* base, int64_t element, int count, float* buffer) {
-  if (!is_narrow(dtype)) return static_cast<float*>(base) + element;
-  with_narrow(dtype, base, element, [=](const auto* from) {
-    for (int i = 0; i < count; ++i) buffer[i] = to_real(from[i]);
-  });
-  return buffer;
-}
+// The rows of a range.
+struct StagedRows {
+  const Range& range;
+  const Stage& stage;
+  KeepStream key;
+  Prefetch prefetch;
+  int states;  // of the variant
+  RoundingWords words;
+  RowBuffers buffers;
+};
 
-LRT_HD void join_row(const BFloat16* high, const int16_t* low, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = joined(high[i], low[i]);
-}
+// Where a row is in float32: in memory, or in buffers.
+struct StagedRow {
+  float* params;
+  const float* grads;
+  float* states[kMaxStates];
+};
 
-// The bits that round a row, of whose tile all words are there; of a shard's row each element's are drawn alone.
-LRT_HD void row_of_words(const TileWords& words, int row, uint32_t* bits) {
-  for (int lane = 0; lane < kLanes; ++lane) bits[lane] = row_bits(words.word[row / 2][lane], row);
-}
-inline void draw_row(const KeepStream& key, Stream stream, const IndexMap& map, int64_t first, int count,
-                     uint32_t* bits) {
-  for (int i = 0; i < count; ++i) bits[i] = keep_bits<kRoundingRounds>(key, map.element(first + i), stream);
-}
-
-// A row of 16 bits from float32: all of it, to nearest or by `bits` where these are given.
-template <class Storage>
-LRT_HD void round_row(const float* from, const uint32_t* bits, int count, Storage* to) {
-  if (bits) {
-    for (int i = 0; i < count; ++i) to[i] = stochastically_rounded<Storage>(from[i], bits[i]);
-  } else {
-    for (int i = 0; i < count; ++i) to[i] = from_real<Storage>(from[i]);
-  }
-}
-
-// The same of the elements that are kept; the signs of `changed`, if it is given, say of which the bits are others now.
-template <class Storage>
-LRT_HD void round_kept_row(const float* from, const uint32_t* bits, const int32_t* keeps, int count, Storage* to,
-                           int32_t* changed) {
-  Storage rounded[kLanes];
-  round_row(from, bits, count, rounded);
-  if (changed) {
-    for (int i = 0; i < count; ++i) changed[i] = keeps[i] < 0 && rounded[i] != to[i] ? -1 : 0;
-  }
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) to[i] = keeps[i] < 0 ? rounded[i] : to[i];
-}
-
-LRT_HD void split_kept_row(const float* from, const int32_t* keeps, int count, BFloat16* high, int16_t* low,
-                           int32_t* changed) {
-  BFloat16 halves[kLanes];
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) {
-    const Split own = split(from[i]);
-    halves[i] = own.high;
-    low[i] = keeps[i] < 0 ? own.low : low[i];
-  }
-  if (changed) {
-    for (int i = 0; i < count; ++i) changed[i] = keeps[i] < 0 && halves[i] != high[i] ? -1 : 0;
-  }
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) high[i] = keeps[i] < 0 ? halves[i] : high[i];
-}
-
-LRT_HD void compare_row(const float* before, const float* after, int count, int32_t* changed) {
-  for (int i = 0; i < count; ++i) changed[i] = same_bits(before[i], after[i]) ? 0 : -1;
-}
-
-// Adds a row to the bits of what has changed.
+// The words that round a tile; before its rows are stored. Compiled once per instruction set, as the next two
+// (stage.cpp).
 template <class Isa>
-LRT_HD void mark_row(const int32_t* changed, int64_t element, int count, uint8_t* bitmap) {
-  uint64_t bits = sign_bits<Isa>(changed);
-  if (count < kLanes) bits &= (uint64_t{1} << count) - 1;
-  uint8_t* const bytes = bitmap + element / 8;
-  for (int b = 0; b < (count + 7) / 8; ++b) bytes[b] |= static_cast<uint8_t>(bits >> (8 * b));
-}
+void draw_rounding(StagedRows& rows, int64_t tile);
+// A row that begins at element `begin` of the range; asks for the lines that a later one will need.
+template <class Isa>
+StagedRow bring_row(StagedRows& rows, int64_t begin, int count);
+// The same row after its step, and its share of the sums, where these are asked for.
+template <class Isa>
+void store_row(StagedRows& rows, const StagedRow& row, int64_t begin, int count, const int32_t* keeps,
+               float (*sums)[kLanes]);
 
 }  // namespace lrt::cpu
