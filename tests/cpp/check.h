@@ -47,5 +47,6 @@ void test_lists();
 void test_strided_lists();
 void test_formulas();
 void test_squares();
+void test_stage();
 
 }  // namespace lrt::test

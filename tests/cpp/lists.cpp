@@ -176,6 +176,7 @@ cpu::ListWork work_of(const Call& call, cpu::Isa isa, TestList& list) {
               .step = tensor_step(tensor),
               .whole = range_of(call.variant, tensor),
               .layouts = tensor.layouts.get(),
+              .stage = nullptr,
               .param_size = static_cast<uint8_t>(size_of(param)),
               .state_size = static_cast<uint8_t>(size_of(state)),
               .dtype = param,

@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
   test_strided_lists();
   test_formulas();
   test_squares();
+  test_stage();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed != 0 || passed == 0;
 }
