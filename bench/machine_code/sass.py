@@ -24,7 +24,7 @@ _INSTRUCTION = re.compile(_ADDRESS.pattern + r"\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]
 _TARGET = re.compile(r"`\(([^)]*)\)")
 _GLOBAL = re.compile(r"(?:LD|ST)G?\.")  # LD and ST: generic addresses
 _USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
-_ARCH = re.compile(r"^\s*\.target\s+sm_(\d+)", re.M)
+_ARCH = re.compile(r"^\s*\.(?:target\s+sm_|headerflags\s+.*?EF_CUDA_SM)(\d+)", re.M)
 _WIDTH = re.compile(r"\.(?:[US])?(8|16|64|128|256)(?=\.|$)")
 
 

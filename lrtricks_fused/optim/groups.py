@@ -249,7 +249,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     # -- states --------------------------------------------------------------------------------------------
 
     def _state_dtype_of(self, param: Tensor) -> torch.dtype:
-        allowed = STATE_DTYPES[param.dtype]
+        allowed = STATE_DTYPES.get(param.dtype, (param.dtype,))  # a frozen parameter may be of any dtype
         return self.state_dtype if self.state_dtype in allowed else allowed[0]
 
     def _new_states(self, group: Group, param: Tensor, names: list[str]) -> dict[str, Any]:

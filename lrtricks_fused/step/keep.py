@@ -163,7 +163,7 @@ def drawn_mask(
         if threshold in (0, 65536):
             return torch.full(param.shape, threshold != 0, device=param.device)
         return (keep_bits(param.numel(), seed, step, identity, param.device, index_map) < threshold).view(param.shape)
-    prob = keep_prob.to(param.device, torch.float64)
+    prob = keep_prob.to(param.device, torch.float64).reshape(())
     thresholds = (prob * 65536).round().clamp(1, 65535)
     thresholds = torch.where(prob <= 0, 0.0, torch.where(prob >= 1, 65536.0, thresholds))
     return (keep_bits(param.numel(), seed, step, identity, param.device, index_map) < thresholds).view(param.shape)

@@ -96,7 +96,7 @@ class _Stored:
     def keeps(call: StepCall, i: int) -> Tensor:
         """Which elements the step has moved, of one parameter."""
         keep = drawn_mask(call.params[i], call.keep_prob, call.seed, call.steps[i], call.param_indices[i], call.maps[i])
-        return keep if call.found_inf is None else keep & (call.found_inf.to(keep.device) == 0)
+        return keep if call.found_inf is None else keep & (call.found_inf.to(keep.device).reshape(()) == 0)
 
     def param(self) -> Tensor:
         """The parameter as it is to be stored."""

@@ -66,14 +66,14 @@ def add_totals(call: StepCall, chunks: list[list[Tensor]]) -> None:
     """Add the sums of a call's parameters, each by chunks, to those of the call; nothing where it was skipped."""
     if call.sums is None or not chunks:
         return
-    scale = 1.0 if call.grad_scale is None else call.grad_scale.double().to(call.sums.device)
+    scale = 1.0 if call.grad_scale is None else call.grad_scale.double().to(call.sums.device).reshape(())
     totals = [slope_total(list(own)) for own in zip(*chunks, strict=True)]
     totals[0] = totals[0] * (1.0 / scale)
     if len(totals) > 1:
         totals.append(totals[0].new_tensor(sum(map(Tensor.numel, call.params))))
     own = torch.stack(totals)
     if call.found_inf is not None:
-        own = torch.where(call.found_inf.to(own.device) == 0, own, 0.0)
+        own = torch.where(call.found_inf.to(own.device).reshape(()) == 0, own, 0.0)
     call.sums.view(-1).add_(own)
 
 

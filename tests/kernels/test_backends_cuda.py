@@ -238,7 +238,7 @@ def test_a_capture_needs_a_warm_up_of_the_same_kernels(monkeypatch):
 
 def test_other_kernels_are_told_apart():
     calls = [call_on([torch.zeros(3, 200)], **how) for how in (dict(), dict(centralize=True), dict(momentum_window=2))]
-    calls += [dataclasses.replace(calls[0], slope=torch.zeros(())), dataclasses.replace(calls[0], rule="adam")]
+    calls += [dataclasses.replace(calls[0], sums=torch.zeros(())), dataclasses.replace(calls[0], rule="adam")]
     calls += [dataclasses.replace(calls[0], index_maps=[IndexMap(0, 600, 0)])]
     calls += [dataclasses.replace(calls[0], params=[torch.zeros(600, dtype=dtype.dtype)]) for dtype in DTYPES[1:3]]
     momentum = call_on([torch.zeros(600)], momentum=0.5)

@@ -93,7 +93,7 @@ def test_the_table_has_their_addresses_and_sees_that_they_move(rule):
     states = call.scalar_states["weight"]
     assert made.rows[:, table.SCALAR_STATE].tolist() == [state.data_ptr() for state in states]
     assert made.holds(call)
-    states[2] = states[2].clone()
+    call.scalar_states["weight"] = [*states[:2], states[2].clone(), *states[3:]]
     assert not made.holds(call)
 
 

@@ -213,7 +213,8 @@ def test_signature_is_torchs_and_more(case):
         assert ours[name].kind == parameter.kind
         assert ours[name].default == parameter.default
     extra = dict(keep_prob=1.0, grad_weight=1.0, centralize=False, seed=0, backend="auto", state_dtype=None)
-    extra |= dict(max_norm=None, names=None)
+    extra |= dict(max_norm=None, track_metrics=False, master=None, rounding="nearest", state_rounding="nearest")
+    extra |= dict(track_changes=False, names=None)
     if case.ours is lrt.SGD:
         extra["momentum_window"] = None
     if "fused" not in torchs:  # which torch's RMSprop and RAdam lack: the scaler leaves its work to the step

@@ -227,6 +227,11 @@ def registers(operands: str) -> list[int]:
     return [int(number) for number in re.findall(r"\bR(\d+)\b", operands)]
 
 
+def _is_other_width(load, other):
+    """Whether it loads the same registers where the first does not: one of them does, by the operand's alignment."""
+    return other.access_bytes and not other.is_store and load.guarded and other.guarded
+
+
 @reads
 @pytest.mark.parametrize("arch", cuda_model.archs())
 def test_whoever_uses_a_loaded_register_has_waited(arch):
@@ -245,7 +250,7 @@ def test_whoever_uses_a_loaded_register_has_waited(arch):
             if j in starts or text.code[j].target is not None or text.code[j].is_exit:
                 break
             waited |= any(board == bits[i].write for board, _ in bits[j].waits)
-            if loaded in registers(text.code[j].operands):
+            if loaded in registers(text.code[j].operands) and not _is_other_width(load, text.code[j]):
                 assert waited, (load, text.code[j])
                 checked += 1
                 break
