@@ -139,10 +139,16 @@ def main() -> None:
     console = terminal()
     console.print(f"[bold]{TITLE}[/]", highlight=False)
     rows: dict[str, list[Prediction]] = {}
+    unread: list[str] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for board, kernel in progress.track(chosen(arguments), description="kernels"):
-            rows.setdefault(board, []).append(bandwidth.predict(kernel, board, not arguments.no_mask))
-    if not rows:
+            try:
+                rows.setdefault(board, []).append(bandwidth.predict(kernel, board, not arguments.no_mask))
+            except sass.UnknownStructure as error:
+                unread.append(f"{kernel.backend} on {board}: {error}")
+    for line in unread:
+        console.print(f"not modelled, the way through the code is unknown: {line}", highlight=False)
+    if not rows and not unread:
         raise SystemExit("no step kernel of these boards, rules and types")
     for board, found in rows.items():
         print_board(console, board, found)

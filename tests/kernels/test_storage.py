@@ -220,7 +220,7 @@ def test_parameters_that_share_memory_are_stepped_in_turn():
     assert_same_bits(shared("native"), shared("reference"))
 
 
-@pytest.mark.parametrize("compile_backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("compile_backend", ["aot_eager"])
 # Not with gradients of another dtype: torch itself cannot trace such a parameter (2.13).
 @pytest.mark.parametrize("name", ["fp16 mirror", "split", "fp32, stochastic bf16 states"])
 def test_compiled_steps_are_the_same(name, compile_backend):
