@@ -1,8 +1,13 @@
 // What nvcc's host code calls of the CUDA runtime, without a device: launches go to whoever has asked for them.
 // Linked in the place of libcudart with the very objects that the library is linked of, so that their launchers run.
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <string>
+
+namespace lrt::cuda {
+int64_t launches = 0;
+}
 
 namespace {
 
@@ -66,6 +71,7 @@ Error __cudaGetKernel(const void** kernel, const void* stub) {
 }
 
 Error __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared, void*) {
+  ++lrt::cuda::launches;
   const auto found = kernels().find(kernel);
   if (found == kernels().end()) {
     error = "a kernel that is not registered";
