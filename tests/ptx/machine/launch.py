@@ -16,7 +16,7 @@ from .memory import Memory
 from .parse import kernel
 from .races import Access, find_races
 from .registers import WARP, Execute, Lanes, Mask, UndefinedRead
-from .undefined import suspects, used, written
+from .undefined import copied, suspects, used, written
 
 for _table in ("integers", "floats", "moves", "accesses", "warps"):
     importlib.import_module(f".{_table}", __package__)  # enters its instructions
@@ -203,16 +203,18 @@ class Program:
 
     def _watched(self, this: Instruction, execute: Execute, read: set[str], write: set[str]) -> Execute:
         defined, guard = self.lanes.defined, this.guard and self.lanes.read(this.guard, "pred")
+        copy = copied(this)
+        copy = copy if copy is not None and copy[1] in read else None
 
         def run(mask: Mask) -> None:
             if this.guard is not None and this.guard.name in read and not defined[this.guard.name][mask].all():
                 raise UndefinedRead(f"{this.guard.name}: {this.text}")
             active = mask if guard is None else (guard ^ this.negated) & mask
-            for name in read:
+            for name in () if copy else read:
                 if not defined[name][active].all():
                     raise UndefinedRead(f"{name}: {this.text}")
             execute(mask)
             for name in write:
-                defined[name][active] = True
+                defined[name][active] = defined[copy[1]][active] if copy else True
 
         return run

@@ -67,4 +67,20 @@ def suspects(kernel: Kernel, labels: dict[str, int]) -> set[str]:
         for this in block.instructions:
             found |= used(this) - there if known is not None else set()
             there |= set() if this.guard else written(this)
+    return with_copies(kernel, found)
+
+
+def copied(this: Instruction) -> tuple[str, str] | None:
+    """The registers to and from which the instruction only moves a value, whatever it is."""
+    if this.opcode != "mov" or not all(isinstance(operand, Register) for operand in this.operands):
+        return None
+    to, source = (operand.name for operand in this.operands)
+    return to, source
+
+
+def with_copies(kernel: Kernel, found: set[str]) -> set[str]:
+    """These registers, and those to which they are copied: a copy of nothing is an error where it is used."""
+    pairs = [pair for block in kernel.blocks for this in block.instructions if (pair := copied(this))]
+    while more := {to for to, source in pairs if source in found} - found:
+        found = found | more
     return found
