@@ -261,7 +261,7 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     terms = []
     if call.sums is not None:
         terms = slope_terms(call.grads[i].to(dtype), old_param, stored.to(dtype))
-        if call.sums.numel() > 1:
+        if call.wants_metrics:
             terms += metric_terms(old_param, stored.to(dtype), keep, ~same_bits(stored, param))
     param.copy_(stored)
     return [sums_of_chunks(term, ACCESS // param.dtype.itemsize) for term in terms]

@@ -33,11 +33,7 @@ def step_staged(call: StepCall, step: Step) -> None:
         return
     working = _working(call)
     step(working)
-    sums = []
-    for i in range(len(call.params)):
-        sums.append(_store(call, working, i))
-    if call.sums is not None:
-        add_totals(call, sums)
+    add_totals(call, [_store(call, working, i) for i in range(len(call.params))])
 
 
 @contextmanager
@@ -136,7 +132,7 @@ def _store(call: StepCall, working: StepCall, i: int) -> list[Tensor]:
     if before is not None:
         after = new_param.to(before.dtype) if low is None else joined(new_param, low)
         terms = slope_terms(working.grads[i], before, after)
-        if call.sums is not None and call.sums.numel() > 1:
+        if call.wants_metrics:
             changed = ~same_bits(new_param, param) if low is None else ~same_bits(after, before)
             terms += metric_terms(before, after, stored.keep, changed)
     if mirror is None:
