@@ -9,8 +9,8 @@ import numpy
 import philox_numpy
 import pytest
 import torch
-from helpers import SCALAR_STATES, assert_same_bits
-from inventory import CASES, DTYPES, KEEP_PROBS, SEED, TOLERANCE
+from helpers import SCALAR_STATES, assert_same_bits, everything
+from inventory import CASES, DTYPES, KEEP_PROBS, RICH, SEED, TOLERANCE
 from tensors import (
     ALL,
     GUARD,
@@ -19,10 +19,18 @@ from tensors import (
     TensorCase,
     contiguous,
     guards_of,
-    normal_values,
+    make_params,
+    set_grads,
     unaligned,
 )
+from test_index_maps import CONTIGUOUS as SHARDS
+from test_index_maps import run as run_shards
+from test_metrics import SHAPES as MEASURED
+from test_metrics import run as run_metrics
 from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
+from test_storage import SHAPES as STORED_SHAPES
+from test_storage import STORED
+from test_storage import run as run_stored
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import backends
@@ -40,6 +48,7 @@ CONTIGUOUS = [
 ]  # fmt: skip
 STRIDED = [case for case in MORE_LAYOUTS if not {case.param, case.grad} <= PLAIN]
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+both_backends = pytest.mark.parametrize("backend", ["native", "triton"])
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 
 
@@ -48,43 +57,21 @@ def _native_runs_here():
     assert backends.why_not("native", CUDA) is None
 
 
-def make_params(cases, dtype, devices, seed=1):
-    """As tensors.make_params, each parameter on its device."""
-    values = normal_values(tuple(case.shape for case in cases), dtype, seed)
-    params = []
-    for case, value, device in zip(cases, values, devices, strict=True):
-        with device:  # the layouts make their buffers on the current device
-            params.append(case.param(value.to(device)).requires_grad_())
-    return params
-
-
-def set_grads(params, cases, step):
-    """As tensors.set_grads, on the parameters' devices."""
-    values = normal_values(tuple(case.shape for case in cases), params[0].dtype, 1000 + step)
-    for param, case, value in zip(params, cases, values, strict=True):
-        with param.device:
-            param.grad = case.grad(value.to(param.device))
-
-
-def everything(params, optimizer):
-    """Parameters and states, on the CPU."""
-    tensors = []
-    for param in params:
-        state = optimizer.state[param]
-        tensors += [param.detach().cpu(), *(state[name].cpu() for name in sorted(state))]
-    return tensors
+def on_cpu(tensors):
+    """Copies to compare; a number of a state is a tensor, too."""
+    return [torch.as_tensor(tensor).detach().cpu() for tensor in tensors]
 
 
 def run(case, dtype, keep_prob, backend, cases, devices, steps=2):
     """Parameters and states after a few steps with a gradient weight that is no power of two."""
-    params = make_params(cases, dtype.dtype, devices)
+    params = make_params(cases, dtype.dtype, devices=devices)
     optimizer = case.make(
         params, keep_prob=keep_prob, seed=SEED, backend=backend, state_dtype=dtype.state_dtype, grad_weight=0.7
     )
     for step in range(steps):
         set_grads(params, cases, step)
         optimizer.step()
-    return everything(params, optimizer)
+    return on_cpu(everything(optimizer))
 
 
 def compare(case, dtype, keep_prob, cases, steps=2, devices=None):
@@ -121,7 +108,7 @@ def test_many_tensors(case):
 @pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.name)
 def test_nothing_is_written_outside_the_tensors(case, dtype):
     cases = [TensorCase((1027,), unaligned), TensorCase((511,), unaligned), TensorCase((8200,), unaligned), *STRIDED]
-    params = make_params(cases, dtype.dtype, [CUDA] * len(cases))
+    params = make_params(cases, dtype.dtype, devices=[CUDA] * len(cases))
     optimizer = case.make(params, keep_prob=0.5, state_dtype=dtype.state_dtype, backend="native")
     with CUDA:
         for step in range(3):
@@ -163,7 +150,7 @@ def stepped(backend):
 
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
-@pytest.mark.parametrize("backend", ["native", "triton"])
+@both_backends
 def test_a_capture_before_any_warm_up_is_refused(backend, monkeypatch):
     if reason := backends.why_not(backend, CUDA):
         pytest.skip(reason)
@@ -214,7 +201,7 @@ def test_scaler_over_cpu_and_cuda_parameters():
     cases = [TensorCase((700,)), TensorCase((900,))]
     results = []
     for backend, devices in (("native", [CPU, CUDA]), ("reference", [CPU, CPU])):
-        params = make_params(cases, torch.float32, devices)
+        params = make_params(cases, torch.float32, devices=devices)
         optimizer = lrt.Adam(params, lr=0.02, keep_prob=0.5, seed=SEED, backend=backend)
         on = devices[1]
         scale, found_inf = torch.ones((), device=on), torch.zeros((), device=on)
@@ -226,8 +213,39 @@ def test_scaler_over_cpu_and_cuda_parameters():
             scale.fill_(2.0 + step)
             found_inf.fill_(float(step in (0, 3)))
             optimizer.step()
-        results.append(everything(params, optimizer))
+        results.append(on_cpu(everything(optimizer)))
     assert_same_bits(*results)
+
+
+def on_both(run, *args, backend, **kwargs):
+    """A run of another file's on the GPU, and the reference's on the CPU."""
+    if reason := backends.why_not(backend, CUDA):
+        pytest.skip(reason)
+    ours = on_cpu(run(*args, backend=backend, device=CUDA, **kwargs))
+    assert_same_bits(ours, run(*args, backend="reference", **kwargs))
+
+
+@both_backends
+@pytest.mark.parametrize("first", [0, 6])
+@by_dtype
+@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+def test_shards(case, dtype, first, backend):
+    on_both(run_shards, case, dtype, shapes=SHARDS, first=first, backend=backend)
+
+
+@both_backends
+@by_dtype
+@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+def test_metrics(case, dtype, backend):
+    on_both(run_metrics, case, dtype, shapes=MEASURED, backend=backend)
+
+
+@both_backends
+@pytest.mark.parametrize("options", [{}, {"track_metrics": True, "max_norm": 0.3}, {"centralize": True}], ids=str)
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED.keys())
+@pytest.mark.parametrize("case", RICH[1::4], ids=lambda c: c.name)
+def test_storage(case, stored, options, backend):
+    on_both(run_stored, case, stored, shapes=STORED_SHAPES, backend=backend, **options)
 
 
 @two_gpus
@@ -267,7 +285,7 @@ def test_steps_agree_with_torch():
         functools.partial(lrt.AdamW, backend="native"),
         functools.partial(torch.optim.AdamW, fused=True),
     ):
-        params = make_params(cases, torch.float32, [CUDA, CUDA])
+        params = make_params(cases, torch.float32, devices=[CUDA, CUDA])
         optimizer = make(params, lr=0.02, weight_decay=0.1)
         for step in range(5):
             set_grads(params, cases, step)
@@ -277,7 +295,7 @@ def test_steps_agree_with_torch():
     torch.testing.assert_close(*results, rtol=tolerance.rtol, atol=tolerance.atol)
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
+@both_backends
 def test_lossgrad_in_a_graph(backend):
     if reason := backends.why_not(backend, CUDA):
         pytest.skip(reason)

@@ -21,6 +21,7 @@ from lrtricks_fused.step.table import CHUNK
 ADAM = next(case for case in RICH if case.ours is lrt.Adam)
 AVERAGE = next(case for case in RICH if "momentum_window" in case.name)
 
+CPU = torch.device("cpu")
 MAPS = [
     IndexMap(0, 1, 1), IndexMap(0, 2**17, 0), IndexMap(512, 2**17, 0), IndexMap(1, 2**17, 0), IndexMap(511, 2**40, 0),
     IndexMap(3, 1, 2), IndexMap(5, 7, 11), IndexMap(0, 63, 64), IndexMap(64, 64, 128), IndexMap(9, 65, 1000),
@@ -74,9 +75,9 @@ def give_maps(optimizer, index_maps):
     optimizer._calls = with_maps
 
 
-def run(case, dtype, backend, shapes=SHAPES, first=0, steps=2, keep_prob=0.5, maps=None, **arguments):
+def run(case, dtype, backend, shapes=SHAPES, first=0, steps=2, keep_prob=0.5, maps=None, device=CPU, **arguments):
     """All parameters, their states and slopes after some steps; each parameter has a map of MAPS, the last is whole."""
-    params = make_params(shapes, dtype.dtype)
+    params = make_params(shapes, dtype.dtype, devices=[device] * len(shapes))
     optimizer = case.make(params, keep_prob=keep_prob, grad_weight=0.7, seed=SEED, backend=backend,
                           state_dtype=dtype.state_dtype, **arguments)  # fmt: skip
     give_maps(optimizer, maps or [*(MAPS[(first + i) % len(MAPS)] for i in range(len(shapes) - 1)), None])

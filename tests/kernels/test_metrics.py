@@ -22,9 +22,9 @@ by_case = pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 
 
-def run(case, dtype, backend, shapes=SHAPES, keep_prob=0.5, **arguments):
+def run(case, dtype, backend, shapes=SHAPES, keep_prob=0.5, device=CPU, **arguments):
     """Metrics and slopes of two steps, and all parameters and states after them."""
-    params = make_params(shapes, dtype.dtype)
+    params = make_params(shapes, dtype.dtype, devices=[device] * len(shapes))
     optimizer = case.make(
         params, keep_prob=keep_prob, state_dtype=dtype.state_dtype, backend=backend, track_metrics=True, **arguments
     )
@@ -34,7 +34,7 @@ def run(case, dtype, backend, shapes=SHAPES, keep_prob=0.5, **arguments):
         slopes: dict[torch.device, torch.Tensor] = {}
         with optimizer.add_slopes_to(slopes):
             optimizer.step()
-        told += [slopes[CPU], *optimizer.metrics().values()]
+        told += [slopes[device], *optimizer.metrics().values()]
     return [*told, *everything(optimizer)]
 
 

@@ -11,6 +11,7 @@ from tensors import LAYOUTS, TensorCase, make_params
 import lrtricks_fused as lrt
 from lrtricks_fused.step.keep import TILE, IndexMap
 
+CPU = torch.device("cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SHAPES = [
     TensorCase((0,)), TensorCase(()), TensorCase((65,)), TensorCase((2 * TILE + 130,)), TensorCase((3, 64)),
@@ -43,21 +44,21 @@ def set_grads(params, dtype, step):
     for param in params:
         param.grad = None
         param.grad_dtype = dtype
-        param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+        param.grad = torch.randn(param.shape, generator=generator).to(param.device, dtype)
 
 
 def rings_in_16_bits(case, arguments):
     return "momentum_window" in case.kwargs and arguments.get("state_dtype") in (BF16, F16)
 
 
-def run(case, stored, backend, shapes=SHAPES, steps=2, keep_prob=0.5, **more):
+def run(case, stored, backend, shapes=SHAPES, steps=2, keep_prob=0.5, device=CPU, **more):
     """Parameters, states, mirrors, changes, metrics and slopes after some steps."""
     dtype, grad_dtype, arguments = stored
     arguments = {**arguments, **more}
     mirror = arguments.pop("mirror", None)
-    params = make_params(shapes, dtype)
+    params = make_params(shapes, dtype, devices=[device] * len(shapes))
     optimizer = case.make(params, keep_prob=keep_prob, backend=backend, **arguments)
-    outs = [torch.full(param.shape, torch.nan, dtype=mirror) for param in params] if mirror else []
+    outs = [torch.full(param.shape, torch.nan, dtype=mirror, device=device) for param in params] if mirror else []
     for param, out in zip(params, outs, strict=False):
         optimizer.mirror(param, out)
     told = []

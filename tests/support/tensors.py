@@ -92,17 +92,24 @@ def normal_values(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, seed:
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
-def make_params(cases: list[TensorCase], dtype: torch.dtype, seed: int = 1) -> list[Tensor]:
-    """N(0, 1) leaves in the cases' layouts; the same values for the same seed."""
+def make_params(
+    cases: list[TensorCase], dtype: torch.dtype, seed: int = 1, devices: list[torch.device] | None = None
+) -> list[Tensor]:
+    """N(0, 1) leaves in the cases' layouts, on the CPU or each on its device; the same values for the same seed."""
     values = normal_values(tuple(case.shape for case in cases), dtype, seed)
-    return [case.param(value).requires_grad_() for case, value in zip(cases, values, strict=True)]
+    params = []
+    for case, value, device in zip(cases, values, devices or [torch.device("cpu")] * len(cases), strict=True):
+        with device:  # the layouts make their buffers on the current device
+            params.append(case.param(value.to(device)).requires_grad_())
+    return params
 
 
 def set_grads(params: list[Tensor], cases: list[TensorCase], step: int) -> None:
-    """N(0, 1) gradients of one step, in the cases' layouts."""
+    """N(0, 1) gradients of one step, in the cases' layouts, on the parameters' devices."""
     values = normal_values(tuple(case.shape for case in cases), params[0].dtype, 1000 + step)
     for param, case, value in zip(params, cases, values, strict=True):
-        param.grad = case.grad(value)
+        with param.device:
+            param.grad = case.grad(value.to(param.device))
 
 
 def whole_buffer(tensor: Tensor) -> Tensor:
