@@ -15,7 +15,7 @@ struct Operands {
   int64_t state_mask = 0;  // bit k: the variant has its k-th state
   std::optional<Tensor> chunk_tensors, prepared, slope_scratch, slice_scratch;
   int64_t slices = 0, partials = 0;          // of all rows
-  bool shards = false;                       // whether some rows are
+  bool mapped = false;                       // on a device: whether some rows are shards or slabs
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;

@@ -126,7 +126,7 @@ class Arguments {
     operands.prepared = take<std::optional<Tensor>>();
     operands.slices = take<int64_t>();
     operands.partials = take<int64_t>();
-    operands.shards = take<bool>();
+    operands.mapped = take<bool>();
     operands.slice_scratch = take<std::optional<Tensor>>();
     operands.slope_scratch = take<std::optional<Tensor>>();
     return operands;

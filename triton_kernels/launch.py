@@ -124,14 +124,17 @@ def step_constexprs(
     warp_size: int,
     centralize: bool = False,
     slope: bool = False,
-    shards: bool = False,
+    mapped: bool = False,
 ) -> dict[str, object]:
-    """What an instance of step_kernel is compiled for. ``centralize``: some have slices; ``shards``: some are these."""
+    """What an instance of step_kernel is compiled for.
+
+    ``centralize``: some have slices; ``mapped``: some are shards, or lie in channels_last.
+    """
     functions = functions_of(rule)
     layout = layout_of(dtype, state_dtype, warp_size, slope)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
-        STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize, SHARDS=shards,
+        STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize, MAPPED=mapped,
         UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=layout.block,
         TAIL_BLOCK=layout.tail_block, AHEAD=1, TAIL_AHEAD=8 if dtype.itemsize < 8 else 2,
     )  # fmt: skip
@@ -195,7 +198,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
         step_kernel[(len(table.chunk_tensors),)](
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
-                              centralize, scratch is not None, call.has_shards),
+                              centralize, scratch is not None, table.is_mapped),
             **step_options(_compiler(), dtype, state_dtype, len(states), warp_size, scratch is not None),
         )  # fmt: skip
         if scratch is not None:

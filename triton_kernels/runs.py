@@ -1,11 +1,11 @@
-"""Runs of equal length in a chunk: slices of a gradient, and what a shard holds; twin of ``cuda/runs.cuh``."""
+"""Runs of equal length in a chunk: slices of a gradient, what a shard holds, slabs; twin of ``cuda/runs.cuh``."""
 
 import triton
 import triton.language as tl
 
 from lrtricks_fused.step import keep
 
-from .layout import BASE, CHUNK, PITCH, RUN
+from .layout import BASE, CHANNELS, CHUNK, PITCH, RUN, SLAB
 
 MAX_ELEMENTS = tl.constexpr(keep.MAX_ELEMENTS)
 
@@ -36,15 +36,24 @@ def run_of(offset, into, inverse):
 
 @triton.jit
 def map_of_chunk(row, begin):
-    """Of a shard's chunk: its first element in the whole parameter, what lies between two runs, and its runs."""
-    length = tl.load(row + RUN)
-    gap = tl.load(row + PITCH) - length
-    run, into, inverse = runs_of_chunk(begin, tl.where(length == 0, MAX_ELEMENTS, length))  # a whole one is one run
-    return tl.load(row + BASE) + begin + run * gap, gap, into, inverse
+    """Of a chunk of a shard, or of a tensor in channels_last: its runs, and what :func:`elements_of` needs."""
+    length, slab = tl.load(row + RUN), tl.load(row + SLAB)
+    runs = tl.where(slab != 0, slab, tl.where(length == 0, MAX_ELEMENTS, length))  # a whole one is one run
+    first, into, inverse = runs_of_chunk(begin, runs)
+    return begin, first, into, inverse, tl.load(row + BASE), length, tl.load(row + PITCH), slab, tl.load(row + CHANNELS)
 
 
 @triton.jit
 def elements_of(offset, index_map):
-    """Which elements of the whole parameter those at these offsets of the chunk are."""
-    first, gap, into, inverse = index_map
-    return first + offset + run_of(offset, into, inverse) * gap
+    """Which elements of the whole parameter those at these places of the chunk are."""
+    begin, first, into, inverse, base, length, pitch, slab, channels = index_map
+    run = first + run_of(offset, into, inverse)
+    element = base + begin + offset + run * (pitch - length)
+    if slab != 0:
+        place = (begin + offset - run * slab).to(tl.uint32)
+        of_channel = place // channels.to(tl.uint32)
+        channel = place - of_channel * channels.to(tl.uint32)
+        element = run * slab + channel.to(tl.int64) * (slab // channels) + of_channel
+        if length != 0:
+            element = base + element // length * pitch + element % length
+    return element

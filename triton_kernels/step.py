@@ -49,7 +49,7 @@ class Variant(NamedTuple):
     STATE_DTYPE: tl.dtype
     REAL: tl.dtype  # in which is computed
     CENTRALIZE: bool  # whether some tensors have slices
-    SHARDS: bool  # whether some are shards
+    MAPPED: bool  # whether some are shards, or lie in channels_last
     UNIT: int  # lanes of a unit of the slope; 0: none is asked for
     BLOCK: int  # lanes a pass draws for in a full chunk
     TAIL_BLOCK: int  # the same in others
@@ -88,12 +88,12 @@ def load_row(offset, mask, grad_mask, pointers, slices, VARIANT: tl.constexpr):
 def step_row(row, bits, offset, mask, chunk, DIRECTION: tl.constexpr, VARIANT: tl.constexpr):
     """Steps what :func:`load_row` has loaded; each element's term of the slope.
 
-    With SHARDS the draws of a shard's elements serve no others, and are made where they are needed.
+    With MAPPED the draws of an element serve no others, and are made where they are needed.
     """
     PARAM_DTYPE: tl.constexpr = VARIANT.PARAM_DTYPE
     STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
     STATES: tl.constexpr = VARIANT.STATES
-    pointers, pitch, _, shard_map, stream, constants, scalars, threshold = chunk
+    pointers, pitch, _, index_map, stream, constants, scalars, threshold = chunk
     param_pointer, _, state_pointers = pointers
     stored, stored_grad, stored_states, mean = row
     param, raw_grad = to_real(stored, PARAM_DTYPE), to_real(stored_grad, PARAM_DTYPE)
@@ -110,10 +110,10 @@ def step_row(row, bits, offset, mask, chunk, DIRECTION: tl.constexpr, VARIANT: t
         updated, states = update(param, grad, states, constants, scalars, DIRECTION, VARIANT)
         for k in tl.static_range(STATES):
             tl.store(state_pointers[k] + offset, from_real(states[k], STATE_DTYPE), mask)
-    if VARIANT.SHARDS:
+    if VARIANT.MAPPED:
         masked, _, step, index, key0, key1 = stream
         if masked:
-            bits = keep_bits(elements_of(offset, shard_map), step, index, key0, key1)
+            bits = keep_bits(elements_of(offset, index_map), step, index, key0, key1)
     stored = tl.where(bits < threshold, from_real(updated, PARAM_DTYPE), stored)
     tl.store(param_pointer + offset, stored, mask)
     return raw_grad * (param - to_real(stored, PARAM_DTYPE))
@@ -154,7 +154,7 @@ def step_pass(
             mask = None if FULL else inside
             rows = rows + (load_row(offset, mask, None if GRAD_ALIGNED else inside, pointers, slices, VARIANT),)
         if k == AHEAD - 1:
-            words = draw(call, stream, not VARIANT.SHARDS)
+            words = draw(call, stream, not VARIANT.MAPPED)
         if k >= AHEAD:
             offset = lane + (k - AHEAD) * LANES
             mask = None if FULL else offset < stepped
@@ -190,11 +190,11 @@ def step_chunk(
     first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
     key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
     stream = (masked, first, step, tl.load(row + PARAM_INDEX).to(tl.uint32), key0, key1)
-    shard_map = ()
-    if VARIANT.SHARDS:
-        shard_map = map_of_chunk(row, begin)
+    index_map = ()
+    if VARIANT.MAPPED:
+        index_map = map_of_chunk(row, begin)
     pitch = ring_pitch(row, STATE_DTYPE, FULL)
-    chunk = ((param, grad, states), pitch, slices, shard_map, stream, constants, scalars, threshold)
+    chunk = ((param, grad, states), pitch, slices, index_map, stream, constants, scalars, threshold)
     PASSES: tl.constexpr = CHUNK // (ROWS * BLOCK)
     for block in range(PASSES if FULL else tl.cdiv(left, ROWS * BLOCK)):
         call = block * BLOCK + tl.arange(0, BLOCK)

@@ -8,7 +8,7 @@
 
 namespace lrt {
 
-// One parameter. Its operands lie contiguously, or (on the CPU) all in channels_last: then `slab` elements belong to
+// One parameter. Its operands lie contiguously, or all in channels_last: then `slab` elements belong to
 // one index of dimension 0, and `channels` to one of them and of the later dimensions. The states that the variant has
 // come first, the rest are 0.
 struct TableRow {

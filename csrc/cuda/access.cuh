@@ -21,35 +21,67 @@ LRT_DEVICE int64_t address_of(int64_t base, int64_t element) {
   return base + element * static_cast<int64_t>(sizeof(T));
 }
 
-template <class T, int kCount>
-LRT_DEVICE Vector<T, kCount>& vector_at(int64_t base, int64_t element) {
-  T* const address = reinterpret_cast<T*>(address_of<T>(base, element));
+// One access to global memory, of 2 to 16 bytes; of an integer the compiler does not know where it points, and would use
+// generic accesses. Volatile: the compiler takes some vectors apart, and joins the branches of AnyAccess, which move the
+// same elements of the same addresses, element by element.
 #if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(address));  // an integer does not say so, and sm_100 would use generic accesses
-#endif
-  return *reinterpret_cast<Vector<T, kCount>*>(address);
+template <size_t kSize>
+struct Words {
+  uint32_t value[kSize < 4 ? 1 : kSize / 4];
+};
+template <size_t kSize>
+LRT_DEVICE void load_words(Words<kSize>& to, int64_t from) {
+  uint32_t* const v = to.value;
+  if constexpr (kSize == 16) {
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "l"(from));
+  } else if constexpr (kSize == 8) {
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "l"(from));
+  } else if constexpr (kSize == 4) {
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(v[0]) : "l"(from));
+  } else {
+    asm volatile("ld.global.u16 %0, [%1];" : "=r"(v[0]) : "l"(from));
+  }
 }
+template <size_t kSize>
+LRT_DEVICE void store_words(int64_t to, const Words<kSize>& from) {
+  const uint32_t* const v = from.value;
+  if constexpr (kSize == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+  } else if constexpr (kSize == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v[0]), "r"(v[1]) : "memory");
+  } else if constexpr (kSize == 4) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(v[0]) : "memory");
+  } else {
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(to), "r"(v[0]) : "memory");
+  }
+}
+#endif
 
-// Writes a piece of a vector in one access. Left to it, the compiler takes some vectors apart, and joins the branches
-// of AnyAccess, which write the same values to the same addresses, element by element.
+// A piece of a vector, by one access.
+template <class T, int kPiece>
+LRT_DEVICE Vector<T, kPiece> load_piece(int64_t base, int64_t element) {
+  Vector<T, kPiece> piece;
+#if defined(__CUDA_ARCH__)
+  Words<sizeof(piece)> words;
+  load_words(words, address_of<T>(base, element));
+  memcpy(&piece, &words, sizeof(piece));
+#else
+  piece = *reinterpret_cast<const Vector<T, kPiece>*>(address_of<T>(base, element));
+#endif
+  return piece;
+}
 template <class T, int kPiece>
 LRT_DEVICE void store_piece(int64_t base, int64_t element, const Vector<T, kPiece>& piece) {
-  Vector<T, kPiece>& target = vector_at<T, kPiece>(base, element);
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(piece) >= 8) {
-    uint32_t words[sizeof(piece) / 4];
-    memcpy(words, &piece, sizeof(piece));
-    if constexpr (sizeof(piece) == 8) {
-      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(&target), "r"(words[0]), "r"(words[1]) : "memory");
-    } else {
-      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(&target), "r"(words[0]), "r"(words[1]),
-                   "r"(words[2]), "r"(words[3])
-                   : "memory");
-    }
-    return;
-  }
+  Words<sizeof(piece)> words = {};
+  memcpy(&words, &piece, sizeof(piece));
+  store_words(address_of<T>(base, element), words);
+#else
+  *reinterpret_cast<Vector<T, kPiece>*>(address_of<T>(base, element)) = piece;
 #endif
-  target = piece;
 }
 
 // A vector in pieces of so many elements each.
@@ -58,7 +90,7 @@ LRT_DEVICE Vector<T, kCount> load_pieces(int64_t base, int64_t element) {
   Vector<T, kCount> vector;
 #pragma unroll
   for (int first = 0; first < kCount; first += kPiece) {
-    const Vector<T, kPiece> piece = vector_at<T, kPiece>(base, element + first);
+    const Vector<T, kPiece> piece = load_piece<T, kPiece>(base, element + first);
 #pragma unroll
     for (int e = 0; e < kPiece; ++e) vector.value[first + e] = piece.value[e];
   }

@@ -8,7 +8,11 @@
 
 namespace lrt::cuda {
 
-// Of a block that steps a chunk: in one pass where its threads have 16 bytes of elements of every row of it.
+// Whether a thread asks for its next elements before it computes with those that it has. That takes registers, of which
+// 16-bit states leave less: there more threads are better (docs/gpu.md has the figures).
+template <class State>
+constexpr bool kLoadsAhead = sizeof(State) >= 4;
+// Of a block that steps a chunk.
 template <class Param>
 constexpr int kThreads = sizeof(Param) == 4 ? 256 : 128;
 
@@ -38,7 +42,6 @@ struct Chunk {
   KeepStream stream;
   int64_t end;  // of its elements
   SliceMeans<Real> means;
-  bool sloped;  // whether a slope is asked for
 };
 
 constexpr int kRows = static_cast<int>(kTile / kLanes);
@@ -67,20 +70,19 @@ LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, 
   return keeps;
 }
 
-// The same of a shard, whose elements' calls serve no others.
-template <int kCount, class Rule, class Real>
-LRT_DEVICE Keeps<kCount> shard_keeps(const Chunk<Rule, Real>& chunk, const ChunkMap& map, int64_t tile, int lane) {
+// The same of elements whose Philox calls serve no others: so many rows, kPitch apart, from `begin` on.
+template <int kCount, int kTimes, int kPitch, class Rule, class Real>
+LRT_DEVICE Keeps<kCount> mapped_keeps(const Chunk<Rule, Real>& chunk, const ChunkMap& map, int64_t begin) {
   const uint32_t threshold = chunk.shared.word_threshold;
   Keeps<kCount> keeps = 0;
   if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
 #pragma unroll 1
-  for (int row = 0; row < kRows; ++row) {
-    const int64_t element = tile * kTile + row * kLanes + lane;
+  for (int row = 0; row < kTimes; ++row) {
     keeps >>= kCount;
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      const uint32_t bits = keep_bits(chunk.stream, map.element(element + e)) << 16;
-      if (bits < threshold) keeps |= Keeps<kCount>(1) << ((kRows - 1) * kCount + e);
+      const uint32_t bits = keep_bits(chunk.stream, map.element(begin + row * kPitch + e)) << 16;
+      if (bits < threshold) keeps |= Keeps<kCount>(1) << ((kTimes - 1) * kCount + e);
     }
   }
   return keeps;

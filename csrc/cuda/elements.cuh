@@ -26,6 +26,24 @@ struct Elements {
   }
 };
 
+// The elements that a thread steps one after the other, from `begin` on.
+template <class Access, class Rule, class Param, class State, int kCount>
+struct LoadedAhead {
+  Elements<Rule, Param, State, kCount> next;
+
+  __device__ __forceinline__ LoadedAhead(const TableRow& row, int64_t begin) {
+    if constexpr (kLoadsAhead<State>) next.template load<Access>(row, begin);
+  }
+  // Those at `begin`; those at `following` are asked for, if there are more.
+  __device__ __forceinline__ Elements<Rule, Param, State, kCount> take(const TableRow& row, int64_t begin,
+                                                                       int64_t following, bool more) {
+    if constexpr (!kLoadsAhead<State>) next.template load<Access>(row, begin);
+    const Elements<Rule, Param, State, kCount> elements = next;
+    if (kLoadsAhead<State> && more) next.template load<Access>(row, following);
+    return elements;
+  }
+};
+
 // What an update makes of the elements at `begin`, those kept whose bits are set.
 template <class Access, bool kPlain, class Rule, class Param, class State, int kCount>
   requires(!kHasRing<Rule>)
@@ -46,22 +64,31 @@ LRT_DEVICE void update_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t b
   }
 }
 
-// The same, and stored; each lane's sum of slopes advances where one is asked for.
-template <class Access, bool kPlain, class Rule, class Param, class State, int kCount>
-LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, uint32_t keeps,
-                              Elements<Rule, Param, State, kCount>& elements, Real<Param> (&slopes)[kCount]) {
-  const Vector<Param, kCount> old_params = elements.params;
-  update_elements<Access, kPlain>(chunk, begin, keeps, elements);
-  elements.template store<Access>(chunk.row, begin);
-  if constexpr (!kPlain) {
-    if (chunk.sloped) {
+// Each lane's sum of slopes, where one is asked for.
+template <bool kSloped, class Param, int kCount>
+struct Slopes {
+  Real<Param> lanes[kSloped ? kCount : 1] = {};
+  template <class Elements>
+  __device__ __forceinline__ void advance(const Vector<Param, kCount>& old_params, const Elements& elements) {
+    if constexpr (kSloped) {
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        slopes[e] = slopes[e] + slope_term(to_real(elements.grads.value[e]), to_real(old_params.value[e]),
-                                           to_real(elements.params.value[e]));
+        lanes[e] = lanes[e] + slope_term(to_real(elements.grads.value[e]), to_real(old_params.value[e]),
+                                         to_real(elements.params.value[e]));
       }
     }
   }
+  __device__ __forceinline__ Real<Param> unit() const { return slope_unit<kSloped ? kCount : 1>(lanes); }
+};
+
+// The same, and stored.
+template <class Access, bool kPlain, class Rule, class Param, class State, int kCount, class Slopes>
+LRT_DEVICE void step_elements(const Chunk<Rule, Real<Param>>& chunk, int64_t begin, uint32_t keeps,
+                              Elements<Rule, Param, State, kCount>& elements, Slopes& slopes) {
+  const Vector<Param, kCount> old_params = elements.params;
+  update_elements<Access, kPlain>(chunk, begin, keeps, elements);
+  elements.template store<Access>(chunk.row, begin);
+  slopes.advance(old_params, elements);
 }
 
 }  // namespace lrt::cuda

@@ -17,6 +17,13 @@ inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
+// What of(t) is for each thread t of a warp, all of which make one of these: each finds its own, and tells the others.
+template <class Of>
+struct WarpValues {
+  uint32_t own;
+  __device__ __forceinline__ explicit WarpValues(const Of& of) : own(of(static_cast<int>(threadIdx.x % 32))) {}
+  __device__ __forceinline__ uint32_t of_thread(int thread) const { return __shfl_sync(0xffffffffu, own, thread); }
+};
 }  // namespace lrt::cuda
 #endif
 

@@ -29,16 +29,37 @@ struct ChunkRuns {
   }
 };
 
-// Which elements of the whole parameter those of a shard's chunk are (core/index_map.h). A whole one is one run.
+// Which elements of the whole parameter those of a chunk are, by their places in memory: of a shard (core/index_map.h)
+// and of a tensor one dimension of which lies innermost, as channels do in channels_last (core/table.h).
 struct ChunkMap {
-  ChunkRuns runs;
-  int64_t first, gap;  // the chunk's first element, and what lies between two runs
+  const IndexMap& map;
+  uint32_t slab, channels, places;  // of a channel
+  ChunkRuns runs;                   // slabs, or of a contiguous tensor the shard's
+  uint32_t inverse;                 // of channels, as ChunkRuns has its own
+  int64_t first, gap;               // the chunk's first element, and what lies between two runs
 
-  LRT_HD ChunkMap(const IndexMap& map, int64_t chunk_begin)
-      : runs(map.is_whole() ? kMaxElements : map.run, chunk_begin), gap(map.pitch - map.run) {
-    first = map.base + chunk_begin + runs.first * gap;
+  LRT_HD ChunkMap(const TableRow& row, int64_t chunk_begin)
+      : map(row.map),
+        slab(static_cast<uint32_t>(row.slab)),
+        channels(static_cast<uint32_t>(row.channels)),
+        places(slab ? slab / channels : 0),
+        runs(slab             ? row.slab
+             : map.is_whole() ? kMaxElements
+                              : map.run,
+             chunk_begin),
+        inverse(slab ? (1u << 31) / channels + 1 : 0),
+        first(0),
+        gap(map.pitch - map.run) {
+    if (!slab) first = map.base + chunk_begin + runs.first * gap;
   }
-  LRT_HD int64_t element(int64_t local) const { return first + (local - runs.begin) + runs.of(local) * gap; }
+  LRT_HD int64_t element(int64_t place) const {
+    if (!slab) return first + (place - runs.begin) + runs.of(place) * gap;
+    const int64_t begin = (runs.first + runs.of(place)) * slab;
+    const auto in_slab = static_cast<uint32_t>(place - begin);
+    const auto of_channel = static_cast<uint32_t>(static_cast<uint64_t>(in_slab) * inverse >> 31);
+    const int64_t index = begin + (in_slab - of_channel * channels) * places + of_channel;
+    return map.is_whole() ? index : map.element(index);
+  }
 };
 
 }  // namespace lrt::cuda

@@ -28,7 +28,7 @@ LRT_DEVICE Real<Param> square_lane(const TableRow& row, int64_t begin, int64_t e
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int64_t element = begin + r * kLanes;
-    grads[r] = element < end ? to_real(vector_at<Param, 1>(row.grad, element).value[0]) : 0;
+    grads[r] = element < end ? to_real(load_piece<Param, 1>(row.grad, element).value[0]) : 0;
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) sum = sum + square_term(grads[r]);

@@ -17,7 +17,7 @@ struct Step {
   int64_t tensors, chunks;
   StepArguments arguments;
   Dtype param, state;
-  bool shards;               // whether some tensors are
+  bool mapped;               // whether some tensors are shards, or lie in channels_last
   int64_t slices, partials;  // of all tensors whose gradient is centralized
   void* slice_scratch;       // the sums of the partials and the means of the slices, in the compute type
   void* slope_scratch;       // slope_bytes(chunks, param), or null where no slope is asked for

@@ -31,7 +31,8 @@ from .clipping import Clipping, Places
 _PACKED = tuple(
     field.name
     for field in fields(StepCall)
-    if field.name not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "pieces", "staged")
+    if field.name
+    not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "norms", "pieces", "staged")
 )
 _WRITTEN = {"params", "states", "scalar_states", "steps", "sums", "storage"}
 _check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]

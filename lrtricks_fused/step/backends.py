@@ -1,11 +1,13 @@
 """Which implementation of a step runs on a device, and why not another."""
 
+import ctypes
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,9 +74,13 @@ def why_not_cuda(built: list[str], device: torch.device) -> str | None:
 
 
 def driver_version() -> int:
-    """The newest CUDA that the driver serves: 12080 is 12.8; 0 where there is none, or torch cannot ask."""
-    lookup = getattr(torch._C, "_cuda_getDriverVersion", None)
-    return 0 if lookup is None or torch.version.hip else lookup()
+    """The newest CUDA that the driver serves: 12080 is 12.8; 0 where there is none."""
+    version = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else 0
+    except (OSError, AttributeError):
+        return 0
 
 
 def why_not_driver(toolkit: int) -> str | None:

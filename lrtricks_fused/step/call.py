@@ -84,6 +84,7 @@ class StepCall:
     prepared: bool = False  # by a backend: the operands are checked, and the table, if there is one, is this call's
     table: Any = None
     copies: "StepCall | None" = None  # what is stepped instead, and copied back
+    norms: "StepCall | None" = None  # whose gradients' squares are summed instead
     pieces: "list[StepCall]" = field(default_factory=list)  # what is stepped instead, one after the other
     staged: bool = False  # by a backend: it is stepped in float32 between conversions
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .call import StepCall
 from .operands import check_operands, copy_back, is_staged, one_by_one, plain, shares_memory
 from .staged import measured, step_staged
-from .table import AddressTable, Upload, address_table
+from .table import AddressTable, Upload, address_table, strided
 
 Run = Callable[[StepCall, AddressTable], None]
 _loaded: set[Hashable] = set()  # kernels that have been launched outside captures, by _kernels
@@ -27,18 +27,32 @@ def scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return tensor if tensor.is_cpu else tensor.to(device, non_blocking=device.type != "cpu")
 
 
-def _kernels(call: StepCall, run: Run) -> Hashable:
-    """What decides which kernels a call launches, on which device."""
+def _kernels(call: StepCall, table: AddressTable, run: Run) -> Hashable:
+    """What decides which kernels a call launches, on which device; the table keeps what is asked for."""
+    asked = run, call.sums is not None and call.sums.numel(), call.clip is not None
+    if asked not in table.kernels:
+        table.kernels[asked] = _find_kernels(call, table, *asked)
+    return table.kernels[asked]
+
+
+def _find_kernels(call: StepCall, table: AddressTable, run: Run, *asked: Hashable) -> Hashable:
     states = tuple(column[0].dtype if column else None for column in call.states.values())
     slices = call.centralize and any(map(call.slice_length, call.params))
-    dtype, sums = call.params[0].dtype, call.sums is not None and call.sums.numel()
-    variant = call.rule, states, call.variant, slices, sums, call.clip is not None, call.has_shards
-    return run, call.params[0].device, dtype, *variant
+    variant = call.rule, states, call.variant, slices, *asked, table.is_mapped
+    return run, call.params[0].device, call.params[0].dtype, *variant
 
 
 def on(device: torch.device) -> AbstractContextManager:
     """A context in which the device is the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _norms(call: StepCall) -> StepCall:
+    """A call of the gradients as they are given, whose squares are summed in the order of their indices."""
+    grads = [grad.contiguous() for grad in call.grads]
+    norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={})
+    norms.storage = norms.index_maps = norms.clip = None
+    return norms
 
 
 @torch._disable_dynamo  # a compiled step runs this part as it is: addresses mean nothing to a tracer
@@ -54,9 +68,9 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
         call.table = address_table(call, upload) if call.storage is None else None
         if call.table is None and is_staged(call):
             check_operands(call)
-            if call.clip is not None:  # the squares of the gradients as they are given
-                call.copies = replace(call, params=call.grads, states={}, scalar_states={}, storage=None, tables={})
-                prepare_on_device(call.copies, run, upload)
+            if call.clip is not None:
+                call.norms = _norms(call)
+                prepare_on_device(call.norms, run, upload)
             call.staged = call.prepared = True
             return
         if call.table is None and shares_memory(call):
@@ -66,11 +80,16 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
             call.prepared = True
             return
         if call.table is None:
-            call.copies = plain(call, contiguous=True)
+            # A slope is summed in the order of indices.
+            call.copies = plain(call, strided(call) if call.sums is None else range(len(call.params)))
             call.table = address_table(call.copies, upload)
         if call.table is None:
             raise ValueError("Invalid states: those of the parameters of one group and dtype must be of one dtype, too")
-        if call.params[0].is_cuda and _kernels(call, run) not in _loaded and torch.cuda.is_current_stream_capturing():
+        if call.table.has_slabs and call.clip is not None:
+            call.norms = _norms(call)
+            prepare_on_device(call.norms, run, upload)
+        capturing = call.params[0].is_cuda and torch.cuda.is_current_stream_capturing()
+        if capturing and _kernels(call, call.table, run) not in _loaded:
             raise RuntimeError(
                 f"Invalid capture: no step by {call.rule} on {call.params[0].device} with these dtypes and options was "
                 "taken before; take one as a warm-up before the capture begins, as torch's notes on CUDA graphs ask"
@@ -81,8 +100,7 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
 @torch._disable_dynamo
 def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, AddressTable, Tensor], None]) -> None:
     """Writes the squared norms of a prepared call's gradients to ``out`` by ``run``, which reads the table alone."""
-    if call.staged and call.copies is not None:
-        call = call.copies
+    call = call.norms or call
     for number, piece in enumerate(call.pieces):
         squares_on_device(piece, out[number : number + 1], run)
     if call.pieces:
@@ -113,6 +131,6 @@ def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
         own = call.copies or call
         with measured(own) if own.wants_metrics else nullcontext(own) as plain_call:
             run(plain_call, call.table)
-        _loaded.add(_kernels(call, run))
+        _loaded.add(_kernels(call, call.table, run))
         if call.copies is not None:
             copy_back(call.copies, call)

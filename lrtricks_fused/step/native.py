@@ -144,6 +144,7 @@ def packed(
     memory: tuple[Tensor | None, ...] = (None,) * 4,
     slices: int = 0,
     partials: int = 0,
+    mapped: bool = False,
 ) -> tuple[list[int], list[float], list[Tensor]]:
     """What an op over a table takes besides it, in the order in which ``csrc/ops.h`` takes it from three lists.
 
@@ -153,6 +154,7 @@ def packed(
         memory: on a device: the chunks' tensors, what is prepared, and the scratch of slices and slope.
         slices: of all gradients.
         partials: partial sums of all slices.
+        mapped: on a device: whether some tensors are shards, or lie in channels_last.
     """
     rule, hyper, device = RULES[call.rule], call.hyper, call.params[0].device
     given: list[Any] = [call.lr, call.keep_prob, call.grad_weight]
@@ -171,7 +173,7 @@ def packed(
     common = (call.decoupled_weight_decay, call.maximize, _signed(call.seed))
     lr, keep_prob, grad_weight = numbers
     return (
-        [there, *codes, slices, partials, call.has_shards, *whole, *flags, *common],
+        [there, *codes, slices, partials, mapped, *whole, *flags, *common],
         [*real, lr, call.weight_decay, keep_prob, grad_weight],
         tensors,
     )
@@ -182,7 +184,8 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
         return _run_on_lists(call)
     scratch = table.slope_scratch() if call.sums is not None and table.prepared is not None else None
     memory = (table.chunk_tensors, table.prepared, table.slice_scratch, scratch)
-    _table_op(call.rule)(table.rows, call.sums, *packed(call, table.codes, memory, table.slices, table.partials))
+    sizes = table.slices, table.partials, table.is_mapped
+    _table_op(call.rule)(table.rows, call.sums, *packed(call, table.codes, memory, *sizes))
 
 
 def _run_on_lists(call: StepCall) -> None:

@@ -277,15 +277,16 @@ def one_by_one(call: StepCall) -> list[StepCall]:
     ]  # fmt: skip
 
 
-def plain(call: StepCall, contiguous: bool = False) -> StepCall:
-    """The same call with copies in the place of lazy operands, and of strided ones with ``contiguous``."""
+def plain(call: StepCall, strided: Iterable[int] = ()) -> StepCall:
+    """The same call with copies of lazy operands in their place, and contiguous ones of these parameters' operands."""
+    to_copy = set(strided)
 
     def copies(tensors: list[Tensor]) -> list[Tensor]:
         return [
             torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t)
-            if is_lazy(t) or (contiguous and not t.is_contiguous())
+            if is_lazy(t) or (i in to_copy and not t.is_contiguous())
             else t.detach()
-            for t in tensors
+            for i, t in enumerate(tensors)
         ]
 
     states = {name: copies(column) for name, column in call.states.items()}

@@ -28,7 +28,7 @@ SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
 SLAB = SCALAR_STATE + MAX_SCALAR_STATES
 CHANNELS, BASE, RUN, PITCH, COLUMNS = range(SLAB + 1, SLAB + 6)
-MAX_SLAB = 2**15  # elements; csrc/cpu/engine.h
+MAX_SLAB = 2**15  # elements; csrc/cpu/engine.h, and what cuda/runs.cuh divides by multiplication
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
@@ -64,24 +64,26 @@ def slab_of(param: Tensor) -> tuple[int, int]:
     return 0, 0
 
 
-def _lie_alike(call: StepCall) -> bool:
-    """Whether the operands of each parameter are contiguous, or all lie as one slab_of knows."""
+def strided(call: StepCall) -> list[int]:
+    """Which parameters' operands are neither contiguous nor all lie as one slab_of knows, see there."""
+
+    def lie_alike(param: Tensor, *others: Tensor) -> bool:
+        if param.is_contiguous():
+            return all(other.is_contiguous() for other in others)
+        known = slab_of(param)[0] and call.window is None and not call.centralize
+        return bool(known) and all(other.stride() == param.stride() for other in others)
+
     columns = [call.params, call.grads, *(column for column in call.states.values() if column)]
-    for param, *others in zip(*columns, strict=True):
-        if not (param.is_contiguous() or (slab_of(param)[0] and call.window is None and not call.centralize)):
-            return False
-        if not all(t.is_contiguous() if param.is_contiguous() else t.stride() == param.stride() for t in others):
-            return False
-    return True
+    return [i for i, operands in enumerate(zip(*columns, strict=True)) if not lie_alike(*operands)]
 
 
-def _fits(call: StepCall, on_device: bool) -> bool:
+def _fits(call: StepCall) -> bool:
     """Whether addresses say all of checked operands: alike, apart, not lazy, of one dtype, the states too."""
     states = chain(*call.states.values())
     return (
         not is_staged(call)
         and not any(map(is_lazy, operands(call)))
-        and (all(tensor.is_contiguous() for tensor in operands(call)) if on_device else _lie_alike(call))
+        and not strided(call)
         and len({param.dtype for param in call.params}) == 1
         and len({state.dtype for state in states}) <= 1
         and not shares_memory(call)
@@ -100,7 +102,7 @@ class AddressTable:
         check_operands(call)
         self._upload = upload
         lists = self._lists(call)
-        fits = _fits(call, upload is not None)
+        fits = _fits(call)
         self.watched = Watched(lists, call.grads, guarded=fits)
         self._indices, self._maps, self._centralize = call.param_indices, call.index_maps, call.centralize
         self.slices = self.partials = 0  # of all tensors
@@ -110,7 +112,8 @@ class AddressTable:
         self.slice_scratch: Any = None
         self._slope_scratch: Any = None
         self._streams: set[torch.cuda.Stream] = set()  # that have read this table
-        self.has_slabs = False
+        self.kernels: dict[Hashable, Hashable] = {}  # that are launched, by what is asked for: see device.py
+        self.has_slabs, self._has_shards = False, call.has_shards
         if fits:
             self._fill(call, *map(addresses, lists))
 
@@ -159,6 +162,11 @@ class AddressTable:
         rows[:, FIRST_SLICE] = slices.cumsum(0) - slices
         rows[:, FIRST_PARTIAL] = partials.cumsum(0) - partials
         self.slices, self.partials = int(slices.sum()), int(partials.sum())
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the elements of some tensors are not those of their places: of shards, and in channels_last."""
+        return self._has_shards or self.has_slabs
 
     def place(self, device: torch.device, chunks: Tensor, upload: Upload) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""

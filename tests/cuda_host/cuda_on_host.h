@@ -1,6 +1,6 @@
 // CUDA's words as ordinary C++: a launch runs every thread of every block, one after another.
-// Enough for kernels whose threads do not talk to each other (no barrier, shuffle, shared memory or atomic); code
-// that uses one of those does not compile here.
+// Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they shuffle goes
+// through WarpValues); code that uses one of those does not compile here.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,14 @@ const char* launch_on_host(Kernel kernel, int64_t grid, int block, Arguments... 
   }
   return nullptr;
 }
+
+// Of cuda/launch.h: here each thread finds what the others would tell it.
+template <class Of>
+struct WarpValues {
+  const Of& of;
+  explicit WarpValues(const Of& of) : of(of) {}
+  uint32_t of_thread(int thread) const { return of(thread); }
+};
 
 }  // namespace lrt::cuda
 

@@ -61,7 +61,7 @@ const char* launch(const cuda::Step& call, const std::vector<double>& numbers, c
 void step(const std::string& rule, const std::vector<double>& hyper, const std::vector<bool>& arguments,
           int64_t state_mask, const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices,
           int64_t partials, const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled,
-          bool maximize, uint64_t seed, int param, int state, bool shards) {
+          bool maximize, uint64_t seed, int param, int state, bool mapped) {
   const auto writable = [&](size_t k) { return const_cast<void*>(address(memory[k])); };
   const cuda::Step call = {.rows = static_cast<const TableRow*>(address(memory[0])),
                            .chunk_tensors = static_cast<const int32_t*>(address(memory[1])),
@@ -80,7 +80,7 @@ void step(const std::string& rule, const std::vector<double>& hyper, const std::
                                          .seed = seed},
                            .param = static_cast<Dtype>(param),
                            .state = static_cast<Dtype>(state),
-                           .shards = shards,
+                           .mapped = mapped,
                            .slices = slices,
                            .partials = partials,
                            .slice_scratch = writable(3),

@@ -58,7 +58,7 @@ def test_architectures_of_one_device_or_family(built, serves, monkeypatch):
 def driver(monkeypatch, version, toolkit):
     """A GPU that the library is built for, behind a driver for that CUDA; the library is built with that toolkit."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+    monkeypatch.setattr(backends, "driver_version", lambda: version)
     monkeypatch.setattr(native, "cuda_archs", lambda: BUILT)
     monkeypatch.setattr(native, "cuda_version", lambda: toolkit)
 
@@ -129,7 +129,7 @@ def test_capturable_is_honoured_on_the_cpu():
 @pytest.mark.parametrize("case", CASES[::9], ids=lambda c: c.name)
 def test_strided_operands_go_through_copies(case, dtype, implement):
     def through_copies(call):
-        copies = plain(call, contiguous=True)
+        copies = plain(call, range(len(call.params)))
         step_on_host(copies)
         copy_back(copies, call)
 
@@ -201,7 +201,9 @@ class Gpus:
 
     def address_table(self, call, upload):
         assert self.current == 1
-        return SimpleNamespace(use_on=lambda stream: self.launched.append(stream))
+        return SimpleNamespace(
+            use_on=lambda stream: self.launched.append(stream), kernels={}, is_mapped=False, has_slabs=False
+        )
 
     def run(self, call, table):
         self.launched.append(self.current)
@@ -243,9 +245,13 @@ def test_other_kernels_are_told_apart():
     calls += [dataclasses.replace(calls[0], params=[torch.zeros(600, dtype=dtype.dtype)]) for dtype in DTYPES[1:3]]
     momentum = call_on([torch.zeros(600)], momentum=0.5)
     calls += [momentum, dataclasses.replace(momentum, states={"momentum_buffer": [torch.zeros(600).bfloat16()]})]
-    assert len({device._kernels(call, run) for call in calls for run in (native._run, step_on_host)}) == 2 * len(calls)
+
+    def kernels(call, run):
+        return device._kernels(call, SimpleNamespace(kernels={}, is_mapped=call.has_shards), run)
+
+    assert len({kernels(call, run) for call in calls for run in (native._run, step_on_host)}) == 2 * len(calls)
     same = call_on([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)
-    assert device._kernels(same, native._run) == device._kernels(calls[0], native._run)
+    assert kernels(same, native._run) == kernels(calls[0], native._run)
 
 
 def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
@@ -260,3 +266,10 @@ def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
     assert noted[4:] == [(scratch.data_ptr(), "placed here")]
     placed.use_on("side")
     assert noted[5:] == [(tensor.data_ptr(), "side") for tensor in [*memory, scratch]]
+
+
+def test_what_a_tables_elements_are_decides_the_kernel():
+    last = torch.zeros(2, 3, 5, 5).to(memory_format=torch.channels_last)
+    calls = [call_on([torch.zeros(600)]), call_on([torch.zeros(600), last])]
+    calls += [dataclasses.replace(calls[0], index_maps=[IndexMap(0, 600, 0)])]
+    assert [table.AddressTable(call, torch.Tensor.copy_).is_mapped for call in calls] == [False, True, True]

@@ -6,6 +6,7 @@ from helpers import assert_same_bits, everything
 from inventory import DTYPES, RICH
 from tensors import TensorCase, channels_last, contiguous, make_params, set_grads
 from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
+from triton_worker import interpreted
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step.table import CHANNELS, COLUMNS, MAX_SLAB, SLAB
@@ -59,6 +60,29 @@ def test_native_equals_reference(case, dtype, isa):
     ours, in_memory_order = run(case, dtype, "native")
     assert_same_bits(ours, run(case, dtype, "reference")[0])
     assert in_memory_order == ("momentum_window" not in case.name)
+
+
+@by_dtype
+@by_case
+def test_cuda_kernels_equal_reference(case, dtype, on_host):
+    shapes = SHAPES if "momentum_window" not in case.name else SHAPES[8:9]
+    assert_same_bits(*(run(case, dtype, backend, shapes)[0] for backend in ("native", "reference")))
+
+
+@pytest.mark.parametrize("keep_prob", [0.0, 0.3, 1.0])
+def test_cuda_kernels_at_every_keep_prob(keep_prob, on_host):
+    results = (run(RICH[1], DTYPES[0], backend, keep_prob=keep_prob)[0] for backend in ("native", "reference"))
+    assert_same_bits(*results)
+
+
+# The interpreter takes a tenth of a second for a chunk.
+FEW = [alike(7, 3, 5, 5), alike(40, 64, 3, 3), TensorCase((1300,)), alike(70, 45, layout=innermost(0))]
+
+
+@by_dtype
+@interpreted
+def test_triton_kernels_equal_reference(dtype):
+    assert_same_bits(*(run(RICH[1], dtype, backend, FEW)[0] for backend in ("triton", "reference")))
 
 
 @pytest.mark.parametrize("threads", [1, 3, 4])

@@ -66,7 +66,7 @@ def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, i
 
 
 def step(call: StepCall) -> None:
-    """One step of ``call`` by the kernels; its operands must be contiguous."""
+    """One step of ``call`` by the kernels; its operands must be contiguous, or in channels_last."""
     table = HostTable(call)
     flags = [value for value in call.hyper.values() if isinstance(value, bool)]
     numbers = [value for value in call.hyper.values() if not isinstance(value, bool)]
@@ -83,7 +83,7 @@ def step(call: StepCall) -> None:
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
          number(call.found_inf), number(call.clip, 1.0)],
         call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,
-        call.has_shards,
+        table.is_mapped,
     )  # fmt: skip
 
 

@@ -88,8 +88,8 @@ MANY = [TensorCase((1 + 37 * i % 90,)) for i in range(1000)]
 @functools.cache
 def normal_values(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, seed: int) -> list[Tensor]:
     """N(0, 1) tensors; kept, because hundreds of tests start from the same. Not to be written to."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    generator, cpu = torch.Generator().manual_seed(seed), torch.device("cpu")  # whatever the default device is
+    return [torch.randn(shape, generator=generator, dtype=torch.float64, device=cpu).to(dtype) for shape in shapes]
 
 
 def make_params(

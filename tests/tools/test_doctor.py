@@ -54,7 +54,7 @@ class Machine:
         self.patch(native, "load_error", error)
 
     def driver(self, version, toolkit=13000):
-        self.patch(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+        self.patch(backends, "driver_version", lambda: version)
         self.patch(native, "cuda_version", lambda: toolkit)
 
     def doctor(self):
@@ -247,7 +247,7 @@ def test_nvcc(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("version", "told"), [(0, "none"), (12080, "12.8"), (13000, "13.0")])
 def test_driver(version, told, monkeypatch):
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+    monkeypatch.setattr(backends, "driver_version", lambda: version)
     assert doctor.driver_version() == told
 
 
