@@ -46,8 +46,11 @@ def only_key(params: list[Tensor], together: bool) -> Hashable:
         return params[0].device
     if torch.compiler.is_compiling() or not {*map(type, params)} <= PLAIN:
         return None
-    keys = {param.device for param in params}, {param.dtype for param in params}, {*map(Tensor.is_contiguous, params)}
-    return None if any(len(values) > 1 for values in keys) else tuple(value for (value,) in keys)
+    on_gpus = all([param.is_cuda for param in params])  # of which the number is told faster than the device
+    devices: set[Any] = {*map(Tensor.get_device, params)} if on_gpus else {param.device for param in params}
+    if len(devices) > 1 or len({param.dtype for param in params}) > 1 or len({*map(Tensor.is_contiguous, params)}) > 1:
+        return None
+    return params[0].device, params[0].dtype, params[0].is_contiguous()
 
 
 def split(

@@ -12,6 +12,7 @@ from .call import StepCall
 from .operands import check_operands, copy_back, is_staged, one_by_one, plain, shares_memory
 from .staged import measured, step_staged
 from .table import AddressTable, Upload, address_table, strided
+from .untraced import untraced
 
 Run = Callable[[StepCall, AddressTable], None]
 _loaded: set[Hashable] = set()  # kernels that have been launched outside captures, by _kernels
@@ -44,7 +45,7 @@ def _find_kernels(call: StepCall, table: AddressTable, run: Run, *asked: Hashabl
 
 def on(device: torch.device) -> AbstractContextManager:
     """A context in which the device is the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return torch.cuda.device(device.index) if device.type == "cuda" else nullcontext()
 
 
 def _norms(call: StepCall) -> StepCall:
@@ -55,7 +56,7 @@ def _norms(call: StepCall) -> StepCall:
     return norms
 
 
-@torch._disable_dynamo  # a compiled step runs this part as it is: addresses mean nothing to a tracer
+@untraced
 def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     """Checks the operands and puts their addresses onto the device, or those of contiguous copies of strided ones.
 
@@ -97,7 +98,7 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     call.prepared = True
 
 
-@torch._disable_dynamo
+@untraced
 def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, AddressTable, Tensor], None]) -> None:
     """Writes the squared norms of a prepared call's gradients to ``out`` by ``run``, which reads the table alone."""
     call = call.norms or call
@@ -107,11 +108,11 @@ def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, Addr
         return
     with on(call.params[0].device):
         if call.params[0].is_cuda:
-            call.table.use_on(torch.cuda.current_stream())
+            call.table.use_on_current_stream()
         run(call, call.table, out)
 
 
-@torch._disable_dynamo
+@untraced
 def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
     """One step by ``run``, which reads the table alone; errors as :func:`prepare_on_device`.
 
@@ -127,7 +128,7 @@ def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
         return
     with on(call.params[0].device):
         if call.params[0].is_cuda:
-            call.table.use_on(torch.cuda.current_stream())
+            call.table.use_on_current_stream()
         own = call.copies or call
         with measured(own) if own.wants_metrics else nullcontext(own) as plain_call:
             run(plain_call, call.table)

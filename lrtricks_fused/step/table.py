@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -39,6 +40,14 @@ HOST = torch.device("cpu")
 _CAPTURED = "captured"
 # Copies int64 words from the CPU to the device of its first argument, which is contiguous or a column of a table.
 Upload = Callable[[Tensor, Tensor], None]
+
+
+def raw_stream(device: int) -> int:
+    """The address of a GPU's current stream, which as an object takes longer to ask for; the default stream's is 0."""
+    try:
+        return torch._C._cuda_getCurrentRawStream(device)
+    except AttributeError:  # private
+        return torch.cuda.current_stream(device).cuda_stream
 
 
 def _integers(values: list[int]) -> Tensor:
@@ -111,7 +120,7 @@ class AddressTable:
         self.prepared: Any = None
         self.slice_scratch: Any = None
         self._slope_scratch: Any = None
-        self._streams: set[torch.cuda.Stream] = set()  # that have read this table
+        self._streams: dict[int, torch.cuda.Stream] = {}  # that have read this table, by their addresses
         self.kernels: dict[Hashable, Hashable] = {}  # that are launched, by what is asked for: see device.py
         self.has_slabs, self._has_shards = False, call.has_shards
         if fits:
@@ -184,10 +193,11 @@ class AddressTable:
             size = (self.slices + self.partials) * max(self._param_size, 4)  # the partial sums, then the means
             self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def use_on(self, stream: torch.cuda.Stream) -> None:
-        """Keep the table's memory, should it be dropped, from others until ``stream`` has done with it."""
-        if stream not in self._streams:
-            self._streams.add(stream)
+    def use_on_current_stream(self) -> None:
+        """Keep the table's memory, should it be dropped, from others until the current stream has done with it."""
+        address = raw_stream(self.rows.get_device())
+        if address not in self._streams:
+            stream = self._streams[address] = torch.cuda.current_stream()
             for tensor in (self.rows, self.chunk_tensors, self.prepared, self.slice_scratch, self._slope_scratch):
                 if tensor is not None:
                     tensor.record_stream(stream)
@@ -199,7 +209,7 @@ class AddressTable:
             units = chunks * CHUNK // 8 * self._param_size // ACCESS
             size = units * max(self._param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
             self._slope_scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
-            for stream in self._streams:
+            for stream in self._streams.values():
                 self._slope_scratch.record_stream(stream)
         return self._slope_scratch
 
@@ -225,9 +235,10 @@ class AddressTable:
             return False
         grads = self.watched.grads
         if grads != before:
-            self._host_rows.numpy()[:, GRAD] = grads
+            column = numpy.array(grads, dtype=numpy.int64)
+            self._host_rows.numpy()[:, GRAD] = column
             if self._upload is not None:
-                self._upload(self.rows[:, GRAD], _integers(grads))
+                self._upload(self.rows[:, GRAD], torch.from_numpy(column))
         return True
 
 

@@ -189,11 +189,10 @@ class Gpus:
         monkeypatch.setattr(device, "address_table", self.address_table)
         monkeypatch.setattr(torch.cuda, "device", self.device)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.current == self.capturing)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: f"stream of {self.current}")
 
     @contextlib.contextmanager
-    def device(self, device):
-        before, self.current = self.current, device.index
+    def device(self, index):
+        before, self.current = self.current, index
         try:
             yield
         finally:
@@ -201,9 +200,10 @@ class Gpus:
 
     def address_table(self, call, upload):
         assert self.current == 1
-        return SimpleNamespace(
-            use_on=lambda stream: self.launched.append(stream), kernels={}, is_mapped=False, has_slabs=False
-        )
+        return SimpleNamespace(use_on_current_stream=self.note_stream, kernels={}, is_mapped=False, has_slabs=False)
+
+    def note_stream(self):
+        self.launched.append(f"stream of {self.current}")
 
     def run(self, call, table):
         self.launched.append(self.current)
@@ -257,14 +257,20 @@ def test_other_kernels_are_told_apart():
 def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
     noted = []
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, s: noted.append((tensor.data_ptr(), s)))
+
+    def use_on(stream):
+        monkeypatch.setattr(table, "raw_stream", lambda device: hash(stream))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        placed.use_on_current_stream()
+
     placed = table.AddressTable(call_on([torch.zeros(3, 200)], centralize=True), torch.Tensor.copy_)
     memory = [placed.rows, placed.chunk_tensors, placed.prepared, placed.slice_scratch]
-    placed.use_on("placed here")
-    placed.use_on("placed here")
+    use_on("placed here")
+    use_on("placed here")
     assert noted == [(tensor.data_ptr(), "placed here") for tensor in memory]
     scratch = placed.slope_scratch()
     assert noted[4:] == [(scratch.data_ptr(), "placed here")]
-    placed.use_on("side")
+    use_on("side")
     assert noted[5:] == [(tensor.data_ptr(), "side") for tensor in [*memory, scratch]]
 
 
