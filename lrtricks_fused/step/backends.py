@@ -18,6 +18,7 @@ from torch import Tensor
 from . import native, reference
 from .call import StepCall
 from .operands import check_operands
+from .untraced import untraced
 
 logger = logging.getLogger(__name__)
 
@@ -143,28 +144,28 @@ def _why_not_interpreted(version: str) -> str | None:
     return "; ".join(missing) or None
 
 
-@torch._disable_dynamo  # a compiled step runs this part as it is
+@untraced
 def _triton_step(call: StepCall) -> None:
     from ..triton_kernels.launch import triton_step  # imported late: triton is optional, and slow to import
 
     triton_step(call)
 
 
-@torch._disable_dynamo
+@untraced
 def _triton_squares(call: StepCall, out: Tensor) -> None:
     from ..triton_kernels.launch import squares
 
     squares(call, out)
 
 
-@torch._disable_dynamo
+@untraced
 def _triton_clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
     from ..triton_kernels.launch import clip
 
     clip(squares, norm, factor, grad_scale, max_norm)
 
 
-@torch._disable_dynamo
+@untraced
 def _triton_prepare(call: StepCall) -> None:
     from ..triton_kernels.launch import prepare
 
