@@ -1,8 +1,10 @@
 """bench.gpu: from beginning to end on a stand-in for torch.cuda and in dry runs, and what it says of ours missing."""
 
 import contextlib
+import gc
 import json
 import time
+import weakref
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import candidates, compare, measure, once, rows, worker
+from bench.gpu import candidates, compare, device, measure, once, rows, worker
 from lrtricks_fused.step import backends, native
 
 ONE, MANY = "^16M fp32, Adam$", "^(16M fp32, SGD.momentum|ResNet-50 fp32, Adam, moved gradients)$"
@@ -27,6 +29,9 @@ class Event:
 
     def record(self):
         self.at = time.perf_counter()
+
+    def query(self):
+        return False
 
     def elapsed_time(self, end):
         return (end.at - self.at) * 1e3
@@ -256,3 +261,28 @@ def test_runs_are_compared_by_their_copies(tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([str(tmp_path / "c.json")])
     assert "Invalid file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("late", "taken"), [(0, 1), (2, 3), (99, 5)])
+def test_a_step_that_the_host_enqueued_too_late_is_taken_again(late, taken, machine, monkeypatch):
+    late_at, sleeps, steps = iter([True] * late), [], []
+    monkeypatch.setattr(Event, "query", lambda event: next(late_at, False))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: sleeps.append(cycles / device.CYCLES_PER_SECOND))
+    device.Cuda(torch.device("cpu")).step_seconds(lambda: steps.append(0), 1e-4)
+    wanted = [min(device.SHORTEST_SLEEP * device.LONGER**n, device.LONGEST_SLEEP) for n in range(taken)]
+    assert len(steps) == taken
+    assert sleeps == pytest.approx(wanted)
+
+
+def test_a_replay_holds_what_its_graph_reads(machine):
+    class Step:
+        def __call__(self):
+            pass
+
+    step = Step()
+    kept = weakref.ref(step)
+    replay = device.Cuda(torch.device("cpu")).capture(step)
+    del step
+    gc.collect()
+    assert kept() is not None
+    replay()
