@@ -43,9 +43,10 @@ void check_sums(const Tensor& table, int64_t chunks, const std::optional<Tensor>
 }
 
 void check_slope(const Operands& operands, Dtype param_dtype) {
-  require(lies_beside(*operands.table, operands.sums) && is_number_of_sums(operands.sums->numel()) &&
+  // On a device the other sums of core/sums.h are found by tensor operations (lrtricks_fused/step/staged.py).
+  require(lies_beside(*operands.table, operands.sums) && operands.sums->numel() == 1 &&
               dtype_code(*operands.sums) == kDoubleCode,
-          "Invalid sums: must be 1 or ", kSumsAndCount, " float64 on the table's device");
+          "Invalid sums: must be 1 float64 on the table's device");
   check_sums(*operands.table, operands.chunk_tensors->numel(), operands.slope_scratch, param_dtype);
 }
 
