@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import candidates, compare, device, measure, once, rows, worker
+from bench.gpu import candidates, compare, device, markdown, measure, once, rows, worker
 from lrtricks_fused.step import backends, native
 
 ONE, MANY = "^16M fp32, Adam$", "^(16M fp32, SGD.momentum|ResNet-50 fp32, Adam, moved gradients)$"
@@ -260,6 +260,32 @@ def test_runs_are_compared_by_their_copies(tmp_path, capsys):
     (tmp_path / "c.json").write_text("[]")
     with pytest.raises(SystemExit):
         compare.main([str(tmp_path / "c.json")])
+    assert "Invalid file" in capsys.readouterr().err
+
+
+def test_a_run_as_a_table_in_markdown(tmp_path, capsys):
+    def timed(us, ratio):
+        return {"gpu_us": {"median": us}, "ratio": {"median": ratio}, "of_copy": {"median": 0.875}}
+
+    fused, ours = timed(100.0, 1.0), timed(50.0, 0.5)
+    by_hand = {"torch fused, max_norm=1 by hand": timed(200.0, 2.0)}
+    clipped = {"ours, native, keep 0.5": timed(1.0, 0.01), "ours, native, keep 0.5, max_norm=1": ours}
+    run = {"facts": {"GPU": "X", "torch": "2", "Triton": "3"}, "dry_run": False, "rows": [
+        {"name": "16M", "baseline": "torch fused", "timed": {"torch fused": fused, "ours, Triton, keep 1": ours}},
+        {"name": "clip", "baseline": "torch fused", "timed": {"torch fused": fused, **by_hand, **clipped}},
+        {"name": "lost", "baseline": "torch fused", "timed": {}},
+    ]}  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert markdown.main([str(tmp_path / "run.json")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "X; torch 2; Triton 3"
+    assert printed[4:6] == [
+        "| 16M | 100.0 |  |  |  | 50.0 (0.50, 88%) |",
+        "| clip | 200.0 (torch fused, max_norm=1 by hand) | 50.0 (0.25, 88%) |  |  |  |",
+    ]
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        markdown.main([str(tmp_path / "run.json")])
     assert "Invalid file" in capsys.readouterr().err
 
 
