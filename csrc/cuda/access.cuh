@@ -21,9 +21,9 @@ LRT_DEVICE int64_t address_of(int64_t base, int64_t element) {
   return base + element * static_cast<int64_t>(sizeof(T));
 }
 
-// One access to global memory, of 2 to 16 bytes; of an integer the compiler does not know where it points, and would use
-// generic accesses. Volatile: the compiler takes some vectors apart, and joins the branches of AnyAccess, which move the
-// same elements of the same addresses, element by element.
+// One access to global memory, of 2 to 16 bytes; of an integer the compiler does not know where it points, and would
+// use generic accesses. Volatile: the compiler takes some vectors apart, and joins the branches of AnyAccess, which
+// move the same elements of the same addresses, element by element.
 #if defined(__CUDA_ARCH__)
 template <size_t kSize>
 struct Words {

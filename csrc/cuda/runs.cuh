@@ -15,7 +15,7 @@ struct ChunkRuns {
   int64_t first;  // the run in which it begins
   uint32_t offset, inverse;
 
-  LRT_HD ChunkRuns() = default;
+  ChunkRuns() = default;
   LRT_HD ChunkRuns(int64_t length, int64_t chunk_begin) : begin(chunk_begin), first(chunk_begin / length) {
     const int64_t border = length - (chunk_begin - first * length);
     const int64_t shorter = length < kChunk ? length : kChunk;

@@ -152,12 +152,8 @@ __global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kMapped, kSloped,
   const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
   const KeepStream stream = {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)};
-  const Chunk<Rule, Real<Param>> chunk = {own.rule,
-                                          shared,
-                                          row,
-                                          stream,
-                                          end,
-                                          SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
+  const Chunk<Rule, Real<Param>> chunk = {
+      own.rule, shared, row, stream, end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
   const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, end};
   const bool aligned = addresses_of<Rule, State>(row) % kAccess == 0;
   if constexpr (kMapped) {
@@ -177,8 +173,8 @@ const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) 
   if (call.slices != 0) error = launch_means<Param>(call);
   if (error) return error;
   const auto launch = [&](auto kernel) { return LAUNCH(kernel, call.chunks, kThreads<Param>, call.stream, call); };
-  error = call.slope ? call.mapped ? launch(step_kernel<true, true, Rule, Param, State>)
-                                   : launch(step_kernel<false, true, Rule, Param, State>)
+  error = call.slope    ? call.mapped ? launch(step_kernel<true, true, Rule, Param, State>)
+                                      : launch(step_kernel<false, true, Rule, Param, State>)
           : call.mapped ? launch(step_kernel<true, false, Rule, Param, State>)
                         : launch(step_kernel<false, false, Rule, Param, State>);
   return error || !call.slope ? error : launch_slope<Param>(call);

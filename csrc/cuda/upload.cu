@@ -1,5 +1,6 @@
 // See upload.h.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "cuda/launch.h"
@@ -27,12 +28,30 @@ __global__ void write_words(int64_t* target, int64_t pitch, const __grid_constan
 #if defined(LRT_CUDA_ON_HOST)
 constexpr bool kCompiledForMany = true;
 bool driver_takes_many() { return true; }
+const char* load_on_device(bool) { return nullptr; }
 #else
 constexpr int kArchs[] = {__CUDA_ARCH_LIST__};  // in ascending order
 constexpr bool kCompiledForMany = CUDART_VERSION >= kManyVersion && kArchs[0] >= kManyArch;
 bool driver_takes_many() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess && version >= kManyVersion;
+}
+
+// Loads the kernels on the current device: a capture may need either, and must not be the first to load it.
+const char* load_on_device(bool many) {
+  constexpr int kDevices = 256;
+  static std::atomic<bool> loaded[kDevices];
+  int device = 0;
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess && device < kDevices && loaded[device]) return nullptr;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, write_words<kWords>);
+  if constexpr (kCompiledForMany) {
+    if (error == cudaSuccess && many) error = cudaFuncGetAttributes(&attributes, write_words<kManyWords>);
+  }
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (device < kDevices) loaded[device] = true;
+  return nullptr;
 }
 #endif
 
@@ -64,12 +83,13 @@ const char* use_device(int device) {
 }
 #endif
 
-// One kernel for all numbers of words: a capture may need it, and must not be the first to load it.
+// The words of a table are many; the fewer of a column travel as arguments of their size.
 const char* upload(int64_t* target, int64_t pitch, const int64_t* words, int64_t count, void* stream) {
   static const bool many = kCompiledForMany && driver_takes_many();
   constexpr int kAtMost = kCompiledForMany ? kManyWords : kWords;
-  return many ? upload_by<kAtMost>(target, pitch, words, count, stream)
-              : upload_by<kWords>(target, pitch, words, count, stream);
+  if (const char* error = load_on_device(many)) return error;
+  return many && count > kWords ? upload_by<kAtMost>(target, pitch, words, count, stream)
+                                : upload_by<kWords>(target, pitch, words, count, stream);
 }
 
 }  // namespace lrt::cuda

@@ -13,8 +13,8 @@ constexpr int kSpan = kWarp / kTileUnits<Param>;
 template <class Param>
 constexpr int kPasses = kRows / kSpan<Param>;  // of a warp over a tile
 
-// Who draws for the elements of a chunk, a unit of neighbouring lanes a thread for a warp's tile, or so many lanes of it
-// for all eight rows.
+// Who draws for the elements of a chunk, a unit of neighbouring lanes a thread for a warp's tile, or so many lanes of
+// it for all eight rows.
 template <class Rule, class Real>
 struct WholeDraw {
   const Chunk<Rule, Real>& chunk;

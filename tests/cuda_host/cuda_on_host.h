@@ -1,6 +1,6 @@
 // CUDA's words as ordinary C++: a launch runs every thread of every block, one after another.
-// Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they shuffle goes
-// through WarpValues); code that uses one of those does not compile here.
+// Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they shuffle
+// goes through WarpValues); code that uses one of those does not compile here.
 #pragma once
 
 #include <cstdint>

@@ -93,6 +93,15 @@ const char* cudaGetErrorString(Error) {
 }
 
 Error cudaSetDevice(int) { return kSuccess; }
+Error cudaGetDevice(int* device) {
+  *device = 0;
+  return kSuccess;
+}
+Error cudaFuncGetAttributes(void*, const void* kernel) {
+  if (kernels().count(kernel)) return kSuccess;
+  error = "a kernel that is not registered";
+  return kFailure;
+}
 Error cudaDriverGetVersion(int* version) {
   *version = 13000;
   return kSuccess;
