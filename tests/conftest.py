@@ -6,12 +6,12 @@ All are restored after each test.
 import pytest
 import torch
 from cuda_on_host import clip as clip_on_host
+from cuda_on_host import prepare as prepare_on_host
 from cuda_on_host import squares as squares_on_host
 from cuda_on_host import step as step_on_host
 from inventory import ISAS
 
 from lrtricks_fused.step import backends, native
-from lrtricks_fused.step.operands import check_operands
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def implement():
 @pytest.fixture
 def on_host(implement):
     """Makes the native backend the CUDA kernels on the host."""
-    implement("native", step_on_host, check_operands, squares_on_host, clip_on_host)
+    implement("native", step_on_host, prepare_on_host, squares_on_host, clip_on_host)
 
 
 @pytest.fixture(autouse=True)

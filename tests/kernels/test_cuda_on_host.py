@@ -1,15 +1,29 @@
 """The CUDA kernels' own text, run on the host, against the reference, bit for bit (and the CPU step on a table)."""
 
 import itertools
+from types import SimpleNamespace
 
+import cuda_on_host
 import numpy
 import pytest
 import torch
-from cuda_on_host import POISON, HostTable, module, step
+from cuda_on_host import POISON, module, step
 from helpers import SCALAR_STATES, assert_same_bits, call_of, check_left_alone, everything
 from inventory import CASES, DTYPES, KEEP_PROBS, RICH, SEED
 from philox_numpy import keep_bits
-from tensors import GUARD, MANY, TensorCase, guards_of, make_params, set_grads, unaligned
+from tensors import (
+    GUARD,
+    MANY,
+    TensorCase,
+    channels_last,
+    contiguous,
+    gapped,
+    guards_of,
+    make_params,
+    set_grads,
+    transposed,
+    unaligned,
+)
 from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixture that holds here, too)
 
 import lrtricks_fused as lrt
@@ -165,12 +179,36 @@ def test_moved_gradients_upload_their_column_alone(tensors, launches):
     assert placed.holds(moved) and len(uploads) == 1
 
 
-def test_scratch_and_table_are_poisoned():
+def test_scratch_is_poisoned(monkeypatch):
     param = torch.zeros(3, requires_grad=True)
     param.grad = torch.ones(3)
-    optimizer = lrt.SGD([param], lr=1.0, backend="reference")
+    call = call_of(lrt.SGD([param], lr=1.0, backend="reference"))
+    placed = table.AddressTable(call, cuda_on_host.upload)
+    monkeypatch.setattr(cuda_on_host, "module", lambda: SimpleNamespace(step=lambda *_: None))
+    cuda_on_host.run(call, placed)
+    assert bool((placed.prepared == POISON).all())
+
+
+def test_of_a_mixed_list_only_what_is_strided_is_copied(on_host):
+    shapes = [TensorCase((7, 3, 5, 5), channels_last, channels_last), TensorCase((40, 30), gapped, gapped),
+              TensorCase((1300,)), TensorCase((33, 65), contiguous, transposed)]  # fmt: skip
+    results = []
+    for backend in ("native", "reference"):
+        params = make_params(shapes, torch.float32)
+        optimizer = lrt.Adam(params, keep_prob=0.5, backend=backend)
+        for n in range(2):
+            set_grads(params, shapes, n)
+            optimizer.step()
+        results.append(everything(optimizer))
+        guards = guards_of(params[1])
+        assert guards.numel() and (guards == GUARD).all()
+    assert_same_bits(*results)
+    optimizer.backend = "native"
     call = call_of(optimizer)
-    assert bool((HostTable(call).prepared == POISON).all())
+    cuda_on_host.prepare(call)
+    assert call.table.has_slabs
+    for mine, theirs, strided in ((call.copies.params, call.params, {1}), (call.copies.grads, call.grads, {1, 3})):
+        assert {i for i in range(4) if mine[i].data_ptr() != theirs[i].data_ptr()} == strided
 
 
 @pytest.mark.parametrize("aligned", [True, False])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import assert_same_bits, everything
 from inventory import RICH
-from tensors import LAYOUTS, TensorCase, make_params
+from tensors import LAYOUTS, TensorCase, channels_last, make_params
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step.keep import TILE, IndexMap
@@ -88,6 +88,14 @@ def test_layouts_and_sums(case, stored):
     for options in ({"track_metrics": True}, {"centralize": True}, {"max_norm": 0.3}, {"keep_prob": 1.0}):
         results = [run(case, stored, backend, [*SHAPES, *LAYOUTS], **options) for backend in ("native", "reference")]
         assert_same_bits(*results)
+
+
+@by_storage
+@pytest.mark.parametrize("case", RICH[1:2], ids=lambda c: c.name)
+def test_layouts_and_sums_of_cuda_on_host(case, stored, on_host):
+    shapes = [*SHAPES, *LAYOUTS, TensorCase((2, 8, 9, 9), channels_last, channels_last)]
+    for options in ({"track_metrics": True}, {"centralize": True}, {"max_norm": 0.3}):
+        assert_same_bits(*(run(case, stored, backend, shapes, **options) for backend in ("native", "reference")))
 
 
 @by_storage

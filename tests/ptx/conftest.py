@@ -4,12 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+import cuda_on_host
 import native_ptx
 import pytest
-from cuda_on_host import step
 from native_ptx import library
-
-from lrtricks_fused.step.operands import check_operands
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 EXECUTED = os.environ.get("LRTRICKS_PTX") == "1"
@@ -31,7 +29,7 @@ def on_ptx(devices, implement, monkeypatch):
     def enter(target):
         device = devices[target]
         device.patch(monkeypatch)
-        implement("native", step, check_operands, device.squares, device.clip)
+        implement("native", cuda_on_host.step, cuda_on_host.prepare, cuda_on_host.squares, cuda_on_host.clip)
         return device
 
     return enter

@@ -11,8 +11,9 @@ from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.table import AddressTable
 
 # By the names that calls and tables have for them. What lies on the host alone is no memory of a device.
-READ_ONLY = {"grads", "lr", "keep_prob", "grad_weight", "grad_scale", "found_inf", "clip", "rows", "chunk_tensors"}
-OF_HOST = {"_host_rows", "tables"}
+READ_ONLY = {"grads", "lr", "keep_prob", "grad_weight", "grad_scale", "found_inf", "clip", "rows", "chunk_tensors",
+             "norms"}  # fmt: skip
+OF_HOST = {"_host_rows", "tables", "words"}
 
 
 def tensors(held: Any, writable: bool = True) -> Iterator[tuple[Tensor, bool]]:

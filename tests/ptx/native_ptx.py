@@ -4,10 +4,12 @@ import ctypes
 import fcntl
 import functools
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,11 +18,9 @@ import cuda_on_host
 from held_tensors import allocations
 from machine import parse
 from machine.launch import Machine
-from torch import Tensor
 
 from bench.machine_code import sass
 from lrtricks_fused.step import native
-from lrtricks_fused.step.call import StepCall
 
 ROOT = Path(__file__).parents[2]
 OBJECTS, BUILD = ROOT / "build" / "release", ROOT / "build" / "ptx"
@@ -110,39 +110,20 @@ class Device:
             return ctypes.addressof(self._said)
         return None
 
-    def _hold(self, *held: Any) -> None:
-        self.held[:] = held
+    def _holding(self, function: Callable[..., None]) -> Callable[..., None]:
+        """The same function, whose launches may touch what it is given."""
+        names = list(inspect.signature(function).parameters)
 
-    def squares(self, call: StepCall, out: Tensor) -> None:
-        """The squared norms of a call's gradients."""
-        self._out = out
-        cuda_on_host.squares(call, out)
+        @functools.wraps(function)
+        def holding(*given: Any) -> None:
+            self.held[:] = [dict(zip(names, given, strict=True))]
+            function(*given)
 
-    def clip(self, squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
-        """The norm of all gradients, and the factor on them."""
-        self._hold(squares, norm, factor, {"grad_scale": grad_scale})
-        cuda_on_host.clip(squares, norm, factor, grad_scale, max_norm)
-
-    def upload(self, target: Tensor, words: Tensor) -> None:
-        """Words by the kernel that writes them, into poisoned memory."""
-        self._hold(target)
-        self._upload(target, words)
+        return holding
 
     def patch(self, monkeypatch: Any) -> None:
         """What cuda_on_host launches goes to this device, until the monkeypatch ends."""
-        device, table = self, cuda_on_host.HostTable
-
-        class Table(table):
-            """The last that a call does before it launches."""
-
-            def __init__(self, call: StepCall) -> None:
-                super().__init__(call)
-                device._hold(call, self, device._out)
-                device._out = None
-
-        self._out: Tensor | None = None
-        self._upload = cuda_on_host.upload
         ctypes.CDLL(module().__file__).set_launch(self._callback)
         monkeypatch.setattr(cuda_on_host, "module", module)
-        monkeypatch.setattr(cuda_on_host, "HostTable", Table)
-        monkeypatch.setattr(cuda_on_host, "upload", self.upload)
+        for function in (cuda_on_host.run, cuda_on_host.run_squares, cuda_on_host.clip, cuda_on_host.upload):
+            monkeypatch.setattr(cuda_on_host, function.__name__, self._holding(function))

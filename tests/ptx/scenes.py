@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import test_centralize
+import test_channels_last
 import test_clip
 import test_index_maps
 import test_native_equals_reference
@@ -129,6 +130,17 @@ def clipped(case: Case, dtype: Storage, backend: str) -> list[Tensor]:
     return test_clip.run(case, dtype, backend)
 
 
+def memory_order(case: Case, dtype: Storage, backend: str) -> list[Tensor]:
+    """Tensors one dimension of which lies innermost, among others, aligned and not; by gradients that norms limit."""
+    shifted = test_channels_last.alike(40, 64, 3, 3, layout=unaligned_channels_last)
+    return test_channels_last.run(case, dtype, backend, [*test_channels_last.SHAPES, shifted], max_norm=0.75)[0]
+
+
+def unaligned_channels_last(values: Tensor) -> Tensor:
+    """NHWC memory of an NCHW tensor, one element off every alignment, with guards on both sides."""
+    return unaligned(values.movedim(1, -1)).movedim(-1, 1)
+
+
 def slopes(case: Case, dtype: Storage, backend: str) -> list[Tensor]:
     """Slopes, and the steps that have them."""
     return test_slope.run(case, dtype, backend, [*test_slope.SHAPES, TensorCase((700,), unaligned, unaligned)])
@@ -150,6 +162,7 @@ TRICKS: dict[str, Scene] = {
     "centralized": centralized,
     "shards": shards,
     "clipped": clipped,
+    "channels_last": memory_order,
     "slopes": slopes,
 }
 EXHAUSTIVE: dict[str, Scene] = {

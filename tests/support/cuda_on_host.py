@@ -1,6 +1,7 @@
 """Steps by the CUDA kernels' own text, compiled for the host (tests/cuda_host): the same table, chunks and launches.
 
-Every chunk is run block after block and thread after thread, on tables whose scratch is poisoned first.
+Every chunk is run block after block and thread after thread, on tables whose scratch is poisoned first. What happens
+around the kernels is what lrtricks_fused/step/device.py does on a GPU.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lrtricks_fused.step.call import StepCall
+from lrtricks_fused.step.device import prepare_on_device, squares_on_device, step_on_device
 from lrtricks_fused.step.table import SLOPE_COLUMNS, AddressTable
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +42,6 @@ def module() -> ModuleType:
     return loaded
 
 
-class HostTable(AddressTable):
-    """The table of a device whose memory is the host's."""
-
-    def __init__(self, call: StepCall) -> None:
-        super().__init__(call, upload)
-        assert self.rows is not None, "these tensors have no table"
-        self.prepared.fill_(POISON)
-
-
 def upload(target: Tensor, words: Tensor) -> None:
     """Words by the kernel that writes them, into poisoned memory."""
     target.fill_(0x7BADBADBADBADBAD)
@@ -65,9 +58,9 @@ def number(value: float | Tensor | None, default: float = 0.0) -> tuple[float, i
     return float(value), 0, False
 
 
-def step(call: StepCall) -> None:
-    """One step of ``call`` by the kernels; its operands must be contiguous, or in channels_last."""
-    table = HostTable(call)
+def run(call: StepCall, table: AddressTable) -> None:
+    """One step of what the table points to by the kernels, on poisoned scratch."""
+    table.prepared.fill_(POISON)
     flags = [value for value in call.hyper.values() if isinstance(value, bool)]
     numbers = [value for value in call.hyper.values() if not isinstance(value, bool)]
     state_mask, param_dtype, state_dtype = table.codes
@@ -87,13 +80,28 @@ def step(call: StepCall) -> None:
     )  # fmt: skip
 
 
-def squares(call: StepCall, out: Tensor) -> None:
-    """The squared norms of the gradients of ``call`` by the kernels, into poisoned numbers."""
-    table = HostTable(call)
+def run_squares(norms: StepCall, table: AddressTable, out: Tensor) -> None:
+    """The squared norms of the gradients that the table points to by the kernels, into poisoned numbers."""
     memory = [table.rows, table.chunk_tensors, table.slope_scratch().fill_(POISON)]
     out.fill_(float("nan"))
     addresses = [tensor.data_ptr() for tensor in memory]
     module().squares(addresses, len(table.rows), len(table.chunk_tensors), table.codes[1], out.data_ptr())
+
+
+# The functions of a backend, which take a step as one on a GPU is taken: what is copied, staged or split, is.
+def prepare(call: StepCall) -> None:
+    """Checks the operands and puts their addresses into a table, or those of copies."""
+    prepare_on_device(call, run, upload)
+
+
+def step(call: StepCall) -> None:
+    """One step of ``call`` by the kernels."""
+    step_on_device(call, run, upload)
+
+
+def squares(call: StepCall, out: Tensor) -> None:
+    """The squared norms of a prepared call's gradients by the kernels."""
+    squares_on_device(call, out, run_squares)
 
 
 def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:
