@@ -4,6 +4,7 @@ The first is what test_library_ptx.py and test_triton_ptx.py show; here is what 
 second cannot be executed here, but counted: a contraction leaves a fused instruction in the machine code.
 """
 
+import functools
 import re
 import shlex
 import subprocess
@@ -86,27 +87,36 @@ def test_ptxas_contracts_nothing_without_divisions(code, kind):
     assert seen >= 3
 
 
-ROWS_AHEAD = "float64 kernels that load ahead have the rare ways of some divisions more than once: not on one line"
+@functools.cache
+def fused_alone(head, kind, expanded):
+    """Fused instructions of a kernel that has nothing but so many divisions, roots and reciprocals."""
+    size = int(kind[1:]) // 8
+    number, lines = 0, []
+    for opcode, count in expanded:
+        for _ in range(count):
+            a, b = (f"%v{2 * number + 1}", f"%v{2 * number + 2}")
+            lines += [f"ld.global.{kind} {x}, [%at+{(2 * number + k) * size}];" for k, x in enumerate((a, b))]
+            lines += [f"{opcode}.rn.{kind} {a}, {f'{a}, {b}' if opcode == 'div' else a};"]
+            number += 1
+    lines += [f"st.global.{kind} [%at+{2 * n * size}], %v{2 * n + 1};" for n in range(number)]
+    registers = f".reg .u64 %at; .reg .{kind} %v<{2 * number + 1}>; ld.param.u64 %at, [at];"
+    text = "\n".join([head, ".visible .entry alone(.param .u64 at) {", registers, *lines, "ret; }"])
+    return in_code(assembled(text)["alone"], kind)[2]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=ROWS_AHEAD)) if kind == "f64" else kind
-     for kind in CODES],
-)  # fmt: skip
+@pytest.mark.parametrize("kind", CODES)
 def test_ptxas_fuses_for_divisions_and_roots_alone(code, kind):
-    # Each takes so many fused instructions, and their rare ways, which a kernel has once, so many more: on one line,
-    # however many products and sums there are besides.
-    points = defaultdict(set)
+    # Each takes so many fused instructions, and their rare ways, which a kernel has once, so many more: as many as
+    # without the rest of the kernel, however many products and sums there are in it.
+    others = defaultdict(set)
     for name, text in native_ptx.library()[TARGET].items():
         products, sums, fused, expanded = in_ptx(text, kind)
         if expanded and STEP.search(name):
-            count = sum(expanded.values())
-            points[tuple(expanded)].add((count, in_code(code[name], kind)[2] - fused, products + sums))
-    for found in points.values():
-        (x0, y0, _), *_, (x1, y1, _) = sorted(found)
-        assert all((y - y0) * (x1 - x0) == (y1 - y0) * (x - x0) for x, y, _ in found), sorted(found)
-    assert len({others for _, _, others in points["div", "sqrt"]}) > len({x for x, _, _ in points["div", "sqrt"]}) > 2
+            head = text.partition(".address_size 64")[0] + ".address_size 64"
+            given = in_code(code[name], kind)[2]
+            assert given == fused + fused_alone(head, kind, tuple(expanded.items())), (name, fused, given, expanded)
+            others[tuple(expanded.items())].add(products + sums)
+    assert sum(map(len, others.values())) > len(others) > 1
 
 
 def test_a_contraction_by_ptxas_would_be_counted():

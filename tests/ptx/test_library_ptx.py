@@ -51,6 +51,15 @@ def test_no_launcher_calls_a_function_of_the_device():
         assert "__cudaLaunchKernel" in undefined and "exit" not in undefined, path
 
 
+@pytest.mark.parametrize(("scene", "mapped"), [("12 steps", False), ("shards", True), ("channels_last", True)])
+def test_shards_and_tensors_in_channels_last_have_kernels_of_their_own(scene, mapped, on_ptx):
+    device = on_ptx(*NEWEST)
+    before = len(device.machine.launches)
+    TRICKS[scene](ADAM, F32, "native")
+    launched = {name for name, _, _ in device.machine.launches[before:] if "step_kernel" in name}
+    assert launched and any("step_kernelILb1E" in name for name in launched) == mapped
+
+
 def label(value):
     return value if isinstance(value, str) else value[0] if isinstance(value, tuple) else value.name
 
