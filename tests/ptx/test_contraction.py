@@ -87,6 +87,11 @@ def test_ptxas_contracts_nothing_without_divisions(code, kind):
     assert seen >= 3
 
 
+def head_of(text):
+    """What stands before a kernel: version and target."""
+    return text[: re.search(r"^\.address_size 64$", text, re.MULTILINE).end()]
+
+
 @functools.cache
 def fused_alone(head, kind, expanded):
     """Fused instructions of a kernel that has nothing but so many divisions, roots and reciprocals."""
@@ -112,9 +117,9 @@ def test_ptxas_fuses_for_divisions_and_roots_alone(code, kind):
     for name, text in native_ptx.library()[TARGET].items():
         products, sums, fused, expanded = in_ptx(text, kind)
         if expanded and STEP.search(name):
-            head = text.partition(".address_size 64")[0] + ".address_size 64"
             given = in_code(code[name], kind)[2]
-            assert given == fused + fused_alone(head, kind, tuple(expanded.items())), (name, fused, given, expanded)
+            alone = fused_alone(head_of(text), kind, tuple(expanded.items()))
+            assert given == fused + alone, (name, fused, given, expanded)
             others[tuple(expanded.items())].add(products + sums)
     assert sum(map(len, others.values())) > len(others) > 1
 
@@ -127,6 +132,18 @@ def test_a_contraction_by_ptxas_would_be_counted():
     assert in_code(assembled(text)[name], "f32") == (products, sums, 0)
     given = in_code(assembled(re.sub(r"\b(mul|add|sub)\.rn\.f32", r"\1.f32", text))[name], "f32")
     assert given[2] > 0 and given[0] < products and given[1] < sums
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_a_contraction_by_ptxas_beside_divisions_would_be_counted(kind):
+    real = {"f32": "f", "f64": "d"}[kind]
+    name, text = next((name, text) for name, text in native_ptx.library()[TARGET].items()
+                      if f"step_kernelILb0ELb0ENS_4AdamI{real}Lb0EEE{real}{real}E" in name)  # fmt: skip
+    _, _, fused, expanded = in_ptx(text, kind)
+    alone = fused_alone(head_of(text), kind, tuple(expanded.items()))
+    assert not fused and in_code(assembled(text)[name], kind)[2] == alone
+    given = in_code(assembled(re.sub(rf"\b(mul|add|sub)\.rn\.{kind}", rf"\1.{kind}", text))[name], kind)
+    assert given[2] > alone
 
 
 def contracted_library(folder):
