@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda_on_host import step as step_on_host
+from cuda_on_host import run as run_on_host
 from helpers import assert_same_bits, call_of, everything
 from inventory import CASES, DTYPES
 from tensors import MORE_LAYOUTS, make_params, set_grads
@@ -242,7 +242,7 @@ def test_other_kernels_are_told_apart():
     def kernels(call, run):
         return device._kernels(call, SimpleNamespace(kernels={}, is_mapped=call.has_shards), run)
 
-    assert len({kernels(call, run) for call in calls for run in (native._run, step_on_host)}) == 2 * len(calls)
+    assert len({kernels(call, run) for call in calls for run in (native._run, run_on_host)}) == 2 * len(calls)
     same = call_on([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)
     assert kernels(same, native._run) == kernels(calls[0], native._run)
 
