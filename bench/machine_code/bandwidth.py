@@ -17,7 +17,7 @@ from .warps import Launch, Op, Run, occupancy, simulate
 ROWS = 8  # of a tile, which one draw serves
 WIDTHS = (16, 8, 4)  # of the narrowest access to parameters and states, the first that explains the code
 MOST_THREADS = 1024  # of a block, where a kernel does not say
-_STEP = re.compile(r"step_kernel<(lrt::\w+<[^<>]*>), ([\w:]+), ([\w:]+)\b")
+_STEP = re.compile(rf"step_kernel<{cuda_model.PLAIN}, (lrt::\w+<[^<>]*>), ([\w:]+), ([\w:]+)\b")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from .kernel import GPUS, Kernel
 from .variants import VARIANTS
 
 ACCESS = 16  # bytes of one access of a full chunk
-ROWS = 8  # of a tile: one thread draws once for its lanes of all
-PASSES = 4  # of the inner loop over a tile
+ELEMENTS = 16  # of a thread in a tile of 512, which a warp steps
+PLAIN = "false, false"  # step_kernel's kMapped, kSloped: neither shards, channels_last nor a slope
 PHILOX_MULTIPLIER = re.compile(r"-0x2daee0ad|0xd2511f53")
 BYTES = {"float": 4, "double": 8, "lrt::BFloat16": 2, "lrt::Half": 2}
 DTYPES = {  # of parameters and gradients, of states
@@ -64,46 +64,69 @@ def library(arch: int) -> dict[str, sass.Text]:
     return dict(zip(sass.run_tool("c++filt", *texts).splitlines(), texts.values(), strict=True))
 
 
+def tile_loop(code: Sequence[sass.Instruction], dtype: str) -> tuple[sass.Loop, list[sass.Loop]]:
+    """The loop over a full chunk's tiles, and those in it; not that of any alignment, which has single elements."""
+    single, found = BYTES[DTYPES[dtype][0]], sass.loops(code)
+    outermost = [loop for loop in found if not any(other.contains(loop) for other in found)]
+    stored = {loop: {it.access_bytes for it in code[loop.head : loop.end + 1] if it.is_store} for loop in outermost}
+    full = [loop for loop, sizes in stored.items() if sizes and single not in sizes]
+    if len(full) != 1:
+        raise sass.UnknownStructure(f"{len(full)} loops that store no single elements, of {outermost}")
+    return full[0], [loop for loop in found if full[0].contains(loop)]
+
+
+def draws(code: Sequence[sass.Instruction], way: sass.Passes) -> set[int]:
+    """What the one branch around the draws skips; UnknownStructure if there is another before they end."""
+    found = []
+    for branch in way.branches:
+        over = {i for i in way.longest if branch < i < (code[branch].target or 0)}
+        if any(PHILOX_MULTIPLIER.search(code[i].operands) for i in over):
+            found.append(over)
+    if len(found) != 1 or any(code[i].access_bytes for i in found[0]):
+        raise sass.UnknownStructure(f"{len(found)} branches around draws alone")
+    if sum(branch < max(found[0]) for branch in way.branches) != 1:
+        raise sass.UnknownStructure("another branch before the draws end")
+    return found[0]
+
+
 def count(code: Sequence[sass.Instruction], rule: str, dtype: str) -> dict[str, Any]:
     """What a full chunk executes, as the fields of Kernel; UnknownStructure if the code is not as expected.
 
-    A tile's loop holds the loads of its first row, the draws, which a branch skips, and the loop over pairs of rows,
-    which stores a pair and loads the next. Either the branch is inside, or the compiler has made two loops of it. The
-    loop of any alignment, which has accesses of single elements, too, is not looked at.
+    A warp's loop over tiles holds the draws, which a branch skips, and the passes over the tile's rows, unrolled or
+    some of them in a loop; a pass may load for the next one, also of the next tile, where there is one. Branches in the
+    passes, which skip no store, take their longer side.
     """
-    elements = ACCESS // BYTES[DTYPES[dtype][0]]
-    ways, branches = [], 0
-    for tile, words in sass.nested(code):
-        outside, inner = sass.passes(code, tile), sass.passes(code, words).longest
-        sizes = [code[i].access_bytes for i in inner if code[i].access_bytes]
-        if ACCESS // elements in sizes:
-            continue
-        if sum(sizes) != 2 * elements * traffic_bytes(rule, dtype):
-            raise sass.UnknownStructure(f"the inner loop {words} does not move two rows")
-        around = [i for i in outside.branches if not words.head <= i <= words.end]
-        branches += sum(not sass.skips_store(code, i) for i in around)
-        for way in (outside.longest, outside.shortest):
-            ways.append(([i for i in way if not words.head <= i <= words.end], inner))
-    costs: dict[bool, list[float]] = {True: [], False: []}
-    for once, inner in ways:
-        draws = any(PHILOX_MULTIPLIER.search(code[i].operands) for i in once)
-        costs[draws].append((len(once) + PASSES * len(inner)) / (ROWS * elements))
-    if not costs[True] or not costs[False] or (branches, len(ways)) not in ((1, 2), (0, 4)):
-        raise sass.UnknownStructure(f"{branches} branches outside the inner loop, {len(ways)} ways, costs {costs}")
-    executed = {i for once, inner in ways for i in (*once, *inner)}
-    sizes = [code[i].access_bytes for _, inner in ways[::2] for i in inner if code[i].access_bytes]
+    tile, inside = tile_loop(code, dtype)
+    if len(inside) > 1:
+        raise sass.UnknownStructure(f"more than one loop in the loop over tiles: {inside}")
+    outside = sass.passes(code, tile)
+    inner = [sass.passes(code, loop) for loop in inside]
+    looped = [i for way in inner for i in way.longest]
+    once = [i for i in outside.longest if not any(loop.head <= i <= loop.end for loop in inside)]
+    moved = [sum(code[i].access_bytes for i in way) for way in (once, looped)]
+    rest = ELEMENTS * traffic_bytes(rule, dtype) - moved[0]
+    if rest % moved[1] if moved[1] else rest or looped:
+        raise sass.UnknownStructure(f"no number of passes moves a tile: {moved} of {rest} bytes")
+    times = rest // moved[1] if moved[1] else 0
+    skipped = draws(code, outside)
+    if any(PHILOX_MULTIPLIER.search(code[i].operands) for i in {*once, *looped} - skipped):
+        raise sass.UnknownStructure("draws that no branch skips")
+    if any(sass.skips_store(code, i) for way in (outside, *inner) for i in way.branches):
+        raise sass.UnknownStructure("a branch around a store")
+    sizes = [code[i].access_bytes for i in (*once, *looped) if code[i].access_bytes]
+    issued = len(once) + times * len(looped)
     return {
-        "masked": max(costs[True]),
-        "unmasked": max(costs[False]),
+        "masked": issued / ELEMENTS,
+        "unmasked": (issued - len(skipped)) / ELEMENTS,
         "accesses": len(sizes),
         "wide_accesses": sizes.count(ACCESS),
-        "local_accesses": sum(code[i].is_local for i in executed),
+        "local_accesses": sum(code[i].is_local for i in (*once, *looped)),
     }
 
 
 def step_kernel(arch: int, rule: str, dtype: str) -> sass.Text:
     """The rule's kernel in the native library."""
-    text = library(arch).get(f"void lrt::cuda::step_kernel<{_arguments(rule, dtype)}>(lrt::cuda::Step)")
+    text = library(arch).get(f"void lrt::cuda::step_kernel<{PLAIN}, {_arguments(rule, dtype)}>(lrt::cuda::Step)")
     if text is None:
         raise RuntimeError(f"the native library has no kernel of {rule}, {dtype} for sm_{arch}")
     return text

@@ -99,6 +99,9 @@ class _Function:
         base, target = opcode.split(".")[0], _TARGET.search(operands)
         if base in ("BRX", "JMP", "JMX", "BRXU", "JMXU"):
             raise UnknownStructure(f"a jump to a place not known in advance: {opcode} {operands}")
+        # A slow path, as a call is: a warp whose threads have parted shuffles elsewhere, and comes back.
+        if base == "BRA" and "DIV" in opcode.split("."):
+            return Instruction(opcode, operands, True)
         # A call to a label inside the kernel never returns: sm_80 leaves loops so.
         if base == "BRA" or (base == "CALL" and target and target[1].startswith(".L_")):
             if not target or target[1] not in self.labels:
@@ -126,29 +129,28 @@ def parse(text: str) -> dict[str, list[Instruction]]:
     return {name: function.instructions() for name, function in functions.items()}
 
 
+def reached(code: Sequence[Instruction]) -> set[int]:
+    """What may be executed outside of slow paths."""
+    found: set[int] = set()
+    ahead = {0}
+    while ahead:
+        index = ahead.pop()
+        found.add(index)
+        onward = {*successors(code, index)} | ({index + 1} if code[index].is_call else set())
+        ahead |= {way for way in onward if way < len(code)} - found
+    return found
+
+
 def loops(code: Sequence[Instruction]) -> list[Loop]:
-    """What backward branches close, without the idle loop that ends every kernel."""
+    """What backward branches close, without the idle loop that ends every kernel and what is in slow paths."""
     ends: dict[int, int] = {}
-    for index, instruction in enumerate(code):
+    for index in sorted(reached(code)):
+        instruction = code[index]
         if instruction.target is not None and instruction.target < index:
             if instruction.target in ends:
                 raise UnknownStructure("a loop with two ends")
             ends[instruction.target] = index
     return [Loop(head, end) for head, end in ends.items()]
-
-
-def nested(code: Sequence[Instruction]) -> list[tuple[Loop, Loop]]:
-    """Every innermost loop that lies in another, behind the loop it lies in directly."""
-    found = loops(code)
-    innermost = [loop for loop in found if not any(loop.contains(other) for other in found)]
-    pairs = []
-    for inner in innermost:
-        around = [loop for loop in found if loop.contains(inner)]
-        if around:
-            pairs.append((min(around, key=lambda loop: loop.end - loop.head), inner))
-    if not pairs or len({loop for pair in pairs for loop in pair}) != 2 * len(pairs):
-        raise UnknownStructure(f"not pairs of loops, one in the other: {found}")
-    return pairs
 
 
 def successors(code: Sequence[Instruction], index: int) -> Iterator[int]:
@@ -164,8 +166,7 @@ def successors(code: Sequence[Instruction], index: int) -> Iterator[int]:
 
 def skips_store(code: Sequence[Instruction], branch: int) -> bool:
     """Whether a branch jumps forward over a store to global memory."""
-    target = code[branch].target
-    return any(i.access_bytes and i.opcode.startswith("ST") for i in code[branch + 1 : target])
+    return any(i.is_store for i in code[branch + 1 : code[branch].target])
 
 
 @dataclass(frozen=True)

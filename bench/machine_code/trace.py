@@ -3,13 +3,15 @@
 What a branch does is not known from the text. Of all ways from the entry to the end the one is taken that makes all
 wide accesses, draws or does not, makes few calls (slow paths of square root and division) and narrow accesses and is
 else the longest. Loops run as often as it takes to draw, load and store the chunk once; a last pass may leave out the
-loads for the next one. UnknownStructure where no number of passes does that.
+loads for the next one, by a branch or by their predicates (which are then left out of the trace, slots of a few loads).
+UnknownStructure where no number of passes does that.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal, get_args
 
 from .sass import Instruction, Loop, UnknownStructure, loops, successors
 
@@ -18,6 +20,8 @@ PRODUCTS = 7  # by this multiplier, of a call with as many rounds
 MOST_PASSES = 64
 _STORE, _LOAD = 10**12, 10**8  # of wide ones, a byte; so worth against 1 for an instruction
 _NARROW_STORE, _CALL, _DRAW, _NARROW_LOAD = 10**7, 10**6, 10**4, 10**2
+
+Ahead = Literal["nothing", "column", "chunk"]  # of which the last pass loads for no other, where passes load ahead
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,9 @@ def draws(instruction: Instruction) -> bool:
 
 
 class _Finder:
-    """Ways through one kernel by one nest of loops, outer first; ``ahead``: its last pass loads for no other."""
+    """Ways through one kernel by one nest of loops, outer first."""
 
-    def __init__(self, code: Sequence[Instruction], work: Work, nest: Sequence[Loop], ahead: bool) -> None:
+    def __init__(self, code: Sequence[Instruction], work: Work, nest: Sequence[Loop], ahead: Ahead) -> None:
         self.code, self.work, self.nest, self.ahead = code, work, nest, ahead
         found = loops(code)
         related = [it for it in found if any(it == mine or it.contains(mine) or mine.contains(it) for mine in nest)]
@@ -97,6 +101,10 @@ class _Finder:
             found.append(best[found[-1]][1])
         return found
 
+    def _is_predicated_load(self, index: int) -> bool:
+        this = self.code[index]
+        return this.guarded and this.access_bytes >= self.work.wide and not this.is_store
+
     def _passes(self, loop: Loop, columns: int, passes: int) -> int:
         if loop in self.drawing:
             return max(1, self.work.calls // self._calls(loop))
@@ -104,8 +112,13 @@ class _Finder:
             return 1
         return passes if loop == self.nest[-1] else columns
 
+    def _loads(self, inside: Loop | None) -> int:
+        """-1 where the last pass of the innermost loop, on the way through a loop or the whole, loads for no other."""
+        last = self.ahead != "nothing" if inside is None else self.ahead == "column" and inside != self.nest[-1]
+        return -1 if last else 1
+
     def _body(self, loop: Loop) -> list[int]:
-        loads = -1 if self.ahead and loop != self.nest[-1] else 1
+        loads = self._loads(loop)
         key = (loop.head, loads > 0)
         if key not in self.bodies:
             self.bodies[key] = self.way(loop.head, [loop.end], loads)
@@ -120,13 +133,14 @@ class _Finder:
             if loop and not loop.head <= before <= loop.end:
                 for _ in range(self._passes(loop, columns, passes) - 1):
                     yield from self.repeated(self._body(loop), loop, columns, passes)
-            yield i
+            if self._loads(inside) > 0 or not self._is_predicated_load(i):
+                yield i
             before = i
 
     def whole(self) -> list[int] | None:
         """The way through the nest; None if no number of passes does the work."""
         ends = [i for i, it in enumerate(self.code) if it.is_exit]
-        once = self.way(0, ends, -1 if self.ahead else 1)
+        once = self.way(0, ends, self._loads(None))
         several = range(self.work.columns if len(self.nest) == 2 else 1, 0, -1)
         for columns, passes in product(several, range(1, MOST_PASSES if self.nest else 2)):
             way = list(self.repeated(once, None, columns, passes))
@@ -146,11 +160,14 @@ def trace(code: Sequence[Instruction], work: Work) -> list[int]:
     """The indices of the instructions that a warp executes, the shortest of those that do the work."""
     wide = [it for it in loops(code) if any(code[i].access_bytes >= work.wide for i in range(it.head, it.end + 1))]
     innermost = [it for it in wide if not any(it.contains(other) for other in wide)]
+    # Loops with narrow accesses too, for operands at any address, do a full chunk's work only where no other does.
+    innermost = [it for it in innermost if all(not 0 < code[i].access_bytes < work.wide
+                                               for i in range(it.head, it.end + 1))] or innermost  # fmt: skip
     nests: list[list[Loop]] = [[]] if not innermost else []
     for inner in innermost:
         around = sorted((it for it in wide if it.contains(inner)), key=lambda it: it.head)
         nests.append([*around[-1:], inner])
-    finders = (_Finder(code, work, nest, ahead) for nest in nests for ahead in (False, True))
+    finders = (_Finder(code, work, nest, ahead) for nest in nests for ahead in get_args(Ahead))
     ways = [way for finder in finders if (way := finder.whole())]
     if not ways:
         raise UnknownStructure(f"no way loads {work.loaded} and stores {work.stored} bytes, masked: {work.masked}")

@@ -205,6 +205,38 @@ def test_draws_in_a_loop_and_a_last_pass_that_loads_nothing():
     assert way == [0, 1, *draw * 4, *[branch, load, store, leave, again] * 7, branch, store, leave]
 
 
+def test_a_last_pass_whose_loads_have_a_predicate():
+    start = AHEAD.index("@P5 BRA `(.L_3)")
+    code = code_of([*AHEAD[:start], "@!P5 LDG.E.128 R8, desc[UR4][R2.64]", *AHEAD[start + 3 :]])
+    way = trace(code, Work(loaded=8 * 16, stored=8 * 16, wide=16, masked=True, calls=4))
+    load, store, leave, again = range(10, 14)
+    assert way == [0, 1, *[*range(2, 10)] * 4, *[load, store, leave, again] * 7, store, leave]
+
+
+DRAW = ["IMAD.WIDE.U32 R6, R6, -0x2daee0ad, RZ"] * 7
+
+
+def test_loads_ahead_from_one_tile_to_the_next():
+    code = code_of([
+        "LDG.E.128 R4, desc[UR4][R2.64]", ".L_1:", *DRAW, ".L_2:", "@!P5 LDG.E.128 R8, desc[UR4][R2.64]",
+        "STG.E.128 desc[UR4][R2.64], R4", "@P1 BRA `(.L_2)", "@P2 BRA `(.L_1)", "EXIT",
+    ])  # fmt: skip
+    way = trace(code, Work(loaded=8 * 16, stored=8 * 16, wide=16, masked=True, columns=2))
+    draw, (load, store, again, next_tile, leave) = [*range(1, 8)], range(8, 13)
+    row = [load, store, again]
+    assert way == [0, *draw, *row * 4, next_tile, *draw, *row * 3, store, again, next_tile, leave]
+
+
+def test_a_loop_for_any_address_is_not_taken_for_that_of_full_chunks():
+    move = ["LDG.E.128 R4, desc[UR4][R2.64]", "STG.E.128 desc[UR4][R2.64], R4"]
+    code = code_of([
+        "@P0 BRA `(.L_2)", ".L_1:", *DRAW, *move, *["MOV R1, R2"] * 5, "@P1 BRA `(.L_1)", "EXIT",
+        ".L_2:", *DRAW, "@P3 LDG.E R4, desc[UR4][R2.64]", *move, "@P1 BRA `(.L_2)", "EXIT",
+    ])  # fmt: skip
+    way = trace(code, Work(loaded=4 * 16, stored=4 * 16, wide=16, masked=True))
+    assert way == [0, *[*range(1, 16)] * 4, 16]
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"loaded": 8 * 4 * 16}, {"stored": 8 * 2 * 16 + 16}, {"masked": False}, {"wide": 32}],

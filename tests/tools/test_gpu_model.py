@@ -2,6 +2,9 @@
 
 import io
 import re
+import statistics
+from collections import Counter
+from functools import cache
 
 import pytest
 from rich.console import Console
@@ -17,10 +20,12 @@ MISSING = cuda_model.why_not()
 reads = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 by_rule = pytest.mark.parametrize("rule", VARIANTS)
 
-BUDGET = 80  # instructions per parameter: an H100 issues over 200 while its memory moves 28 bytes
-MASK_RATIO = 1.35
+# Of instructions per parameter, what nvcc makes of it now: an H100 issues over 200 while its memory moves 28 bytes.
+BUDGETS = {"f32": 54, "bf16/f32": 63, "bf16": 64}
+MASK_RATIO = 1.2
 
-ACCESSES = ["LDG.E.128 R4, desc[UR4][R2.64]"] * 6 + ["STG.E.128 desc[UR4][R2.64], R4"] * 4  # two rows of SGD, f32
+# What a thread moves of a tile in SGD, f32.
+ACCESSES = ["LDG.E.128 R4, desc[UR4][R2.64]"] * 12 + ["STG.E.128 desc[UR4][R2.64], R4"] * 8
 SLOW_PATH = [
     "BSSY B1, `(.L_x_8)",
     "@!P0 BRA `(.L_x_4)",
@@ -40,12 +45,18 @@ DRAWS = [
     "LOP3.LUT R6, R7, R8, RZ, 0x3c, !PT",
     ".L_x_2:",
 ]
-ROWS = [".L_x_3:", *ACCESSES, *SLOW_PATH, "@P1 BRA `(.L_x_3)"]
-INNER = 10 + 5 + 1  # accesses; BSSY, the branch taken, MUFU, FMUL, BSYNC; the branch back
-TILE = [".L_x_1:", "IADD3 R2, R2, 0x10, RZ", *DRAWS, *ROWS, "BRA.U UP1, `(.L_x_1)"]
-REST = [".L_x_6:", "LDG.E R4, desc[UR4][R2.64]", "@P0 BRA `(.L_x_6)", "EXIT", "$slow:", "RET.REL.NODEC R4 `(kernel)"]
+SHUFFLE = ["BRA.DIV UR5, `(.L_x_9)", "SHFL.IDX PT, R4, R5, R6, 0x1f", ".L_x_10:"]
+PARTED = [".L_x_9:", "WARPSYNC.COLLECTIVE R20, `(.L_x_11)", ".L_x_11:", "SHFL.IDX PT, R4, R5, R6, R7", "BRA `(.L_x_10)"]
+INCREMENT, REPEAT = "IADD3 R2, R2, 0x10, RZ", "BRA.U UP1, `(.L_x_1)"
+TILE = [".L_x_1:", INCREMENT, *DRAWS, *SHUFFLE, *ACCESSES, *SLOW_PATH, REPEAT]
+AROUND = 1 + 1 + 2 + 1  # the increment, the branch around the draws, the shuffle, the branch back
+SLOW = 5  # BSSY, the branch taken, MUFU, FMUL, BSYNC
+REST = [
+    ".L_x_6:", "LDG.E R4, desc[UR4][R2.64]", "STG.E desc[UR4][R2.64], R4", "@P0 BRA `(.L_x_6)", "EXIT",
+    "$slow:", "RET.REL.NODEC R4 `(kernel)",
+]  # fmt: skip
 IDLE = [".L_x_7:", "BRA `(.L_x_7)"]
-KERNEL = ["MOV R1, c[0x0][0x28]", "@P0 EXIT", *TILE, *REST, *IDLE]
+KERNEL = ["MOV R1, c[0x0][0x28]", "@P0 EXIT", *TILE, *REST, *PARTED, *IDLE]
 
 
 def disassembly(lines: list[str]) -> str:
@@ -61,7 +72,7 @@ def disassembly(lines: list[str]) -> str:
 
 
 def count(lines: list[str]) -> dict[str, float]:
-    """The figures of a hand-made kernel of SGD with momentum, f32: 4 elements an access, 8 rows."""
+    """The figures of a hand-made kernel of SGD with momentum, f32: 16 elements a thread and tile."""
     return cuda_model.count(sass.parse(disassembly(lines))["kernel"], "SGD momentum", "f32")
 
 
@@ -72,14 +83,27 @@ def replaced(old: list[str], new: list[str], within: list[str] = KERNEL) -> list
 
 
 def test_counts_of_a_hand_made_kernel():
-    unmasked = (3 + 4 * INNER) / 32  # outside the inner loop: IADD3, the branch around the draws, the branch back
+    unmasked = (AROUND + len(ACCESSES) + SLOW) / 16
     assert count(KERNEL) == {
-        "masked": unmasked + 2 / 32,
+        "masked": unmasked + 2 / 16,
         "unmasked": unmasked,
-        "accesses": 10,
-        "wide_accesses": 10,
+        "accesses": 20,
+        "wide_accesses": 20,
         "local_accesses": 0,
     }
+
+
+def test_passes_of_a_tile_in_a_loop():
+    half = [".L_x_3:", *ACCESSES[6:16], *SLOW_PATH, "@P1 BRA `(.L_x_3)"]
+    got = count(replaced([*ACCESSES, *SLOW_PATH], half))
+    unmasked = (AROUND + 2 * (len(ACCESSES) // 2 + SLOW + 1)) / 16
+    assert (got["masked"], got["unmasked"], got["accesses"]) == (unmasked + 2 / 16, unmasked, 10)
+
+
+def test_loads_for_the_next_tile_that_a_branch_skips():
+    got = count(replaced(ACCESSES, ["@P3 BRA `(.L_x_12)", *ACCESSES[:4], ".L_x_12:", *ACCESSES[4:]]))
+    assert got["unmasked"] == count(KERNEL)["unmasked"] + 1 / 16
+    assert got["accesses"] == 20
 
 
 def test_instructions_are_read_as_nvdisasm_prints_them():
@@ -87,6 +111,8 @@ def test_instructions_are_read_as_nvdisasm_prints_them():
     assert len(code) == sum(not line.endswith(":") for line in KERNEL)
     assert [code[i].opcode for i in (0, 1, 2, -1)] == ["MOV", "EXIT", "IADD3", "BRA"]
     assert code[3] == sass.Instruction("BRA", "`(.L_x_2)", True, 6)
+    assert code[6] == sass.Instruction("BRA.DIV", "UR5, `(.L_x_9)", True)
+    assert sass.loops(code) == [sass.Loop(2, 36), sass.Loop(37, 39)]  # none by the way back of what has parted
     moved = {"LDG.E": 4, "LDG.E.U16": 2, "ST.E.64": 8, "LD.E.128": 16, "LDG.E.S8": 1, "STG.E.ENL2.256": 32}
     moved |= {"LDL.64": 0, "LDS": 0, "LDC.64": 0, "MOV": 0}
     assert {opcode: sass.Instruction(opcode, "", False).access_bytes for opcode in moved} == moved
@@ -94,35 +120,33 @@ def test_instructions_are_read_as_nvdisasm_prints_them():
 
 def test_loop_that_ends_as_on_sm_80():
     # A guarded call to a label leaves the loop, an unguarded branch closes it: one instruction more a pass.
-    end = ["@!P1 CALL.REL.NOINC `(.L_x_9)", "BRA `(.L_x_3)", ".L_x_9:"]
-    assert count(replaced(["@P1 BRA `(.L_x_3)"], end))["masked"] == count(KERNEL)["masked"] + 4 / 32
-
-
-def test_two_loops_instead_of_a_branch_around_the_draws():
-    def renamed(lines):
-        return [line.replace("L_x_", "L_y_") for line in lines]
-
-    without = [line for line in TILE if line not in DRAWS]
-    got = count(replaced(TILE, [*replaced(DRAWS[:1], [], TILE), *renamed(without)]))
-    assert (got["masked"], got["unmasked"]) == ((4 + 4 * INNER) / 32, (2 + 4 * INNER) / 32)
-    assert got["accesses"] == got["wide_accesses"] == 20
+    end = ["@!P1 CALL.REL.NOINC `(.L_x_12)", "BRA `(.L_x_1)", ".L_x_12:"]
+    assert count(replaced([REPEAT], end))["masked"] == count(KERNEL)["masked"] + 1 / 16
 
 
 def test_local_and_narrow_accesses_of_full_chunks_are_seen():
     halves = ["LDG.E.64 R4, desc[UR4][R2.64]"] * 2
     got = count(replaced(ACCESSES, ["LDL R4, [R1]", *halves, *ACCESSES[1:]]))
-    assert (got["accesses"], got["wide_accesses"], got["local_accesses"]) == (11, 9, 1)
+    assert (got["accesses"], got["wide_accesses"], got["local_accesses"]) == (21, 19, 1)
+
+
+TILE_AGAIN = [line.replace("L_x_", "L_y_") for line in TILE if line not in SHUFFLE]
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (["@P1 BRA `(.L_x_3)"], []),  # no inner loop
-        (ACCESSES, ACCESSES[1:]),  # not two rows
+        ([REPEAT], []),  # no loop
+        ([REPEAT], [REPEAT, *TILE_AGAIN]),  # two
+        (ACCESSES, ACCESSES[1:]),  # not a tile
+        (ACCESSES, [*ACCESSES[:-1], "@P3 BRA `(.L_x_12)", ACCESSES[-1], ".L_x_12:"]),  # a store that may be skipped
+        ([*ACCESSES, *SLOW_PATH], [".L_x_3:", *ACCESSES[:7], "@P1 BRA `(.L_x_3)"]),  # no number of passes
         (DRAWS, []),  # nothing to skip
         (DRAWS[:1], []),  # draws that cannot be skipped
         (DRAWS[1:2], ["MOV R6, R7"]),  # what is skipped is not Philox
-        (["IADD3 R2, R2, 0x10, RZ"], ["@P2 BRA `(.L_x_9)", "MOV R2, R3", ".L_x_9:"]),  # another branch
+        (DRAWS[2:3], ["LDG.E R4, desc[UR4][R2.64]", *DRAWS[2:3]]),  # and more
+        (SHUFFLE[:1], ["BRA `(.L_x_9)"]),  # always elsewhere
+        ([INCREMENT], ["@P2 BRA `(.L_x_12)", "MOV R2, R3", ".L_x_12:"]),  # another branch
         (["@!P0 BRA `(.L_x_4)"], []),  # always slow
         (["BSYNC B1"], ["BRX R2"]),
         (["BSYNC B1"], ["@P0 BRA `(.L_x_99)"]),
@@ -182,29 +206,46 @@ def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
 
 @reads
 @by_rule
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("arch", cuda_model.archs())
-def test_operands_at_any_address_have_wide_accesses_where_theirs_allows(arch, rule):
-    code, states = cuda_model.step_kernel(arch, rule, "f32").code, VARIANTS[rule].states
-    inner = [code[words.head : words.end + 1] for _, words in sass.nested(code)]
-    (loop,) = (loop for loop in inner if any(it.access_bytes == 4 for it in loop))
+def test_operands_at_any_address_have_wide_accesses_where_theirs_allows(arch, dtype, rule):
+    code, states = cuda_model.step_kernel(arch, rule, dtype).code, VARIANTS[rule].states
+    single, found = cuda_model.BYTES[cuda_model.DTYPES[dtype][0]], sass.loops(code)
+    inner = [code[it.head : it.end + 1] for it in found if not any(it.contains(other) for other in found)]
+    (loop,) = (loop for loop in inner if any(it.access_bytes == single for it in loop))
     wide = [it for it in loop if it.access_bytes == cuda_model.ACCESS]
-    assert sum(not it.is_store for it in wide) == 2 + states  # of the next row: parameter, gradient, states
+    assert sum(not it.is_store for it in wide) == 2 + states  # of this row or the next: parameter, gradient, states
     assert sum(it.is_store for it in wide) == 1 + states
 
 
 @reads
 @pytest.mark.parametrize("arch", cuda_model.archs())
-def test_no_kernel_of_the_library_needs_a_stack(arch):
-    stacks = {name: text.stack_bytes for name, text in cuda_model.library(arch).items()}
-    assert len(stacks) > 70  # 66 step kernels, and the small ones
+def test_no_kernel_of_the_library_spills_or_needs_a_stack(arch):
+    library = cuda_model.library(arch)
+    stacks = {name: text.stack_bytes for name, text in library.items()}
     assert not any(stacks.values()), {name: size for name, size in stacks.items() if size}
+    assert not [name for name, text in library.items() if any(it.is_local for it in text.code)]
+    kinds = Counter(found[1] for name in library if (found := re.search(r"step_kernel<(\w+, \w+), lrt::", name)))
+    assert kinds.keys() == {f"{mapped}, {sloped}" for mapped in ("false", "true") for sloped in ("false", "true")}
+    assert len({*kinds.values()}) == 1 and min(kinds.values()) >= len(VARIANTS) * len(cuda_model.DTYPES), kinds
 
 
 @reads
 @pytest.mark.parametrize("arch", cuda_model.archs())
-def test_instructions_of_adam_stay_in_budget(arch):
-    (kernel,) = cuda_model.kernels(arch, "Adam", ("f32",))
-    assert kernel.masked <= BUDGET, kernel
+def test_step_kernels_tell_that_their_addresses_are_global(arch):
+    # LD and ST find out at run time which memory an address lies in.
+    for name, text in cuda_model.library(arch).items():
+        if "step_kernel<" in name:
+            opcodes = {it.opcode.split(".")[0] for it in text.code}
+            assert {"LDG", "STG"} <= opcodes and not {"LD", "ST"} & opcodes, name
+
+
+@reads
+@pytest.mark.parametrize("dtype", BUDGETS)
+@pytest.mark.parametrize("arch", cuda_model.archs())
+def test_instructions_of_adam_stay_in_budget(arch, dtype):
+    (kernel,) = cuda_model.kernels(arch, "Adam", (dtype,))
+    assert kernel.masked <= BUDGETS[dtype], kernel
     assert kernel.masked <= MASK_RATIO * kernel.unmasked, kernel
 
 
@@ -257,16 +298,37 @@ def test_whoever_uses_a_loaded_register_has_waited(arch):
     assert checked >= 14  # two rows of parameters, gradients and two states; the table
 
 
-# Shares of the attainable bandwidth, by the model, which cannot tell the way through the f32 kernels.
-FLOORS = {("H200", "bf16"): 0.85, ("B200", "bf16"): 0.70}
+@cache
+def predicted_share(board: str, rule: str, dtype: str) -> float:
+    """Of the attainable bandwidth, masked."""
+    return bandwidth.predict(step_kernel(CODE[board], rule, dtype), board).run.share
+
+
+# Shares of the attainable bandwidth, by the model.
+FLOORS = {("H100", "f32"): 0.95, ("B200", "f32"): 0.95, ("H200", "bf16"): 0.85, ("B200", "bf16"): 0.70}
 PREDICTED = [key for key in FLOORS if CODE[key[0]] in cuda_model.archs()]
 
 
 @reads
 @pytest.mark.parametrize(("board", "dtype"), PREDICTED)
 def test_predicted_share_of_adam(board, dtype):
-    kernel = step_kernel(CODE[board], "Adam", dtype)
-    assert bandwidth.predict(kernel, board).run.share >= FLOORS[board, dtype]
+    assert predicted_share(board, "Adam", dtype) >= FLOORS[board, dtype]
+
+
+# Microseconds on an H200, with a cold L2 cache: a copy of as many bytes, a masked step.
+MEASURED = {
+    ("Adam", "f32"): (879, 918), ("Adam", "bf16"): (879, 962), ("Adam", "bf16/f32"): (691, 724),
+    ("AMSGrad", "f32"): (569, 595), ("SGD momentum", "f32"): (80.0, 89.5), ("SGD momentum", "bf16"): (157, 173),
+}  # fmt: skip
+
+
+@reads
+@pytest.mark.skipif(90 not in cuda_model.archs(), reason="no code for sm_90")
+def test_predicted_shares_against_measured_ones():
+    ratios = [predicted_share("H200", *key) * step / copy for key, (copy, step) in MEASURED.items()]
+    # As the model is off published curves (test_bandwidth_model.py).
+    assert min(ratios) > 0.75 and max(ratios) < 1.35, ratios
+    assert statistics.median(ratios) == pytest.approx(1, abs=0.1), ratios
 
 
 @reads
