@@ -53,7 +53,6 @@ class MaskedOptimizer(StoredOptimizer):
         self._checked_groups = {}
         self._measured: dict[str, Tensor] = {}  # by the last step
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
-        self._sums: StepSums | None = None  # of the step that is being taken
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         self._names, self._master = by_param(arguments["names"]), arguments["master"]
@@ -113,9 +112,9 @@ class MaskedOptimizer(StoredOptimizer):
         """
         new: dict[Tensor, dict[str, Any]] = {}
         compiling = torch.compiler.is_compiling()
-        self._sums = StepSums(self._slopes, self.track_metrics) if self._wants_sums() else None
+        summed = StepSums(self._slopes, self.track_metrics) if self._wants_sums() else None
         kept = self._kept_states() if whole and not compiling else None
-        calls = [call for part in work for call in self._calls(part, new, kept)]
+        calls = [call for part in work for call in self._calls(part, new, kept, summed)]
         at = self._places(calls)
         if not compiling:
             clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
@@ -125,10 +124,10 @@ class MaskedOptimizer(StoredOptimizer):
             self.state[param].update(states)
         if compiling:
             step_in_graph(self, calls, at)
-            return self._enter(self._finish(work))
+            return self._enter(self._finish(work, summed))
         for backend, call in zip(backends, calls, strict=True):
             backend.step(call)
-        sums = self._finish(work)
+        sums = self._finish(work, summed)
         if not whole:
             return
         self._measured.clear()  # a dict, because torch.compile drops what is set on an optimizer
@@ -155,12 +154,12 @@ class MaskedOptimizer(StoredOptimizer):
     def _wants_sums(self) -> bool:
         return self.track_metrics or self._slopes is not None
 
-    def _finish(self, work: list[Part]) -> Tensor | None:
+    def _finish(self, work: list[Part], summed: StepSums | None) -> Tensor | None:
         """What a step still has to do once its calls have run; its sums, where metrics are tracked."""
         for part in work:
             if part.sharded:  # a graph that was built of DTensors must not be used after the step
                 torch.autograd.graph.increment_version(part.params)
-        return None if self._sums is None else self._sums.finish()
+        return None if summed is None else summed.finish()
 
     def _enter(self, sums: Tensor | None) -> None:
         if sums is not None:
@@ -190,8 +189,21 @@ class MaskedOptimizer(StoredOptimizer):
             self._kept = KeptStates(self.state)
         return self._kept
 
-    def _calls(self, part: Part, new: dict[Tensor, dict[str, Any]], kept: KeptStates | None = None) -> list[StepCall]:
+    def _calls(
+        self,
+        part: Part,
+        new: dict[Tensor, dict[str, Any]],
+        kept: KeptStates | None = None,
+        summed: StepSums | None = None,
+    ) -> list[StepCall]:
         """The calls of a part. Missing states are made and entered into ``new``, not yet into the optimizer."""
+        calls = self._calls_of(part, new, kept)
+        if summed is not None:
+            for call in calls:
+                call.sums = summed.of(part.params[0])
+        return calls
+
+    def _calls_of(self, part: Part, new: dict[Tensor, dict[str, Any]], kept: KeptStates | None) -> list[StepCall]:
         if self._lacks_lows(part.params):
             return self._first_calls(part, new)
         try:
@@ -243,7 +255,6 @@ class MaskedOptimizer(StoredOptimizer):
             hyper=hyper,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            sums=None if self._sums is None else self._sums.of(part.params[0]),
             storage=self._storage(part.params, new),
             tables=self._tables,
             table_key=part.table_key,
