@@ -115,7 +115,7 @@ class MaskedOptimizer(StoredOptimizer):
         summed = StepSums(self._slopes, self.track_metrics) if self._wants_sums() else None
         kept = self._kept_states() if whole and not compiling else None
         calls = [call for part in work for call in self._calls(part, new, kept, summed)]
-        at = self._places(calls)
+        at = self._places(calls, work)
         if not compiling:
             clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
             backends = prepare(self.backend, calls)
@@ -143,13 +143,14 @@ class MaskedOptimizer(StoredOptimizer):
         if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):
             forget(self._maps, used)
 
-    def _places(self, calls: list[StepCall]) -> Places | None:
+    def _places(self, calls: list[StepCall], work: list[Part]) -> Places | None:
         """Where clipping has the calls' parameters; None where nothing is clipped."""
         if self.max_norm is None:
             return None
         if self._flattened:
             self._check_flattened({"max_norm": self.max_norm})
-        return places(calls, map(local, self._params()))
+        groups = {id(part.checked) for part in work}  # of a dict, the tracers of before torch 2.12 know no id
+        return places(calls, map(local, self._params()), len(groups))
 
     def _wants_sums(self) -> bool:
         return self.track_metrics or self._slopes is not None
@@ -257,7 +258,7 @@ class MaskedOptimizer(StoredOptimizer):
             found_inf=getattr(self, "found_inf", None),
             storage=self._storage(part.params, new),
             tables=self._tables,
-            table_key=part.table_key,
+            table_key=None if torch.compiler.is_compiling() else part.table_key,
         )
         if part.sharded:
             localize(call, self._maps)

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +24,13 @@ from .shards import add_over_ranks, is_dtensor, local
 Places = list[Sequence[int]]
 
 
-def places(calls: list[StepCall], params: Iterable[Tensor]) -> Places:
+def places(calls: list[StepCall], params: Iterable[Tensor], groups: int) -> Places:
     """Of each call's parameters the places among all that are stepped, in the order of the groups.
 
     Backends differ in how they spread the parameters of a group over calls; places do not. ``params`` are those of all
-    groups, of DTensors the local tensors.
+    groups, of DTensors the local tensors; of so many groups some are stepped.
     """
-    groups = {cast("tuple[Any, ...]", call.table_key)[0] for call in calls}
-    if len(groups) == len(calls):  # one call of each, as nearly always
+    if groups == len(calls):  # one call of each, as nearly always
         ends = list(accumulate(len(call.params) for call in calls))
         return [range(end - len(call.params), end) for call, end in zip(calls, ends, strict=True)]
     stepped = dict.fromkeys(param for call in calls for param in call.params)
