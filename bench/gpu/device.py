@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrtricks_fused.step import native
-from lrtricks_fused.step.backends import driver_version, triton_version
+from lrtricks_fused.step.backends import cuda_name, driver_version, triton_version
 
 from ..candidates import Step
 
@@ -49,7 +49,7 @@ class Cuda:
         return {
             "GPU": f"{of.name}, compute capability {of.major}.{of.minor}, {of.multi_processor_count} SMs, "
             f"{of.total_memory / 2**30:.0f} GiB, L2 {of.L2_cache_size / 2**20:.0f} MiB",
-            "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, driver's CUDA {driver_version()}",
+            "torch": f"{torch.__version__}, CUDA {torch.version.cuda}, driver's CUDA {cuda_name(driver_version())}",
             "our kernels": " ".join(native.cuda_archs()) or "none",
             "Triton": triton_version() or "none",
         }
