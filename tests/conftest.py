@@ -14,6 +14,12 @@ from inventory import ISAS
 from lrtricks_fused.step import backends, native
 
 
+def pytest_collection_modifyitems(items):
+    """On a GPU what Triton has to compile comes last: a machine that is lent for minutes has run all else by then."""
+    if torch.cuda.is_available():
+        items.sort(key=lambda item: "triton" in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _native_library_is_there():
     # Without it "auto" is the reference, and native == reference would hold for nothing.
