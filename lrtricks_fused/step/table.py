@@ -107,6 +107,9 @@ class AddressTable:
     enough.
     """
 
+    has_slabs = False  # whether some parameters lie as slab_of says
+    is_mapped = False  # whether the elements of some are not those of their places: of shards, or of these
+
     def __init__(self, call: StepCall, upload: Upload | None) -> None:
         check_operands(call)
         self._upload = upload
@@ -122,7 +125,7 @@ class AddressTable:
         self._slope_scratch: Any = None
         self._streams: dict[int, torch.cuda.Stream] = {}  # that have read this table, by their addresses
         self.kernels: dict[Hashable, Hashable] = {}  # that are launched, by what is asked for: see device.py
-        self.has_slabs, self._has_shards = False, call.has_shards
+        self.is_mapped = call.has_shards
         if fits:
             self._fill(call, *map(addresses, lists))
 
@@ -154,7 +157,7 @@ class AddressTable:
         for number, param in enumerate(call.params):
             if not param.is_contiguous():
                 rows[number, SLAB], rows[number, CHANNELS] = slab_of(param)
-                self.has_slabs = True
+                self.has_slabs = self.is_mapped = True
         self.rows = self._host_rows = rows
         if call.centralize:
             self._fill_slices(call, rows)
@@ -171,11 +174,6 @@ class AddressTable:
         rows[:, FIRST_SLICE] = slices.cumsum(0) - slices
         rows[:, FIRST_PARTIAL] = partials.cumsum(0) - partials
         self.slices, self.partials = int(slices.sum()), int(partials.sum())
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether the elements of some tensors are not those of their places: of shards, and in channels_last."""
-        return self._has_shards or self.has_slabs
 
     def place(self, device: torch.device, chunks: Tensor, upload: Upload) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
