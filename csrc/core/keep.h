@@ -9,7 +9,7 @@ namespace lrt {
 constexpr int64_t kLanes = 64;         // consecutive elements that use consecutive counters
 constexpr int64_t kTile = 8 * kLanes;  // elements served by one row of 64 Philox calls
 constexpr uint32_t kKeepAll = 65536;   // a threshold no 16-bit draw reaches
-enum class Stream : uint32_t { kElement = 0, kBlock = 1, kRounding = 2, kScalar = 3, kFirstState = 4 };
+enum class Stream : uint32_t { kElement = 0, kBlock = 1, kRounding = 2, kScalar = 3 };
 
 // What distinguishes one parameter's draws of one step from all others.
 struct KeepStream {
@@ -43,14 +43,24 @@ LRT_HD PhiloxBlock<uint32_t> draw(const KeepStream& key, uint64_t n, Stream stre
 // The 16 bits of `row` in the Philox word that holds them (word row / 2).
 LRT_HD uint32_t row_bits(uint32_t word, int row) { return (word >> (16 * (row % 2))) & 0xffffu; }
 
+// The Philox word of which an element has its bits, and the row that says which half of it they are.
+struct ElementWord {
+  uint32_t word;
+  int row;
+};
 template <int kRounds = kPhiloxRounds>
-LRT_HD uint32_t keep_bits(const KeepStream& key, int64_t element, Stream stream = Stream::kElement) {
+LRT_HD ElementWord element_word(const KeepStream& key, int64_t element, Stream stream) {
   const int64_t tile = element / kTile, lane = element % kLanes;
   const int row = static_cast<int>(element / kLanes % 8);
   const auto block = draw<kRounds>(key, tile * kLanes + lane, stream);
   // Selects: on a GPU an index that is not known at compile time would put the block into memory.
   const uint32_t lower = row < 2 ? block.word[0] : block.word[1], upper = row < 6 ? block.word[2] : block.word[3];
-  return row_bits(row < 4 ? lower : upper, row);
+  return {row < 4 ? lower : upper, row};
+}
+
+LRT_HD uint32_t keep_bits(const KeepStream& key, int64_t element) {
+  const auto [word, row] = element_word(key, element, Stream::kElement);
+  return row_bits(word, row);
 }
 
 }  // namespace lrt

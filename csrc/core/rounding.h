@@ -1,16 +1,21 @@
 // How float32 becomes what is stored, besides rounding to nearest (core/dtype.h): stochastic rounding, by bits that are
-// drawn as the keep decisions are, and split masters. lrtricks_fused/step/rounding.py says the same of tensors.
+// drawn as the keep decisions are, once for an element, and split masters. lrtricks_fused/step/rounding.py says the
+// same of tensors.
 #pragma once
 
 #include "core/dtype.h"
 #include "core/keep.h"
+#include "core/update.h"
 
 namespace lrt {
 
 constexpr int kRoundingRounds = 7;
 
-// Of a state: its number in the variant is added to the first.
-LRT_HD Stream state_stream(int k) { return static_cast<Stream>(static_cast<int>(Stream::kFirstState) + k); }
+// x: the word that an element of `row` shares with another, its own half on top.
+LRT_HD uint32_t rounding_word(uint32_t word, int row) { return row % 2 ? word : word << 16 | word >> 16; }
+// 16 bits of x, for the parameter and for each state: uniform, and any two independent.
+constexpr uint32_t kParamMultiplier = 1, kStateMultipliers[kMaxStates] = {kPhiloxW0, kPhiloxW1, kPhiloxM0};
+LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * multiplier >> 16; }
 
 // Up or down by 16 uniform bits; right on average, exactly but for subnormal Half, whose cut is rounded to 2**-16 ulp.
 template <class Storage>

@@ -124,17 +124,16 @@ LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t til
 struct TileWords {
   alignas(64) uint32_t word[4][kLanes];
 };
+// Those of calls [lane, lane + kPiece).
 template <class Isa, int kRounds>
-LRT_HD void draw_words(const KeepStream& key, Stream stream, int64_t tile, TileWords& words) {
+LRT_HD void draw_words(const KeepStream& key, Stream stream, int64_t tile, int lane, TileWords& words) {
 #if defined(__AVX512F__) || defined(__AVX2__)
-  for (int lane = 0; lane < kLanes; lane += kPiece) {
-    const auto [even, odd] = piece_of<kRounds>(key, stream, tile, lane);
-    for (int w = 0; w < 4; ++w) store_words(&words.word[w][lane], even.word[w], odd.word[w]);
-  }
+  const auto [even, odd] = piece_of<kRounds>(key, stream, tile, lane);
+  for (int w = 0; w < 4; ++w) store_words(&words.word[w][lane], even.word[w], odd.word[w]);
 #else
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const auto block = draw<kRounds>(key, static_cast<uint64_t>(tile) * kLanes + lane, stream);
-    for (int w = 0; w < 4; ++w) words.word[w][lane] = block.word[w];
+  for (int call = lane; call < lane + kPiece; ++call) {
+    const auto block = draw<kRounds>(key, static_cast<uint64_t>(tile) * kLanes + call, stream);
+    for (int w = 0; w < 4; ++w) words.word[w][call] = block.word[w];
   }
 #endif
 }

@@ -34,19 +34,30 @@ LRT_HD void join_row(const BFloat16* high, const int16_t* low, int count, float*
   for (int i = 0; i < count; ++i) out[i] = joined(high[i], low[i]);
 }
 
-// The bits that round a row, of whose tile all words are there; of a shard's row each element's are drawn alone.
-LRT_HD void row_of_words(const TileWords& words, int row, uint32_t* bits) {
-  for (int lane = 0; lane < kLanes; ++lane) bits[lane] = row_bits(words.word[row / 2][lane], row);
+// The words that round a row, of whose tile all are there; of a shard's row each element's is drawn alone.
+LRT_HD void row_of_words(const TileWords& words, int row, uint32_t* out) {
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = rounding_word(words.word[row / 2][lane], row);
 }
-void draw_row(const KeepStream& key, Stream stream, const IndexMap& map, int64_t first, int count, uint32_t* bits) {
-  for (int i = 0; i < count; ++i) bits[i] = keep_bits<kRoundingRounds>(key, map.element(first + i), stream);
+void draw_row(const KeepStream& key, const IndexMap& map, int64_t first, int count, uint32_t* out) {
+  for (int i = 0; i < count; ++i) {
+    const auto [word, row] = element_word<kRoundingRounds>(key, map.element(first + i), Stream::kRounding);
+    out[i] = rounding_word(word, row);
+  }
 }
 
-// A row of 16 bits from float32: all of it, to nearest or by `bits` where these are given.
+// By what a row is rounded: words and a multiplier; without words to nearest.
+struct RowRounding {
+  const uint32_t* words;
+  uint32_t multiplier;
+};
+
+// A row of 16 bits from float32: all of it.
 template <class Storage>
-LRT_HD void round_row(const float* from, const uint32_t* bits, int count, Storage* to) {
-  if (bits) {
-    for (int i = 0; i < count; ++i) to[i] = stochastically_rounded<Storage>(from[i], bits[i]);
+LRT_HD void round_row(const float* from, RowRounding by, int count, Storage* to) {
+  if (by.words) {
+    for (int i = 0; i < count; ++i) {
+      to[i] = stochastically_rounded<Storage>(from[i], rounding_bits(by.words[i], by.multiplier));
+    }
   } else {
     for (int i = 0; i < count; ++i) to[i] = from_real<Storage>(from[i]);
   }
@@ -54,10 +65,10 @@ LRT_HD void round_row(const float* from, const uint32_t* bits, int count, Storag
 
 // The same of the elements that are kept; the signs of `changed`, if it is given, say of which the bits are others now.
 template <class Storage>
-LRT_HD void round_kept_row(const float* from, const uint32_t* bits, const int32_t* keeps, int count, Storage* to,
+LRT_HD void round_kept_row(const float* from, RowRounding by, const int32_t* keeps, int count, Storage* to,
                            int32_t* changed) {
   Storage rounded[kLanes];
-  round_row(from, bits, count, rounded);
+  round_row(from, by, count, rounded);
   if (changed) {
     for (int i = 0; i < count; ++i) changed[i] = keeps[i] < 0 && rounded[i] != to[i] ? -1 : 0;
   }
@@ -109,31 +120,29 @@ void ask_ahead(const StagedRows& rows, int64_t element) {
   if (stage.low) ahead(stage.low, 2);
 }
 
-const uint32_t* bits_of(StagedRows& rows, const TileWords& words, Stream stream, int64_t begin, int count) {
+// The words that round the row that begins at element `begin`.
+void bring_words(StagedRows& rows, int64_t begin, int count) {
   if (rows.stage.map) {
-    draw_row(rows.key, stream, *rows.stage.map, rows.range.stage_begin + begin, count, rows.buffers.bits);
+    draw_row(rows.key, *rows.stage.map, rows.range.stage_begin + begin, count, rows.buffers.words);
   } else {
-    row_of_words(words, static_cast<int>(begin / kLanes % 8), rows.buffers.bits);
+    row_of_words(rows.words[begin / kTile % 2], static_cast<int>(begin / kLanes % 8), rows.buffers.words);
   }
-  return rows.buffers.bits;
 }
 
 template <class Isa>
-void store_params(StagedRows& rows, const float* params, int64_t begin, int count, const int32_t* keeps) {
+void store_params(StagedRows& rows, const float* params, int64_t element, int count, const int32_t* keeps) {
   const Stage& stage = rows.stage;
-  const int64_t element = rows.range.stage_begin + begin;
   int32_t* const changed = stage.changes ? rows.buffers.changed : nullptr;
   if (stage.low) {
     split_kept_row(params, keeps, count, static_cast<BFloat16*>(rows.range.param) + element, stage.low + element,
                    changed);
   } else if (is_narrow(stage.param)) {
-    const uint32_t* const bits =
-        stage.stochastic ? bits_of(rows, rows.words.param, Stream::kRounding, begin, count) : nullptr;
+    const RowRounding by = {stage.stochastic ? rows.buffers.words : nullptr, kParamMultiplier};
     with_narrow(stage.param, rows.range.param, element,
-                [&](auto* to) { round_kept_row(params, bits, keeps, count, to, changed); });
+                [&](auto* to) { round_kept_row(params, by, keeps, count, to, changed); });
   } else if (stage.mirror) {
     with_narrow(stage.mirror_dtype, stage.mirror, element,
-                [&](auto* to) { round_kept_row(params, nullptr, keeps, count, to, changed); });
+                [&](auto* to) { round_kept_row(params, RowRounding{}, keeps, count, to, changed); });
   } else if (changed) {
     compare_row(rows.buffers.before, params, count, changed);
   }
@@ -153,15 +162,6 @@ void add(StagedRows& rows, const StagedRow& row, int64_t element, int count, con
 }
 
 }  // namespace
-
-template <class Isa>
-void draw_rounding(StagedRows& rows, int64_t tile) {
-  if (rows.stage.map) return;  // element by element, later
-  if (rows.stage.stochastic) draw_words<Isa, kRoundingRounds>(rows.key, Stream::kRounding, tile, rows.words.param);
-  for (int k = 0; rows.stage.stochastic_states && k < rows.states; ++k) {
-    draw_words<Isa, kRoundingRounds>(rows.key, state_stream(k), tile, rows.words.states[k]);
-  }
-}
 
 template <class Isa>
 StagedRow bring_row(StagedRows& rows, int64_t begin, int count) {
@@ -196,17 +196,15 @@ void store_row(StagedRows& rows, const StagedRow& row, int64_t begin, int count,
                float (*sums)[kLanes]) {
   const Stage& stage = rows.stage;
   const int64_t element = rows.range.stage_begin + begin;
+  if (stage.rounds()) bring_words(rows, begin, count);
   for (int k = 0; k < rows.states && is_narrow(stage.state); ++k) {
-    const uint32_t* const bits =
-        stage.stochastic_states ? bits_of(rows, rows.words.states[k], state_stream(k), begin, count) : nullptr;
-    with_narrow(stage.state, rows.range.states[k], element,
-                [&](auto* to) { round_row(row.states[k], bits, count, to); });
+    const RowRounding by = {stage.stochastic_states ? rows.buffers.words : nullptr, kStateMultipliers[k]};
+    with_narrow(stage.state, rows.range.states[k], element, [&](auto* to) { round_row(row.states[k], by, count, to); });
   }
-  store_params<Isa>(rows, row.params, begin, count, keeps);
+  store_params<Isa>(rows, row.params, element, count, keeps);
   if (sums) add(rows, row, element, count, keeps, sums);
 }
 
-template void draw_rounding<LRT_ISA>(StagedRows&, int64_t);
 template StagedRow bring_row<LRT_ISA>(StagedRows&, int64_t, int);
 template void store_row<LRT_ISA>(StagedRows&, const StagedRow&, int64_t, int, const int32_t*, float (*)[kLanes]);
 

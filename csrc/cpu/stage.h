@@ -17,17 +17,14 @@ struct Stage {
   uint8_t* changes;  // a bit per element, or null
   bool stochastic, stochastic_states;
   const IndexMap* map;  // of a shard whose elements are not those of tiles, or null
-};
 
-// The words of one tile that round the parameter, and each state.
-struct RoundingWords {
-  TileWords param, states[kMaxStates];
+  bool rounds() const { return stochastic || stochastic_states; }
 };
 
 // What a row is staged with.
 struct RowBuffers {
   alignas(64) float param[kLanes], grad[kLanes], states[kMaxStates][kLanes], before[kLanes], after[kLanes];
-  alignas(64) uint32_t bits[kLanes];
+  alignas(64) uint32_t words[kLanes];
   alignas(64) int32_t changed[kLanes];
 };
 
@@ -37,8 +34,8 @@ struct StagedRows {
   const Stage& stage;
   KeepStream key;
   Prefetch prefetch;
-  int states;  // of the variant
-  RoundingWords words;
+  int states;          // of the variant
+  TileWords words[2];  // what rounds one tile, and the next
   RowBuffers buffers;
 };
 
@@ -49,11 +46,8 @@ struct StagedRow {
   float* states[kMaxStates];
 };
 
-// The words that round a tile; before its rows are stored. Compiled once per instruction set, as the next two
-// (stage.cpp).
-template <class Isa>
-void draw_rounding(StagedRows& rows, int64_t tile);
-// A row that begins at element `begin` of the range; asks for the lines that a later one will need.
+// A row that begins at element `begin` of the range; asks for the lines that a later one will need. Compiled once per
+// instruction set, as the next (stage.cpp).
 template <class Isa>
 StagedRow bring_row(StagedRows& rows, int64_t begin, int count);
 // The same row after its step, and its share of the sums, where these are asked for.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/rounding.h"
 #include "cpu/lanes.h"
 #include "cpu/stage.h"
 #include "cpu/tile_slope.h"
@@ -23,15 +24,21 @@ __attribute__((noinline)) void run_staged(const ListStep& list, const TensorStep
   if (!range.keeps) decide_tile<Isa>(key, list.threshold, range.first_tile, keeps[0]);
   if (!draws) keeps[1] = keeps[0];
   StagedRows rows = {range, *range.stage, key, tensor.prefetch, Rule::kStates, {}, {}};
+  const bool rounds = range.stage->rounds() && !range.stage->map;  // of a map's elements each is drawn alone
+  const auto draw_rounding = [&](int64_t tile, int lane) __attribute__((always_inline)) {
+    draw_words<Isa, kRoundingRounds>(key, Stream::kRounding, range.first_tile + tile, lane, rows.words[tile % 2]);
+  };
+  for (int lane = 0; rounds && lane < kLanes; lane += kPiece) draw_rounding(0, lane);
   for (int64_t tile = 0; tile * kTile < range.count; ++tile) {
-    draw_rounding<Isa>(rows, range.first_tile + tile);
     float sums[kSums][kLanes];
     if (range.slopes) std::fill_n(sums[0], kSums * kLanes, 0.0f);
     for (int r = 0; r < 8; ++r) {
       // The next tile's draws, between rows of this one.
-      for (int lane = 8 * r; draws && r % (kPiece / 8) == 0 && lane < 8 * r + kPiece; lane += kPiece) {
-        draw_piece<Isa>(key, list.threshold, range.first_tile + tile + 1, lane, keeps[(tile + 1) % 2]);
+      const bool piece = 8 * r % kPiece == 0;
+      if (draws && piece) {
+        draw_piece<Isa>(key, list.threshold, range.first_tile + tile + 1, 8 * r, keeps[(tile + 1) % 2]);
       }
+      if (rounds && piece) draw_rounding(tile + 1, 8 * r);
       const int64_t begin = tile * kTile + r * kLanes;
       if (begin >= range.count) continue;
       const int32_t* const own = range.keeps ? range.keeps + begin : keeps[tile % 2].row[r];

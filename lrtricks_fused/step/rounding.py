@@ -1,7 +1,9 @@
 """How float32 becomes what is stored, in plain tensor operations: stochastic rounding, and split masters.
 
-The bits of stochastic rounding are drawn as the keep decisions are (keep.py), by streams of their own: one for the
-parameter and one for each state.
+The bits of stochastic rounding are drawn as the keep decisions are (keep.py), by a stream of their own, once for an
+element. Philox gives two elements a word. Of x, this word with an element's own half on top, (x * m mod 2**32) >> 16
+are 16 bits, by a multiplier m of the parameter, or of the k-th state: uniform, and any two of them independent, of the
+two elements, too.
 """
 
 import torch
@@ -9,16 +11,21 @@ from torch import Tensor
 
 from .keep import IndexMap, draws
 
-PARAM_STREAM, FIRST_STATE_STREAM = 2, 4
+ROUNDING_STREAM = 2
 ROUNDING_ROUNDS = 7  # csrc/core/rounding.h
+PARAM_MULTIPLIER, STATE_MULTIPLIERS = 1, (0x9E3779B9, 0xBB67AE85, 0xD2511F53)  # odd; Philox's own constants
 HALF_MIN = 2.0**-14  # the smallest normal float16
 
 
-def rounding_bits(
-    like: Tensor, stream: int, seed: int, step: int | Tensor, param: int, index_map: IndexMap | None
-) -> Tensor:
-    """16 bits for each element of ``like``, as an int64 tensor of its shape."""
-    return draws(like.numel(), seed, step, param, like.device, index_map, stream, ROUNDING_ROUNDS).view(like.shape)
+def rounding_words(like: Tensor, seed: int, step: int | Tensor, param: int, index_map: IndexMap | None) -> Tensor:
+    """The word that rounds each element of ``like``, its own half on top, as an int64 tensor of its shape."""
+    words = draws(like.numel(), seed, step, param, like.device, index_map, ROUNDING_STREAM, ROUNDING_ROUNDS)
+    return words.view(like.shape)
+
+
+def rounding_bits(words: Tensor, multiplier: int) -> Tensor:
+    """16 bits of each word."""
+    return (words * multiplier & 0xFFFFFFFF) >> 16
 
 
 def stochastically_rounded(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:

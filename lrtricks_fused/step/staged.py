@@ -7,6 +7,7 @@ is a step of float32 operands between two conversions. This module is that sente
 what the reference does, what other backends do around their kernels, and what the native CPU kernels do in one pass.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,15 @@ from torch import Tensor
 from .call import StepCall, Storage
 from .keep import drawn_mask
 from .operands import one_by_one, shares_memory
-from .rounding import FIRST_STATE_STREAM, PARAM_STREAM, joined, rounding_bits, split, stochastically_rounded
+from .rounding import (
+    PARAM_MULTIPLIER,
+    STATE_MULTIPLIERS,
+    joined,
+    rounding_bits,
+    rounding_words,
+    split,
+    stochastically_rounded,
+)
 from .sums import add_totals, metric_terms, same_bits, slope_terms, sums_of_chunks
 from .table import ACCESS
 
@@ -98,7 +107,7 @@ class _Stored:
         """The parameter as it is to be stored."""
         low = _column(self._call, "lows")[self._i]
         if low is None:
-            rounded = self._rounded(self._new, self._param.dtype, self._storage.stochastic, PARAM_STREAM)
+            rounded = self._rounded(self._new, self._param.dtype, self._storage.stochastic, PARAM_MULTIPLIER)
             return torch.where(self.keep, rounded, self._param)
         high, new_low = split(self._new)
         low.copy_(torch.where(self.keep, new_low, low))
@@ -106,18 +115,21 @@ class _Stored:
 
     def state(self, number: int, new: Tensor, dtype: torch.dtype) -> Tensor:
         """The ``number``-th state of the variant as it is to be stored."""
-        return self._rounded(new, dtype, self._storage.stochastic_states, FIRST_STATE_STREAM + number)
+        return self._rounded(new, dtype, self._storage.stochastic_states, STATE_MULTIPLIERS[number])
 
     def mirror(self, mirror: Tensor) -> Tensor:
         """The mirror as it is to be stored."""
         return torch.where(self.keep, self._new.to(mirror.dtype), mirror)
 
-    def _rounded(self, new: Tensor, dtype: torch.dtype, stochastic: bool, stream: int) -> Tensor:
+    def _rounded(self, new: Tensor, dtype: torch.dtype, stochastic: bool, multiplier: int) -> Tensor:
         if not stochastic or dtype.itemsize != 2:
             return new.to(dtype)
-        identity = self._call.param_indices[self._i]
-        bits = rounding_bits(new, stream, self._call.seed, self._step, identity, self._map)
-        return stochastically_rounded(new, bits, dtype)
+        return stochastically_rounded(new, rounding_bits(self._words, multiplier), dtype)
+
+    @functools.cached_property
+    def _words(self) -> Tensor:
+        call = self._call
+        return rounding_words(self._new, call.seed, self._step, call.param_indices[self._i], self._map)
 
 
 def _store(call: StepCall, working: StepCall, i: int) -> list[Tensor]:

@@ -61,17 +61,16 @@ float real_at(Dtype dtype, const Bytes& bytes, int64_t i) {
   });
 }
 
-// Stores one number as 16 bits; whether they are others than before.
+// Stores one number as 16 bits, rounded by an element's word or, without one, to nearest; whether they are others.
 template <class Of>
-bool put(float value, const KeepStream* key, int64_t i, Stream stream, uint8_t* to) {
-  const Of stored =
-      key ? stochastically_rounded<Of>(value, keep_bits<kRoundingRounds>(*key, i, stream)) : from_real<Of>(value);
+bool put(float value, const uint32_t* word, uint32_t multiplier, uint8_t* to) {
+  const Of stored = word ? stochastically_rounded<Of>(value, rounding_bits(*word, multiplier)) : from_real<Of>(value);
   const bool other = std::memcmp(to, &stored, sizeof(Of)) != 0;
   std::memcpy(to, &stored, sizeof(Of));
   return other;
 }
-bool put(Dtype dtype, float value, const KeepStream* key, int64_t i, Stream stream, uint8_t* to) {
-  return dtype == Dtype::kHalf ? put<Half>(value, key, i, stream, to) : put<BFloat16>(value, key, i, stream, to);
+bool put(Dtype dtype, float value, const uint32_t* word, uint32_t multiplier, uint8_t* to) {
+  return dtype == Dtype::kHalf ? put<Half>(value, word, multiplier, to) : put<BFloat16>(value, word, multiplier, to);
 }
 
 const cpu::TensorStep kStep = {.count = 3, .scalar = 0.625, .param_index = 5, .numel = 0};
@@ -81,6 +80,8 @@ void expect(const Variant& variant, const Storage& storage, const cpu::ListStep&
   const KeepStream key = keep_stream(list, kStep);
   for (int64_t i = 0; i < count; ++i) {
     const int32_t keep = keep_bits(key, i) < list.threshold ? -1 : 0;
+    const auto [half, half_row] = element_word<kRoundingRounds>(key, i, Stream::kRounding);
+    const uint32_t word = rounding_word(half, half_row);
     const float stored = real_at(storage.param, own.param, i);
     float param = storage.low ? joined(from_real<BFloat16>(stored), own.low[i]) : stored;
     const float grad = real_at(storage.grad, own.grad, i), before = param;
@@ -97,7 +98,7 @@ void expect(const Variant& variant, const Storage& storage, const cpu::ListStep&
       if (storage.state == Dtype::kFloat) {
         std::memcpy(to, &states[k], sizeof(float));
       } else {
-        put(storage.state, states[k], storage.stochastic_states ? &key : nullptr, i, state_stream(k), to);
+        put(storage.state, states[k], storage.stochastic_states ? &word : nullptr, kStateMultipliers[k], to);
       }
     }
     if (!keep) continue;
@@ -111,10 +112,10 @@ void expect(const Variant& variant, const Storage& storage, const cpu::ListStep&
     } else if (storage.param == Dtype::kFloat) {
       std::memcpy(to, &param, sizeof(float));
     } else {
-      changed = put(storage.param, param, storage.stochastic ? &key : nullptr, i, Stream::kRounding, to);
+      changed = put(storage.param, param, storage.stochastic ? &word : nullptr, kParamMultiplier, to);
     }
     if (storage.mirror) {
-      changed = put<BFloat16>(param, nullptr, i, Stream::kRounding, reinterpret_cast<uint8_t*>(&own.mirror[i]));
+      changed = put<BFloat16>(param, nullptr, 0, reinterpret_cast<uint8_t*>(&own.mirror[i]));
     }
     own.changes[i / 8] |= static_cast<uint8_t>(changed << i % 8);
   }

@@ -12,7 +12,16 @@ from inventory import RICH
 
 import lrtricks_fused as lrt
 from examples import offload
-from lrtricks_fused.step.rounding import joined, rounding_bits, split, stochastically_rounded
+from lrtricks_fused.step.keep import keep_bits
+from lrtricks_fused.step.rounding import (
+    PARAM_MULTIPLIER,
+    STATE_MULTIPLIERS,
+    joined,
+    rounding_bits,
+    rounding_words,
+    split,
+    stochastically_rounded,
+)
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 by_dtype = pytest.mark.parametrize("dtype", [BF16, F16])
@@ -73,27 +82,32 @@ def test_special_values_stay(dtype):
     assert torch.equal(rounded[3:5].view(torch.int16), wanted[3:5].view(torch.int16))
 
 
-def test_streams_elements_and_steps_are_independent():
+def test_operands_elements_and_steps_are_independent():
     """Correlations of 2**18 pairs: their standard deviation is 2**-9; five of them are allowed."""
     like = torch.empty(2**18)
 
-    def drawn(stream, step=1, param=0, seed=0):
-        bits = rounding_bits(like, stream, seed, step, param, None).double()
+    def drawn(multiplier=PARAM_MULTIPLIER, step=1, param=0, seed=0):
+        bits = rounding_bits(rounding_words(like, seed, step, param, None), multiplier).double()
+        assert abs(float(bits.mean()) - 32767.5) < 5 * 18918 * 2.0**-9
         return (bits - bits.mean()) / bits.std()
 
-    base = drawn(2)
-    others = [drawn(stream) for stream in (0, 4, 5, 6)] + [drawn(2, step=2), drawn(2, param=1), drawn(2, seed=1)]
-    others += [base.roll(shift) for shift in (1, 64, 512)]
-    for other in others:
-        assert (base * other).mean().abs() < 5 * 2.0**-9
-    assert abs(float(rounding_bits(like, 2, 0, 1, 0, None).double().mean()) - 32767.5) < 5 * 18918 * 2.0**-9
+    of_operands = [drawn(), *map(drawn, STATE_MULTIPLIERS)]
+    kept = keep_bits(2**18, 0, 1, 0).double()
+    others = [drawn(step=2), drawn(param=1), drawn(seed=1), (kept - kept.mean()) / kept.std()]
+    others += [bits.roll(shift) for bits in of_operands for shift in (1, 64, 512)]
+    for number, bits in enumerate(of_operands):
+        for other in (*of_operands[:number], *others):
+            assert (bits * other).mean().abs() < 5 * 2.0**-9
 
 
-def test_the_streams_are_frozen():
-    known = {2: "4692 d812 3922 efdf e0a0 4f2a f853 aa9f", 4: "89bc cc0c 7573 68aa b15f fb0d ff4b 11da",
-             5: "ad36 d2c4 b866 a51f 995b e84c be9d 5b59", 6: "0450 d633 3a7a be48 82f1 2f0b 1d1c 3acb"}  # fmt: skip
-    for stream, digits in known.items():
-        bits = rounding_bits(torch.empty(1008), stream, 0x123456789ABCDEF0, 7, 3, None)
+def test_the_bits_are_frozen():
+    known = dict(zip([PARAM_MULTIPLIER, *STATE_MULTIPLIERS], [
+        "4692 d812 3922 efdf e0a0 4f2a f853 aa9f", "ab3c 69bc dd72 afa5 1502 4724 a011 07da",
+        "ad6c 70ad 8c28 a7ca 5bb7 2004 a0d3 edfa", "c350 f29d 169c 82c1 f1b2 08e3 ce1b 5a23",
+    ], strict=True))  # fmt: skip
+    words = rounding_words(torch.empty(1008), 0x123456789ABCDEF0, 7, 3, None)
+    for multiplier, digits in known.items():
+        bits = rounding_bits(words, multiplier)
         assert " ".join(f"{int(x):04x}" for x in [*bits[:4], *bits[1000:1004]]) == digits
 
 
