@@ -13,12 +13,14 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "core/pairs.h"
 #include "core/record.h"
+#include "cpu/stage.h"
 #include "plain.h"
 #include "rules/adam.h"
 #include "rules/sgd.h"
@@ -29,6 +31,12 @@ namespace {
 constexpr int64_t kInMemory = int64_t{1} << 24, kInCache = int64_t{1} << 14;
 constexpr int64_t kAlign = 4096;
 
+// How tensors are stored that are stepped in float32 (cpu/stage.h).
+struct Storing {
+  Dtype grad;
+  bool mirror = false, split = false, changes = false, stochastic = false, stochastic_states = false;
+};
+
 // A step to time: the rule with its flags, and the plain loop beside it, where there is one.
 struct Work {
   const char* name;
@@ -37,6 +45,7 @@ struct Work {
   const void* hyper;
   std::function<cpu::StepKernel(cpu::Isa)> kernel;
   std::function<Loop(cpu::Isa)> plain;
+  std::optional<Storing> storing = {};
 };
 
 template <class Record>
@@ -52,6 +61,9 @@ std::vector<Work> works() {
   const Flags<AdamRule> plain_adam = {{false}}, amsgrad = {{true}};
   constexpr Dtype f32 = Dtype::kFloat, bf16 = Dtype::kBFloat16;
   const auto plain = [](auto member) { return [=](cpu::Isa isa) { return cpu::with_isa(isa, member); }; };
+  const auto staged = [&](const char* name, Dtype param, Dtype state, Storing storing) {
+    return Work{name, param, state, 2, &adam, kernel_of<AdamRule>(plain_adam, f32, f32), nullptr, storing};
+  };
   const auto loop_of_adam = plain([](auto tag) -> Loop { return Plain<decltype(tag)>::template adam<false>; });
   return {
       {"Adam f32", f32, f32, 2, &adam, kernel_of<AdamRule>(plain_adam, f32, f32), loop_of_adam},
@@ -61,6 +73,14 @@ std::vector<Work> works() {
        plain([](auto tag) -> Loop { return Plain<decltype(tag)>::sgd; })},
       {"Adam bf16, states f32", bf16, f32, 2, &adam, kernel_of<AdamRule>(plain_adam, bf16, f32), nullptr},
       {"Adam bf16, states bf16", bf16, bf16, 2, &adam, kernel_of<AdamRule>(plain_adam, bf16, bf16), nullptr},
+      staged("Adam f32, gradients and mirror bf16", f32, f32, {.grad = bf16, .mirror = true}),
+      staged("the same, changes", f32, f32, {.grad = bf16, .mirror = true, .changes = true}),
+      staged("Adam f32, states bf16, stochastic", f32, bf16, {.grad = f32, .stochastic_states = true}),
+      staged("Adam bf16, states f32, stochastic", bf16, f32, {.grad = bf16, .stochastic = true}),
+      staged("Adam bf16, states f32, changes", bf16, f32, {.grad = bf16, .changes = true}),
+      staged("Adam bf16, states bf16, stochastic", bf16, bf16,
+             {.grad = bf16, .stochastic = true, .stochastic_states = true}),
+      staged("Adam split, states f32", bf16, f32, {.grad = bf16, .split = true}),
   };
 }
 
@@ -83,11 +103,15 @@ Memory allocate(int64_t count, Dtype dtype, float value) {
 // The tensors of one work.
 struct Data {
   Data(const Work& work, int64_t elements)
-      : count(elements), param(allocate(count, work.param, 0.5f)), grad(allocate(count, work.param, 0.25f)) {
+      : count(elements),
+        param(allocate(count, work.param, 0.5f)),
+        grad(allocate(count, work.storing ? work.storing->grad : work.param, 0.25f)),
+        beside(work.storing ? allocate(count, Dtype::kBFloat16, 0.0f) : nullptr),
+        changes(work.storing ? allocate(count / 16, Dtype::kBFloat16, 0.0f) : nullptr) {
     for (int k = 0; k < work.states; ++k) states.push_back(allocate(count, work.state, 0.125f));
   }
   const int64_t count;
-  const Memory param, grad;
+  const Memory param, grad, beside, changes;
   std::vector<Memory> states;
 };
 
@@ -107,6 +131,29 @@ Run run_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t 
     cpu::Range range = {
         data.param.get() + first * param_size, data.grad.get() + first * param_size, {}, begin, (end - begin) * kTile};
     for (size_t k = 0; k < data.states.size(); ++k) range.states[k] = data.states[k].get() + first * state_size;
+    kernel(list, {7, 0, 3, data.count, prefetch}, range);
+  };
+}
+
+Run run_staged_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t threshold,
+                  cpu::Prefetch prefetch) {
+  const cpu::ListStep list = {work.hyper, {1e-3, 0.0, 1.0, false}, 0x1234, threshold};
+  const Storing& storing = *work.storing;
+  const cpu::Stage stage = {.param = work.param,
+                            .grad = storing.grad,
+                            .state = work.state,
+                            .mirror = storing.mirror ? data.beside.get() : nullptr,
+                            .mirror_dtype = Dtype::kBFloat16,
+                            .low = storing.split ? reinterpret_cast<int16_t*>(data.beside.get()) : nullptr,
+                            .changes = storing.changes ? reinterpret_cast<uint8_t*>(data.changes.get()) : nullptr,
+                            .stochastic = storing.stochastic,
+                            .stochastic_states = storing.stochastic_states,
+                            .map = nullptr};
+  return [=, &data](int64_t begin, int64_t end) {
+    cpu::Range range = {data.param.get(), data.grad.get(), {}, begin, (end - begin) * kTile};
+    for (size_t k = 0; k < data.states.size(); ++k) range.states[k] = data.states[k].get();
+    range.stage = &stage;
+    range.stage_begin = begin * kTile;
     kernel(list, {7, 0, 3, data.count, prefetch}, range);
   };
 }
@@ -197,7 +244,8 @@ void print_row(const Work& work, cpu::Isa isa, int threads, bool in_cache, const
     for (const Policy& policy : tried) {
       const std::string name = threshold == kKeepAll ? "unmasked" : "masked";
       if (threshold == kKeepAll && &policy != &tried[0]) continue;
-      candidates.push_back({name + ", " + policy.name, run_of(kernel, work, data, threshold, policy.prefetch)});
+      const auto run = work.storing ? run_staged_of : static_cast<decltype(&run_staged_of)>(run_of);
+      candidates.push_back({name + ", " + policy.name, run(kernel, work, data, threshold, policy.prefetch)});
     }
   }
   const int64_t tiles = data.count / kTile;

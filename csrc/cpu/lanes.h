@@ -157,6 +157,12 @@ LRT_HD uint64_t sign_bits(const int32_t* signs) {
   return bits;
 }
 
+// One of two words by a sign; in bits, because GCC would entangle a condition with those that rounding has.
+LRT_HD uint32_t select(int32_t sign, uint32_t if_negative, uint32_t otherwise) {
+  const uint32_t mask = static_cast<uint32_t>(sign >> 31);
+  return (if_negative & mask) | (otherwise & ~mask);
+}
+
 // All decisions of one tile, drawn or not.
 template <class Isa>
 LRT_HD void decide_tile(const KeepStream& stream, uint32_t threshold, int64_t tile, TileKeeps& keeps) {

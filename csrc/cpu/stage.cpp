@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/pairs.h"
 #include "core/rounding.h"
 #include "core/sums.h"
 
@@ -11,89 +12,116 @@ namespace {
 
 bool is_narrow(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kHalf; }
 
-// visit(pointer) with elements of 16 bits from `element` on, as the type that they have.
-template <class Visit>
-LRT_HD void with_narrow(Dtype dtype, void* base, int64_t element, const Visit& visit) {
-  if (dtype == Dtype::kBFloat16) {
-    visit(static_cast<BFloat16*>(base) + element);
+// body(i) for `count` elements; of whole rows and tiles their number is known to the compiler.
+template <int kWhole, class Body>
+LRT_HD void for_each(int count, const Body& body) {
+  if (count == kWhole) {
+#pragma GCC ivdep
+    for (int i = 0; i < kWhole; ++i) body(i);
   } else {
-    visit(static_cast<Half*>(base) + element);
+    for (int i = 0; i < count; ++i) body(i);
+  }
+}
+// body(first element, count) for rows, of which the last may be a part of one.
+template <class Body>
+LRT_HD void for_rows(int count, const Body& body) {
+  for (int first = 0; first < count; first += kLanes) body(first, std::min(static_cast<int>(kLanes), count - first));
+}
+
+// visit.operator()<Storage>() with the type of 16 bits.
+template <class Visit>
+LRT_HD void with_narrow(Dtype dtype, const Visit& visit) {
+  if (dtype == Dtype::kBFloat16) {
+    visit.template operator()<BFloat16>();
+  } else {
+    visit.template operator()<Half>();
   }
 }
 
-// Where a row is in float32: in memory, or in a buffer that it is brought to.
-LRT_HD float* real_row(Dtype dtype, void* base, int64_t element, int count, float* buffer) {
-  if (!is_narrow(dtype)) return static_cast<float*>(base) + element;
-  with_narrow(dtype, base, element, [=](const auto* from) {
-    for (int i = 0; i < count; ++i) buffer[i] = to_real(from[i]);
+// Where a tile is in float32: in memory, or in a buffer that it is brought to. A part of a tile always is: its rows are
+// stepped as whole ones.
+LRT_HD float* real_tile(Dtype dtype, void* base, int64_t element, int count, float* buffer) {
+  if (!is_narrow(dtype)) {
+    float* const in_memory = static_cast<float*>(base) + element;
+    return count == kTile ? in_memory : (std::copy_n(in_memory, count, buffer), buffer);
+  }
+  with_narrow(dtype, [&]<class Storage>() {
+    const Storage* const from = static_cast<const Storage*>(base) + element;
+    for_each<kTile>(count, [=](int i) { buffer[i] = to_real(from[i]); });
   });
   return buffer;
 }
 
-LRT_HD void join_row(const BFloat16* high, const int16_t* low, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = joined(high[i], low[i]);
+// 16 bits of each element of a row, a word each: in lanes of one width nothing is shuffled but where memory is read and
+// written.
+struct Codes {
+  alignas(64) uint32_t code[kLanes];
+};
+template <class Narrow>
+LRT_HD void read_codes(const Narrow* from, int count, Codes& codes) {
+  for_each<kLanes>(count, [&](int i) { codes.code[i] = static_cast<uint16_t>(from[i]); });
+}
+template <class Narrow>
+LRT_HD void write_codes(const Codes& codes, int count, Narrow* to) {
+  for_each<kLanes>(count, [&](int i) { to[i] = static_cast<Narrow>(static_cast<uint16_t>(codes.code[i])); });
 }
 
-// The words that round a row, of whose tile all are there; of a shard's row each element's is drawn alone.
-LRT_HD void row_of_words(const TileWords& words, int row, uint32_t* out) {
-  for (int lane = 0; lane < kLanes; ++lane) out[lane] = rounding_word(words.word[row / 2][lane], row);
-}
-void draw_row(const KeepStream& key, const IndexMap& map, int64_t first, int count, uint32_t* out) {
-  for (int i = 0; i < count; ++i) {
-    const auto [word, row] = element_word<kRoundingRounds>(key, map.element(first + i), Stream::kRounding);
-    out[i] = rounding_word(word, row);
-  }
+// What was stepped in a buffer, as a part of a tile; a whole one is in memory already.
+LRT_HD void store_real(const float* from, int count, float* to) {
+  if (from != to) std::copy_n(from, count, to);
 }
 
 // By what a row is rounded: words and a multiplier; without words to nearest.
 struct RowRounding {
   const uint32_t* words;
   uint32_t multiplier;
+
+  RowRounding at(int first) const { return {words ? words + first : nullptr, multiplier}; }
 };
 
 // A row of 16 bits from float32: all of it.
 template <class Storage>
-LRT_HD void round_row(const float* from, RowRounding by, int count, Storage* to) {
+LRT_HD void round_row(const float* from, RowRounding by, Codes& codes) {
   if (by.words) {
-    for (int i = 0; i < count; ++i) {
-      to[i] = stochastically_rounded<Storage>(from[i], rounding_bits(by.words[i], by.multiplier));
+    for (int i = 0; i < kLanes; ++i) {
+      const uint32_t bits = rounding_bits(by.words[i], by.multiplier);
+      codes.code[i] = static_cast<uint32_t>(stochastically_rounded<Storage>(from[i], bits));
     }
   } else {
-    for (int i = 0; i < count; ++i) to[i] = from_real<Storage>(from[i]);
+    for (int i = 0; i < kLanes; ++i) codes.code[i] = static_cast<uint32_t>(from_real<Storage>(from[i]));
   }
 }
 
-// The same of the elements that are kept; the signs of `changed`, if it is given, say of which the bits are others now.
+// Writes those elements that are kept; the signs of `changed`, if it is given, say of which the bits are others now.
+template <class Narrow>
+LRT_HD void write_kept(const Codes& codes, const int32_t* keeps, int count, Narrow* to, int32_t* changed) {
+  Codes own;
+  read_codes(to, count, own);
+  if (changed) {
+    for (int i = 0; i < kLanes; ++i) changed[i] = keeps[i] & (own.code[i] != codes.code[i] ? -1 : 0);
+  }
+  for (int i = 0; i < kLanes; ++i) own.code[i] = select(keeps[i], codes.code[i], own.code[i]);
+  write_codes(own, count, to);
+}
+
 template <class Storage>
 LRT_HD void round_kept_row(const float* from, RowRounding by, const int32_t* keeps, int count, Storage* to,
                            int32_t* changed) {
-  Storage rounded[kLanes];
-  round_row(from, by, count, rounded);
-  if (changed) {
-    for (int i = 0; i < count; ++i) changed[i] = keeps[i] < 0 && rounded[i] != to[i] ? -1 : 0;
-  }
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) to[i] = keeps[i] < 0 ? rounded[i] : to[i];
+  Codes codes;
+  round_row<Storage>(from, by, codes);
+  write_kept(codes, keeps, count, to, changed);
 }
 
 LRT_HD void split_kept_row(const float* from, const int32_t* keeps, int count, BFloat16* high, int16_t* low,
                            int32_t* changed) {
-  BFloat16 halves[kLanes];
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) {
+  Codes highs, lows;
+  for (int i = 0; i < kLanes; ++i) {
     const Split own = split(from[i]);
-    halves[i] = own.high;
-    low[i] = keeps[i] < 0 ? own.low : low[i];
+    highs.code[i] = static_cast<uint32_t>(own.high);
+    lows.code[i] = static_cast<uint16_t>(own.low);
   }
-  if (changed) {
-    for (int i = 0; i < count; ++i) changed[i] = keeps[i] < 0 && halves[i] != high[i] ? -1 : 0;
-  }
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) high[i] = keeps[i] < 0 ? halves[i] : high[i];
-}
-
-LRT_HD void compare_row(const float* before, const float* after, int count, int32_t* changed) {
-  for (int i = 0; i < count; ++i) changed[i] = same_bits(before[i], after[i]) ? 0 : -1;
+  write_kept(highs, keeps, count, high, changed);
+  write_kept(lows, keeps, count, low, nullptr);
 }
 
 // Adds a row to the bits of what has changed.
@@ -102,110 +130,158 @@ LRT_HD void mark_row(const int32_t* changed, int64_t element, int count, uint8_t
   uint64_t bits = sign_bits<Isa>(changed);
   if (count < kLanes) bits &= (uint64_t{1} << count) - 1;
   uint8_t* const bytes = bitmap + element / 8;
-  for (int b = 0; b < (count + 7) / 8; ++b) bytes[b] |= static_cast<uint8_t>(bits >> (8 * b));
+  for_each<8>((count + 7) / 8, [=](int b) { bytes[b] |= static_cast<uint8_t>(bits >> (8 * b)); });
 }
 
 template <Hint kHint>
-void ask_ahead(const StagedRows& rows, int64_t element) {
-  const Stage& stage = rows.stage;
+void ask_tile_ahead(const StagedTiles& tiles, int64_t element) {
+  const Stage& stage = tiles.stage;
   const auto ahead = [&](const void* base, int64_t size) {
-    const char* const p = static_cast<const char*>(base) + element * size + rows.prefetch.bytes;
+    const char* const p = static_cast<const char*>(base) + (element + kTile) * size + tiles.prefetch.bytes;
     for (int64_t b = 0; b < kLanes * size; b += 64) ask<kHint>(p + b);
   };
-  const auto size_of = [](Dtype dtype) { return is_narrow(dtype) ? 2 : 4; };
-  ahead(rows.range.param, size_of(stage.param));
-  ahead(rows.range.grad, size_of(stage.grad));
-  for (int k = 0; k < rows.states; ++k) ahead(rows.range.states[k], size_of(stage.state));
+  ahead(tiles.range.param, size_of(stage.param));
+  ahead(tiles.range.grad, size_of(stage.grad));
+  for (int k = 0; k < tiles.states; ++k) ahead(tiles.range.states[k], size_of(stage.state));
   if (stage.mirror) ahead(stage.mirror, 2);
   if (stage.low) ahead(stage.low, 2);
 }
 
-// The words that round the row that begins at element `begin`.
-void bring_words(StagedRows& rows, int64_t begin, int count) {
-  if (rows.stage.map) {
-    draw_row(rows.key, *rows.stage.map, rows.range.stage_begin + begin, count, rows.buffers.words);
-  } else {
-    row_of_words(rows.words[begin / kTile % 2], static_cast<int>(begin / kLanes % 8), rows.buffers.words);
+// The words that round the tile that begins at element `begin`; of a shard's each element's is drawn alone.
+void bring_words(StagedTiles& tiles, int64_t begin, int count) {
+  uint32_t* const out = tiles.buffers.words;
+  if (!tiles.stage.map) {
+    const TileWords& words = tiles.words[begin / kTile % 2];
+#pragma GCC unroll 8
+    for (int row = 0; row < 8; ++row) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        out[row * kLanes + lane] = rounding_word(words.word[row / 2][lane], row);
+      }
+    }
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    const int64_t element = tiles.stage.map->element(tiles.range.stage_begin + begin + i);
+    const auto [word, row] = element_word<kRoundingRounds>(tiles.key, element, Stream::kRounding);
+    out[i] = rounding_word(word, row);
   }
 }
 
+// A tile of one state.
+void store_states(Dtype dtype, const float* from, RowRounding by, int count, void* base, int64_t element) {
+  if (!is_narrow(dtype)) return store_real(from, count, static_cast<float*>(base) + element);
+  with_narrow(dtype, [&]<class Storage>() {
+    for_rows(count, [&](int first, int row_count) {
+      Codes codes;
+      round_row<Storage>(from + first, by.at(first), codes);
+      write_codes(codes, row_count, static_cast<Storage*>(base) + element + first);
+    });
+  });
+}
+
+// A tile of parameters, row by row.
 template <class Isa>
-void store_params(StagedRows& rows, const float* params, int64_t element, int count, const int32_t* keeps) {
-  const Stage& stage = rows.stage;
-  int32_t* const changed = stage.changes ? rows.buffers.changed : nullptr;
+void store_params(StagedTiles& tiles, const float* params, int64_t element, int count, const int32_t* keeps) {
+  const Stage& stage = tiles.stage;
+  alignas(64) int32_t changes[kLanes];
+  int32_t* const changed = stage.changes ? changes : nullptr;
+  const auto by_rows = [&](const auto& store_row) {
+    for_rows(count, [&](int first, int row_count) {
+      store_row(first, row_count);
+      if (changed) mark_row<Isa>(changed, element + first, row_count, stage.changes);
+    });
+  };
+  const auto rounded = [&](Dtype dtype, void* base, RowRounding by) {
+    with_narrow(dtype, [&]<class Storage>() {
+      by_rows([&, to = static_cast<Storage*>(base) + element](int first, int row_count) {
+        round_kept_row(params + first, by.at(first), keeps + first, row_count, to + first, changed);
+      });
+    });
+  };
+  if (stage.param == Dtype::kFloat) store_real(params, count, static_cast<float*>(tiles.range.param) + element);
   if (stage.low) {
-    split_kept_row(params, keeps, count, static_cast<BFloat16*>(rows.range.param) + element, stage.low + element,
-                   changed);
+    by_rows([&, high = static_cast<BFloat16*>(tiles.range.param) + element](int first, int row_count) {
+      split_kept_row(params + first, keeps + first, row_count, high + first, stage.low + element + first, changed);
+    });
   } else if (is_narrow(stage.param)) {
-    const RowRounding by = {stage.stochastic ? rows.buffers.words : nullptr, kParamMultiplier};
-    with_narrow(stage.param, rows.range.param, element,
-                [&](auto* to) { round_kept_row(params, by, keeps, count, to, changed); });
+    rounded(stage.param, tiles.range.param, {stage.stochastic ? tiles.buffers.words : nullptr, kParamMultiplier});
   } else if (stage.mirror) {
-    with_narrow(stage.mirror_dtype, stage.mirror, element,
-                [&](auto* to) { round_kept_row(params, RowRounding{}, keeps, count, to, changed); });
+    rounded(stage.mirror_dtype, stage.mirror, {});
   } else if (changed) {
-    compare_row(rows.buffers.before, params, count, changed);
+    by_rows([&](int first, int) {
+      for (int i = 0; i < kLanes; ++i) {
+        changes[i] = same_bits(tiles.buffers.before[first + i], params[first + i]) ? 0 : -1;
+      }
+    });
   }
-  if (changed) mark_row<Isa>(changed, element, count, stage.changes);
 }
 
 // What is stored is what is summed: of a 16-bit parameter without a master the rounded one.
-void add(StagedRows& rows, const StagedRow& row, int64_t element, int count, const int32_t* keeps,
+void add(StagedTiles& tiles, const StagedTile& tile, int64_t element, int count, const int32_t* keeps,
          float (*sums)[kLanes]) {
-  const float* const before = rows.buffers.before;
-  const float* const after =
-      rows.stage.low ? row.params : real_row(rows.stage.param, rows.range.param, element, count, rows.buffers.after);
+  const float* const before = tiles.buffers.before;
+  const float* const after = tiles.stage.low
+                                 ? tile.params
+                                 : real_tile(tiles.stage.param, tiles.range.param, element, count, tiles.buffers.param);
   for (int i = 0; i < count; ++i) {
-    sums[kSlope][i] = sums[kSlope][i] + slope_term(row.grads[i], before[i], after[i]);
-    add_metrics<float>(&sums[0][i], kLanes, keeps[i] < 0, before[i], after[i]);
+    const int lane = i % kLanes;
+    sums[kSlope][lane] = sums[kSlope][lane] + slope_term(tile.grads[i], before[i], after[i]);
+    add_metrics<float>(&sums[0][lane], kLanes, keeps[i] < 0, before[i], after[i]);
   }
 }
 
 }  // namespace
 
 template <class Isa>
-StagedRow bring_row(StagedRows& rows, int64_t begin, int count) {
-  const Stage& stage = rows.stage;
-  const Range& range = rows.range;
-  RowBuffers& own = rows.buffers;
+StagedTile bring_tile(StagedTiles& tiles, int64_t begin, int count) {
+  const Stage& stage = tiles.stage;
+  const Range& range = tiles.range;
+  TileBuffers& own = tiles.buffers;
   const int64_t element = range.stage_begin + begin;
-  switch (rows.prefetch.hint) {
-    case Hint::kNone: break;
-    case Hint::kSecond: ask_ahead<Hint::kSecond>(rows, element); break;
-    case Hint::kFirst:
-    case Hint::kWrite: ask_ahead<Hint::kFirst>(rows, element); break;
-  }
-  StagedRow row = {};
+  StagedTile tile = {};
   if (stage.low) {
-    join_row(static_cast<const BFloat16*>(range.param) + element, stage.low + element, count, own.param);
-    row.params = own.param;
+    const BFloat16* const high = static_cast<const BFloat16*>(range.param) + element;
+    for_each<kTile>(count, [&, low = stage.low + element](int i) { own.param[i] = joined(high[i], low[i]); });
+    tile.params = own.param;
   } else {
-    row.params = real_row(stage.param, range.param, element, count, own.param);
+    tile.params = real_tile(stage.param, range.param, element, count, own.param);
   }
-  row.grads = real_row(stage.grad, const_cast<void*>(range.grad), element, count, own.grad);
-  for (int k = 0; k < rows.states; ++k) {
-    row.states[k] = real_row(stage.state, range.states[k], element, count, own.states[k]);
+  tile.grads = real_tile(stage.grad, const_cast<void*>(range.grad), element, count, own.grad);
+  for (int k = 0; k < tiles.states; ++k) {
+    tile.states[k] = real_tile(stage.state, range.states[k], element, count, own.states[k]);
   }
   const bool compares = range.slopes || (stage.changes && stage.param == Dtype::kFloat && !stage.mirror);
-  if (compares) std::copy_n(row.params, count, own.before);
-  return row;
+  if (compares) std::copy_n(tile.params, count, own.before);
+  return tile;
 }
 
 template <class Isa>
-void store_row(StagedRows& rows, const StagedRow& row, int64_t begin, int count, const int32_t* keeps,
-               float (*sums)[kLanes]) {
-  const Stage& stage = rows.stage;
-  const int64_t element = rows.range.stage_begin + begin;
-  if (stage.rounds()) bring_words(rows, begin, count);
-  for (int k = 0; k < rows.states && is_narrow(stage.state); ++k) {
-    const RowRounding by = {stage.stochastic_states ? rows.buffers.words : nullptr, kStateMultipliers[k]};
-    with_narrow(stage.state, rows.range.states[k], element, [&](auto* to) { round_row(row.states[k], by, count, to); });
+void ask_next_tile(const StagedTiles& tiles, int64_t begin) {
+  const int64_t element = tiles.range.stage_begin + begin;
+  switch (tiles.prefetch.hint) {
+    case Hint::kNone: break;
+    case Hint::kSecond: ask_tile_ahead<Hint::kSecond>(tiles, element); break;
+    case Hint::kFirst:
+    case Hint::kWrite: ask_tile_ahead<Hint::kFirst>(tiles, element); break;
   }
-  store_params<Isa>(rows, row.params, element, count, keeps);
-  if (sums) add(rows, row, element, count, keeps, sums);
 }
 
-template StagedRow bring_row<LRT_ISA>(StagedRows&, int64_t, int);
-template void store_row<LRT_ISA>(StagedRows&, const StagedRow&, int64_t, int, const int32_t*, float (*)[kLanes]);
+template <class Isa>
+void store_tile(StagedTiles& tiles, const StagedTile& tile, int64_t begin, int count, const int32_t* keeps,
+                float (*sums)[kLanes]) {
+  const Stage& stage = tiles.stage;
+  const int64_t element = tiles.range.stage_begin + begin;
+  if (stage.rounds()) bring_words(tiles, begin, count);
+  for (int k = 0; k < tiles.states; ++k) {
+    const RowRounding by = {stage.stochastic_states ? tiles.buffers.words : nullptr, kStateMultipliers[k]};
+    store_states(stage.state, tile.states[k], by, count, tiles.range.states[k], element);
+  }
+  store_params<Isa>(tiles, tile.params, element, count, keeps);
+  if (sums) add(tiles, tile, element, count, keeps, sums);
+}
+
+template StagedTile bring_tile<LRT_ISA>(StagedTiles&, int64_t, int);
+template void ask_next_tile<LRT_ISA>(const StagedTiles&, int64_t);
+template void store_tile<LRT_ISA>(StagedTiles&, const StagedTile&, int64_t, int, const int32_t*, float (*)[kLanes]);
 
 }  // namespace lrt::cpu

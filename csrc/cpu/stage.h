@@ -1,4 +1,4 @@
-// Tensors that are stored otherwise than kernels step them (lrtricks_fused/step/staged.py): a row at a time becomes
+// Tensors that are stored otherwise than kernels step them (lrtricks_fused/step/staged.py): a tile at a time becomes
 // float32 in buffers that stay in the first cache, is stepped there, and is stored again.
 #pragma once
 
@@ -21,38 +21,40 @@ struct Stage {
   bool rounds() const { return stochastic || stochastic_states; }
 };
 
-// What a row is staged with.
-struct RowBuffers {
-  alignas(64) float param[kLanes], grad[kLanes], states[kMaxStates][kLanes], before[kLanes], after[kLanes];
-  alignas(64) uint32_t words[kLanes];
-  alignas(64) int32_t changed[kLanes];
+// What a tile is staged with.
+struct TileBuffers {
+  alignas(64) float param[kTile], grad[kTile], states[kMaxStates][kTile], before[kTile];
+  alignas(64) uint32_t words[kTile];
 };
 
-// The rows of a range.
-struct StagedRows {
+// The tiles of a range.
+struct StagedTiles {
   const Range& range;
   const Stage& stage;
   KeepStream key;
   Prefetch prefetch;
   int states;          // of the variant
   TileWords words[2];  // what rounds one tile, and the next
-  RowBuffers buffers;
+  TileBuffers buffers;
 };
 
-// Where a row is in float32: in memory, or in buffers.
-struct StagedRow {
+// Where a tile is in float32: in memory, or in buffers.
+struct StagedTile {
   float* params;
   const float* grads;
   float* states[kMaxStates];
 };
 
-// A row that begins at element `begin` of the range; asks for the lines that a later one will need. Compiled once per
-// instruction set, as the next (stage.cpp).
+// The tile, or a part of it, that begins at element `begin` of the range. Compiled once per instruction set, as the
+// next two (stage.cpp).
 template <class Isa>
-StagedRow bring_row(StagedRows& rows, int64_t begin, int count);
-// The same row after its step, and its share of the sums, where these are asked for.
+StagedTile bring_tile(StagedTiles& tiles, int64_t begin, int count);
+// Asks for the lines that the row at that place in the next tile will need.
 template <class Isa>
-void store_row(StagedRows& rows, const StagedRow& row, int64_t begin, int count, const int32_t* keeps,
-               float (*sums)[kLanes]);
+void ask_next_tile(const StagedTiles& tiles, int64_t begin);
+// The same tile after its step, and its share of the sums, where these are asked for.
+template <class Isa>
+void store_tile(StagedTiles& tiles, const StagedTile& tile, int64_t begin, int count, const int32_t* keeps,
+                float (*sums)[kLanes]);
 
 }  // namespace lrt::cpu

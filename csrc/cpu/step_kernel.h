@@ -16,11 +16,6 @@ struct Halves {
   Halves() = default;
   explicit LRT_HD Halves(uint32_t pair) : value{bit_cast<float>(pair << 16), bit_cast<float>(pair & 0xffff0000u)} {}
 };
-// One of two words by a sign; in bits, because GCC would entangle a condition with those that rounding has.
-LRT_HD uint32_t select(int32_t sign, uint32_t if_negative, uint32_t otherwise) {
-  const uint32_t mask = static_cast<uint32_t>(sign >> 31);
-  return (if_negative & mask) | (otherwise & ~mask);
-}
 LRT_HD uint32_t join(uint32_t lower, uint32_t upper) { return lower >> 16 | (upper & 0xffff0000u); }
 
 template <Slopes kSlopes, class Param, class State>
