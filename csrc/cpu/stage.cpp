@@ -52,20 +52,6 @@ LRT_HD float* real_tile(Dtype dtype, void* base, int64_t element, int count, flo
   return buffer;
 }
 
-// 16 bits of each element of a row, a word each: in lanes of one width nothing is shuffled but where memory is read and
-// written.
-struct Codes {
-  alignas(64) uint32_t code[kLanes];
-};
-template <class Narrow>
-LRT_HD void read_codes(const Narrow* from, int count, Codes& codes) {
-  for_each<kLanes>(count, [&](int i) { codes.code[i] = static_cast<uint16_t>(from[i]); });
-}
-template <class Narrow>
-LRT_HD void write_codes(const Codes& codes, int count, Narrow* to) {
-  for_each<kLanes>(count, [&](int i) { to[i] = static_cast<Narrow>(static_cast<uint16_t>(codes.code[i])); });
-}
-
 // What was stepped in a buffer, as a part of a tile; a whole one is in memory already.
 LRT_HD void store_real(const float* from, int count, float* to) {
   if (from != to) std::copy_n(from, count, to);
@@ -79,49 +65,49 @@ struct RowRounding {
   RowRounding at(int first) const { return {words ? words + first : nullptr, multiplier}; }
 };
 
-// A row of 16 bits from float32: all of it.
-template <class Storage>
-LRT_HD void round_row(const float* from, RowRounding by, Codes& codes) {
+// visit(rounded), where rounded(i) is the i-th element in 16 bits.
+template <class Storage, class Visit>
+LRT_HD void with_rounded(const float* from, RowRounding by, const Visit& visit) {
   if (by.words) {
-    for (int i = 0; i < kLanes; ++i) {
-      const uint32_t bits = rounding_bits(by.words[i], by.multiplier);
-      codes.code[i] = static_cast<uint32_t>(stochastically_rounded<Storage>(from[i], bits));
-    }
+    visit([=](int i) __attribute__((always_inline)) {
+      return stochastically_rounded<Storage>(from[i], rounding_bits(by.words[i], by.multiplier));
+    });
   } else {
-    for (int i = 0; i < kLanes; ++i) codes.code[i] = static_cast<uint32_t>(from_real<Storage>(from[i]));
+    visit([=](int i) __attribute__((always_inline)) { return from_real<Storage>(from[i]); });
   }
 }
 
-// Writes those elements that are kept; the signs of `changed`, if it is given, say of which the bits are others now.
-template <class Narrow>
-LRT_HD void write_kept(const Codes& codes, const int32_t* keeps, int count, Narrow* to, int32_t* changed) {
-  Codes own;
-  read_codes(to, count, own);
+// Writes rounded(i) to those elements of a row that are kept; the signs of `changed`, if it is given, say of which the
+// bits are others now.
+template <class Narrow, class Rounded>
+LRT_HD void write_kept(const Rounded& rounded, const int32_t* keeps, int count, Narrow* to, int32_t* changed) {
+  const auto kept = [=](int i) __attribute__((always_inline)) {
+    return static_cast<Narrow>(
+        static_cast<uint16_t>(select(keeps[i], static_cast<uint16_t>(rounded(i)), static_cast<uint16_t>(to[i]))));
+  };
   if (changed) {
-    for (int i = 0; i < kLanes; ++i) changed[i] = keeps[i] & (own.code[i] != codes.code[i] ? -1 : 0);
+    for_each<kLanes>(count, [=](int i) __attribute__((always_inline)) {
+      const Narrow stored = kept(i);
+      changed[i] = stored == to[i] ? 0 : -1;
+      to[i] = stored;
+    });
+  } else {
+    for_each<kLanes>(count, [=](int i) __attribute__((always_inline)) { to[i] = kept(i); });
   }
-  for (int i = 0; i < kLanes; ++i) own.code[i] = select(keeps[i], codes.code[i], own.code[i]);
-  write_codes(own, count, to);
 }
 
 template <class Storage>
 LRT_HD void round_kept_row(const float* from, RowRounding by, const int32_t* keeps, int count, Storage* to,
                            int32_t* changed) {
-  Codes codes;
-  round_row<Storage>(from, by, codes);
-  write_kept(codes, keeps, count, to, changed);
+  with_rounded<Storage>(from, by, [=](const auto& rounded) __attribute__((always_inline)) {
+    write_kept(rounded, keeps, count, to, changed);
+  });
 }
 
 LRT_HD void split_kept_row(const float* from, const int32_t* keeps, int count, BFloat16* high, int16_t* low,
                            int32_t* changed) {
-  Codes highs, lows;
-  for (int i = 0; i < kLanes; ++i) {
-    const Split own = split(from[i]);
-    highs.code[i] = static_cast<uint32_t>(own.high);
-    lows.code[i] = static_cast<uint16_t>(own.low);
-  }
-  write_kept(highs, keeps, count, high, changed);
-  write_kept(lows, keeps, count, low, nullptr);
+  write_kept([=](int i) __attribute__((always_inline)) { return split(from[i]).high; }, keeps, count, high, changed);
+  write_kept([=](int i) __attribute__((always_inline)) { return split(from[i]).low; }, keeps, count, low, nullptr);
 }
 
 // Adds a row to the bits of what has changed.
@@ -171,10 +157,9 @@ void bring_words(StagedTiles& tiles, int64_t begin, int count) {
 void store_states(Dtype dtype, const float* from, RowRounding by, int count, void* base, int64_t element) {
   if (!is_narrow(dtype)) return store_real(from, count, static_cast<float*>(base) + element);
   with_narrow(dtype, [&]<class Storage>() {
-    for_rows(count, [&](int first, int row_count) {
-      Codes codes;
-      round_row<Storage>(from + first, by.at(first), codes);
-      write_codes(codes, row_count, static_cast<Storage*>(base) + element + first);
+    Storage* const to = static_cast<Storage*>(base) + element;
+    with_rounded<Storage>(from, by, [=](const auto& rounded) {
+      for_each<kTile>(count, [=](int i) __attribute__((always_inline)) { to[i] = rounded(i); });
     });
   });
 }
