@@ -24,15 +24,21 @@ static constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
 
 const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline"; }
 
-Prefetch prefetch_policy(int param_size) {
+static bool waits_for_hints() {
 #if defined(__x86_64__)
-  static const bool waits_for_hints = __builtin_cpu_is("amdfam19h");
+  static const bool waits = __builtin_cpu_is("amdfam19h");
+  return waits;
 #else
-  static constexpr bool waits_for_hints = false;
+  return false;
 #endif
-  if (waits_for_hints) return {Hint::kSecond, 512};
+}
+
+Prefetch prefetch_policy(int param_size) {
+  if (waits_for_hints()) return {Hint::kSecond, 512};
   return {Hint::kFirst, 512 * param_size};  // a tile ahead
 }
+
+Prefetch reading_policy() { return waits_for_hints() ? Prefetch{Hint::kSecond, 8192} : Prefetch{}; }
 
 Isa active_isa() {
   const char* requested = std::getenv("LRTRICKS_CPU_ISA");

@@ -33,6 +33,12 @@ double square_tile(const Param* grads, int64_t count) {
 }
 
 template <class Param>
+void ask_tile(const Param* grads, int64_t ahead) {
+  const char* const p = reinterpret_cast<const char*>(grads) + ahead;
+  for (unsigned b = 0; b < kTile * sizeof(Param); b += 64) ask<Hint::kSecond>(p + b);
+}
+
+template <class Param>
 double square_strided_tile(const Gradient& gradient, int64_t begin, int64_t count) {
   int64_t offsets[kTile];
   Param gathered[kTile];
@@ -44,11 +50,13 @@ double square_strided_tile(const Gradient& gradient, int64_t begin, int64_t coun
 }  // namespace
 
 template <>
-void square_tiles<LRT_ISA>(const Gradient& gradient, int64_t first, int64_t last, double* sums) {
+void square_tiles<LRT_ISA>(const Gradient& gradient, const Prefetch& prefetch, int64_t first, int64_t last,
+                           double* sums) {
   with_dtype(gradient.dtype, [&]<class Param>() {
     const Param* const grads = static_cast<const Param*>(gradient.grad);
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, gradient.numel - begin);
+      if (prefetch.hint == Hint::kSecond) ask_tile(grads + begin, prefetch.bytes);
       sums[tile - first] =
           gradient.view ? square_strided_tile<Param>(gradient, begin, count) : square_tile(grads + begin, count);
     }

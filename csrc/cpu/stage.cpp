@@ -10,6 +10,13 @@
 namespace lrt::cpu {
 namespace {
 
+// What a thread's tile is staged with; not on the stack, which may be small.
+struct Buffers {
+  alignas(64) float param[kTile], grad[kTile], states[kMaxStates][kTile], before[kTile];
+  alignas(64) uint32_t words[kTile];
+};
+thread_local Buffers buffers;
+
 bool is_narrow(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kHalf; }
 
 // body(i) for `count` elements; of whole rows and tiles their number is known to the compiler.
@@ -38,17 +45,24 @@ LRT_HD void with_narrow(Dtype dtype, const Visit& visit) {
   }
 }
 
-// Where a tile is in float32: in memory, or in a buffer that it is brought to. A part of a tile always is: its rows are
-// stepped as whole ones.
+// The row that a part of a tile ends in is stepped as a whole one.
+LRT_HD void fill_row(float* buffer, int count) {
+  std::fill(buffer + count, buffer + (count + kLanes - 1) / kLanes * kLanes, 0.0f);
+}
+
+// Where a tile is in float32: in memory, or in a buffer that it is brought to. A part of a tile always is.
 LRT_HD float* real_tile(Dtype dtype, void* base, int64_t element, int count, float* buffer) {
   if (!is_narrow(dtype)) {
     float* const in_memory = static_cast<float*>(base) + element;
-    return count == kTile ? in_memory : (std::copy_n(in_memory, count, buffer), buffer);
+    if (count == kTile) return in_memory;
+    std::copy_n(in_memory, count, buffer);
+  } else {
+    with_narrow(dtype, [&]<class Storage>() {
+      const Storage* const from = static_cast<const Storage*>(base) + element;
+      for_each<kTile>(count, [=](int i) { buffer[i] = to_real(from[i]); });
+    });
   }
-  with_narrow(dtype, [&]<class Storage>() {
-    const Storage* const from = static_cast<const Storage*>(base) + element;
-    for_each<kTile>(count, [=](int i) { buffer[i] = to_real(from[i]); });
-  });
+  fill_row(buffer, count);
   return buffer;
 }
 
@@ -135,7 +149,7 @@ void ask_tile_ahead(const StagedTiles& tiles, int64_t element) {
 
 // The words that round the tile that begins at element `begin`; of a shard's each element's is drawn alone.
 void bring_words(StagedTiles& tiles, int64_t begin, int count) {
-  uint32_t* const out = tiles.buffers.words;
+  uint32_t* const out = buffers.words;
   if (!tiles.stage.map) {
     const TileWords& words = tiles.words[begin / kTile % 2];
 #pragma GCC unroll 8
@@ -189,13 +203,13 @@ void store_params(StagedTiles& tiles, const float* params, int64_t element, int 
       split_kept_row(params + first, keeps + first, row_count, high + first, stage.low + element + first, changed);
     });
   } else if (is_narrow(stage.param)) {
-    rounded(stage.param, tiles.range.param, {stage.stochastic ? tiles.buffers.words : nullptr, kParamMultiplier});
+    rounded(stage.param, tiles.range.param, {stage.stochastic ? buffers.words : nullptr, kParamMultiplier});
   } else if (stage.mirror) {
     rounded(stage.mirror_dtype, stage.mirror, {});
   } else if (changed) {
     by_rows([&](int first, int) {
       for (int i = 0; i < kLanes; ++i) {
-        changes[i] = same_bits(tiles.buffers.before[first + i], params[first + i]) ? 0 : -1;
+        changes[i] = same_bits(buffers.before[first + i], params[first + i]) ? 0 : -1;
       }
     });
   }
@@ -204,10 +218,9 @@ void store_params(StagedTiles& tiles, const float* params, int64_t element, int 
 // What is stored is what is summed: of a 16-bit parameter without a master the rounded one.
 void add(StagedTiles& tiles, const StagedTile& tile, int64_t element, int count, const int32_t* keeps,
          float (*sums)[kLanes]) {
-  const float* const before = tiles.buffers.before;
-  const float* const after = tiles.stage.low
-                                 ? tile.params
-                                 : real_tile(tiles.stage.param, tiles.range.param, element, count, tiles.buffers.param);
+  const float* const before = buffers.before;
+  const float* const after =
+      tiles.stage.low ? tile.params : real_tile(tiles.stage.param, tiles.range.param, element, count, buffers.param);
   for (int i = 0; i < count; ++i) {
     const int lane = i % kLanes;
     sums[kSlope][lane] = sums[kSlope][lane] + slope_term(tile.grads[i], before[i], after[i]);
@@ -221,12 +234,13 @@ template <class Isa>
 StagedTile bring_tile(StagedTiles& tiles, int64_t begin, int count) {
   const Stage& stage = tiles.stage;
   const Range& range = tiles.range;
-  TileBuffers& own = tiles.buffers;
+  Buffers& own = buffers;
   const int64_t element = range.stage_begin + begin;
   StagedTile tile = {};
   if (stage.low) {
     const BFloat16* const high = static_cast<const BFloat16*>(range.param) + element;
     for_each<kTile>(count, [&, low = stage.low + element](int i) { own.param[i] = joined(high[i], low[i]); });
+    fill_row(own.param, count);
     tile.params = own.param;
   } else {
     tile.params = real_tile(stage.param, range.param, element, count, own.param);
@@ -258,7 +272,7 @@ void store_tile(StagedTiles& tiles, const StagedTile& tile, int64_t begin, int c
   const int64_t element = tiles.range.stage_begin + begin;
   if (stage.rounds()) bring_words(tiles, begin, count);
   for (int k = 0; k < tiles.states; ++k) {
-    const RowRounding by = {stage.stochastic_states ? tiles.buffers.words : nullptr, kStateMultipliers[k]};
+    const RowRounding by = {stage.stochastic_states ? buffers.words : nullptr, kStateMultipliers[k]};
     store_states(stage.state, tile.states[k], by, count, tiles.range.states[k], element);
   }
   store_params<Isa>(tiles, tile.params, element, count, keeps);

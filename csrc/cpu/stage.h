@@ -21,12 +21,6 @@ struct Stage {
   bool rounds() const { return stochastic || stochastic_states; }
 };
 
-// What a tile is staged with.
-struct TileBuffers {
-  alignas(64) float param[kTile], grad[kTile], states[kMaxStates][kTile], before[kTile];
-  alignas(64) uint32_t words[kTile];
-};
-
 // The tiles of a range.
 struct StagedTiles {
   const Range& range;
@@ -35,7 +29,6 @@ struct StagedTiles {
   Prefetch prefetch;
   int states;          // of the variant
   TileWords words[2];  // what rounds one tile, and the next
-  TileBuffers buffers;
 };
 
 // Where a tile is in float32: in memory, or in buffers.

@@ -23,7 +23,7 @@ __attribute__((noinline)) void run_staged(const ListStep& list, const TensorStep
   TileKeeps keeps[2];
   if (!range.keeps) decide_tile<Isa>(key, list.threshold, range.first_tile, keeps[0]);
   if (!draws) keeps[1] = keeps[0];
-  StagedTiles tiles = {range, *range.stage, key, tensor.prefetch, Rule::kStates, {}, {}};
+  StagedTiles tiles = {range, *range.stage, key, tensor.prefetch, Rule::kStates, {}};
   const bool rounds = range.stage->rounds() && !range.stage->map;  // of a map's elements each is drawn alone
   const auto draw_rounding = [&](int64_t tile, int lane) __attribute__((always_inline)) {
     draw_words<Isa, kRoundingRounds>(key, Stream::kRounding, range.first_tile + tile, lane, tiles.words[tile % 2]);
