@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the selected rows and print them; the exit status, and exit with 2 for invalid arguments."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
-    experiments = select(all_experiments(arguments.compile), arguments.rows)
+    experiments = select(all_experiments(arguments.compile, arguments.threads), arguments.rows)
     with_memory = re.search(arguments.rows, MEMORY_BAR.work, re.IGNORECASE)
     if not experiments and not with_memory:
         parser.error(f"argument --rows: no row matches {arguments.rows!r}")

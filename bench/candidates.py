@@ -41,9 +41,9 @@ class Rule:
     states: int
     options: dict[str, object] = field(default_factory=dict)
 
-    def traffic_bytes(self, dtype: torch.dtype, state_dtype: torch.dtype) -> int:
+    def traffic_bytes(self, dtype: torch.dtype, state_dtype: torch.dtype, grad_dtype: torch.dtype | None = None) -> int:
         """Least bytes per parameter of a fused step: parameter and states read and written, gradient read."""
-        return 3 * dtype.itemsize + 2 * state_dtype.itemsize * self.states
+        return 2 * dtype.itemsize + (grad_dtype or dtype).itemsize + 2 * state_dtype.itemsize * self.states
 
 
 RULES = {
@@ -59,11 +59,21 @@ RULES = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A named builder of a step; ``isa`` is the value of LRTRICKS_CPU_ISA while it runs, "" for the best."""
+    """A named builder of a step.
+
+    Attributes:
+        name: as bars have it.
+        build: of parameters, which carry gradients.
+        isa: the value of LRTRICKS_CPU_ISA while it runs, "" for the best.
+        state_dtype: of the states; None: the parameters'.
+        more: bytes that it moves per parameter beyond those of the rule.
+    """
 
     name: str
     build: Callable[[list[Tensor]], Step]
     isa: str = ""
+    state_dtype: torch.dtype | None = None
+    more: float = 0.0
 
 
 def torch_optim(rule: str, implementation: str, **arguments: object) -> Candidate:
@@ -84,16 +94,18 @@ def optimizer_of(rule: str, params: list[Tensor], **arguments: Any) -> MaskedOpt
     return getattr(lrtricks_fused, spec.class_name)(params, **own)
 
 
-def ours(rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None) -> Candidate:
+def ours(
+    rule: str, *, isa: str = "", state_dtype: torch.dtype | None = None, more: float = 0.0, **arguments: Any
+) -> Candidate:
     """The class of lrtricks_fused, masked, on the native backend."""
     of_dtype = f", {str(state_dtype).removeprefix('torch.')} states" if state_dtype else ""
-    name = f"ours{' ' + isa if isa else ''}{of_dtype}"
-    return Candidate(name, lambda params: OptimizerStep(optimizer_of(rule, params, state_dtype=state_dtype)), isa)
+    others = "".join(f", {name}={value}" for name, value in arguments.items())
+    name = f"ours{' ' + isa if isa else ''}{of_dtype}{others}"
 
+    def build(params: list[Tensor]) -> Step:
+        return OptimizerStep(optimizer_of(rule, params, state_dtype=state_dtype, **arguments))
 
-def centralized(rule: str) -> Candidate:
-    """Ours with gradient centralization inside the step."""
-    return Candidate("ours, centralize=True", lambda params: OptimizerStep(optimizer_of(rule, params, centralize=True)))
+    return Candidate(name, build, isa, state_dtype, more)
 
 
 def centralize_gradients(params: list[Tensor]) -> None:
@@ -117,11 +129,6 @@ def centralized_by_hand(rule: str) -> Candidate:
         return OptimizerStep(optimizer, step)
 
     return Candidate("ours after centralization by hand", build)
-
-
-def clipped(rule: str) -> Candidate:
-    """Ours with clipping to a global norm inside the step."""
-    return Candidate("ours, max_norm=1", lambda params: OptimizerStep(optimizer_of(rule, params, max_norm=1.0)))
 
 
 def clipped_by_hand(rule: str) -> Candidate:
@@ -190,14 +197,17 @@ def recipe(*, compiled: bool = False) -> Candidate:
     return Candidate("compiled recipe" if compiled else "paper recipe", build)
 
 
-def deepspeed() -> Candidate | None:
-    """DeepSpeed's CPUAdam without a mask, where it is installed (its extension is compiled at first use); else None."""
+def deepspeed(*, adamw: bool = False) -> Candidate | None:
+    """DeepSpeed's CPUAdam without a mask, where it is installed (its extension is compiled at first use); else None.
+
+    ``adamw``: as AdamW, with the weight decay that the others have.
+    """
     if importlib.util.find_spec("deepspeed") is None:
         return None
 
     def build(params: list[Tensor]) -> Step:
         adam = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
-        return OptimizerStep(adam(params, lr=1e-3, adamw_mode=False))
+        return OptimizerStep(adam(params, lr=1e-3, adamw_mode=adamw, weight_decay=0.01 * adamw))
 
     return Candidate("DeepSpeed CPUAdam", build)
 

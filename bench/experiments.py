@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -10,9 +11,7 @@ from . import workloads
 from .candidates import (
     RULES,
     Candidate,
-    centralized,
     centralized_by_hand,
-    clipped,
     clipped_by_hand,
     deepspeed,
     lossgrad,
@@ -20,6 +19,7 @@ from .candidates import (
     recipe,
     torch_optim,
 )
+from .sixteen_bits import BITMAP_BYTES, between_casts, offloaded, split_masters
 from .timing import forced_isa
 from .workloads import Workload
 
@@ -78,14 +78,56 @@ def _against_fused(rule: str, *, with_recipe: bool = False, compiled: bool = Fal
 
 
 def _bf16() -> Experiment:
-    low = ours("Adam", state_dtype=torch.bfloat16)
-    high = ours("Adam", state_dtype=torch.float32)
-    work = "16M bf16, Adam keep 0.5, {} states / torch fused without mask (bf16 states)"
+    """16M bf16 in one run: states of both dtypes, and with fp32 states stochastic rounding and changed bits."""
+    fp32 = torch.float32
+    low, high = ours("Adam", state_dtype=torch.bfloat16), ours("Adam", state_dtype=fp32)
+    stochastic = ours("Adam", state_dtype=fp32, rounding="stochastic")
+    changes = ours("Adam", state_dtype=fp32, more=BITMAP_BYTES, track_changes=True)
+    work = "16M bf16, Adam keep 0.5, {}"
     bars = (
-        Bar(work.format("bf16"), low.name, "torch fused", 0.90),
-        Bar(work.format("fp32"), high.name, "torch fused", 0.90),
+        Bar(work.format("bf16 states / torch fused without mask (bf16 states)"), low.name, "torch fused", 0.90),
+        Bar(work.format("fp32 states / torch fused without mask (bf16 states)"), high.name, "torch fused", 0.90),
+        Bar(work.format("fp32 states, rounded stochastically / to nearest"), stochastic.name, high.name, 1.10),
+        Bar(work.format("fp32 states, track_changes / without"), changes.name, high.name, 1.05),
     )
-    return Experiment(workloads.BIG_BF16, "Adam", (torch_optim("Adam", "fused"), low, high), bars)
+    return Experiment(workloads.BIG_BF16, "Adam", (torch_optim("Adam", "fused"), low, high, stochastic, changes), bars)
+
+
+def _offload() -> Experiment:
+    """The step of offloaded masters in one pass, beside a cast, a step and another cast."""
+    plain, changes = offloaded("AdamW"), offloaded("AdamW", track_changes=True)
+    torchs = between_casts(torch_optim("AdamW", "fused"))
+    work, peer = "16M offloaded (fp32 master, bf16 gradient and mirror), AdamW keep 0.5", "cast, {} without mask, cast"
+    candidates = [torchs, plain, changes]
+    bars = [Bar(f"{work} / {peer.format('torch fused')}", plain.name, torchs.name, 0.65)]
+    if isa_available("avx2"):
+        candidates.append(narrow := offloaded("AdamW", isa="avx2"))
+        text = f"{work}, forced to AVX2 / {peer.format('torch fused')}"
+        bars.append(Bar(text, narrow.name, torchs.name, AVX2 * 0.65))
+    if inner := deepspeed(adamw=True):
+        candidates.append(own := between_casts(inner))
+        bars.append(Bar(f"{work} / {peer.format(inner.name)}", plain.name, own.name, 0.70))
+    bars.append(Bar(f"{work}, track_changes / without", changes.name, plain.name, 1.05))
+    return Experiment(workloads.OFFLOAD, "AdamW", tuple(candidates), tuple(bars))
+
+
+def _beside_fp32(threads: int) -> Experiment:
+    """What is stored in 16 bits, and what is summed up, beside steps of 16M fp32."""
+    options: dict[str, Any] = {"state_dtype": torch.bfloat16, "state_rounding": "stochastic"}
+    plain, torchs = ours("Adam"), torch_optim("Adam", "fused")
+    states, split, metrics = ours("Adam", **options), split_masters("Adam"), ours("Adam", track_metrics=True)
+    limit = 1.15 if threads == 1 else 0.85  # one thread computes longer than its memory takes
+    work, peer = "16M fp32, Adam keep 0.5, bf16 states rounded stochastically", "torch fused without mask (fp32 states)"
+    candidates = [torchs, plain, states, split, metrics]
+    bars = [Bar(f"{work} / {peer}", states.name, torchs.name, limit)]
+    if isa_available("avx2"):
+        candidates.append(narrow := ours("Adam", isa="avx2", **options))
+        bars.append(Bar(f"{work}, forced to AVX2 / {peer}", narrow.name, torchs.name, AVX2 * limit))
+    bars += [
+        Bar("16M bf16 with split masters, Adam keep 0.5, fp32 states / ours, fp32", split.name, plain.name, 1.05),
+        Bar("16M fp32, Adam keep 0.5, track_metrics / without", metrics.name, plain.name),
+    ]
+    return Experiment(workloads.BIG, "Adam", tuple(candidates), tuple(bars))
 
 
 def _against(workload: Workload, rule: str, implementation: str, work: str, limit: float) -> Experiment:
@@ -137,25 +179,31 @@ def _beside(workload: Workload, rule: str, work: str, hand: str, inside: Candida
 
 def _centralize(rule: str) -> Experiment:
     work, hand = f"ResNet-50, {rule} keep 0.5, gradient centralization", "the same in tensor operations"
-    return _beside(workloads.RESNET50, rule, work, hand, centralized(rule), centralized_by_hand(rule))
+    return _beside(workloads.RESNET50, rule, work, hand, ours(rule, centralize=True), centralized_by_hand(rule))
 
 
 def _clipping(rule: str) -> Experiment:
     work = f"16M fp32, {rule} keep 0.5, clipping to a global norm"
-    return _beside(workloads.BIG, rule, work, "clip_grad_norm_", clipped(rule), clipped_by_hand(rule))
+    return _beside(workloads.BIG, rule, work, "clip_grad_norm_", ours(rule, max_norm=1), clipped_by_hand(rule))
 
 
+AVX2 = 1.25  # of a bar for AVX-512
 LIMITS_OF_SMALL = (0.40, 0.40, 0.40, 0.40, 0.70, 0.70)
 
 
-def all_experiments(compiled: bool = False) -> list[Experiment]:
-    """Every timed row, in the order of the report; ``compiled`` adds torch.compile of the recipe."""
+def all_experiments(compiled: bool = False, threads: int = 2) -> list[Experiment]:
+    """Every timed row, in the order of the report; ``compiled`` adds torch.compile of the recipe.
+
+    ``threads``: those that steps will have; some bars differ for one.
+    """
     return [
         _against_fused("Adam", with_recipe=True, compiled=compiled),
         _against_fused("AdamW"),
         _against_fused("AMSGrad"),
         _against_fused("SGD+momentum"),
         _bf16(),
+        _offload(),
+        _beside_fp32(threads),
         _against(workloads.BIG, "RMSprop", "foreach", "16M fp32, RMSprop keep 0.5", 0.35),
         _against(workloads.BIG, "RAdam", "foreach", "16M fp32, RAdam keep 0.5", 0.35),
         _against_adam("RAdam"),
@@ -192,7 +240,7 @@ def select(experiments: list[Experiment], rows: str) -> list[Experiment]:
     return selected
 
 
-def traffic_bytes(workload: Workload, rule: str, candidate: str) -> int:
+def traffic_bytes(workload: Workload, rule: str, candidate: Candidate) -> float:
     """Least bytes per parameter of a candidate's step."""
-    state_dtype = torch.float32 if "float32 states" in candidate else workload.dtype
-    return RULES[rule].traffic_bytes(workload.dtype, state_dtype)
+    state_dtype = candidate.state_dtype or workload.dtype
+    return RULES[rule].traffic_bytes(workload.dtype, state_dtype, workload.grad_dtype) + candidate.more

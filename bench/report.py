@@ -104,10 +104,11 @@ def timing_row(experiment: Experiment, bar: Bar, timings: Timings) -> Row:
     ratio = timings.ratio(bar.numerator, bar.denominator)
     digits = 1 if ratio.median >= 10 else 3
     nanoseconds = {name: timings.step(name).median / numel * 1e9 for name in (bar.numerator, bar.denominator)}
+    timed = {candidate.name: candidate for candidate in experiment.candidates}
     ours = next(name for name in (bar.numerator, bar.denominator) if name.startswith("ours"))
     bandwidth = ""
     if "copy" in timings.seconds:
-        speed = traffic_bytes(experiment.workload, experiment.rule, ours) / nanoseconds[ours]
+        speed = traffic_bytes(experiment.workload, experiment.rule, timed[ours]) / nanoseconds[ours]
         copy = COPY_TRANSFERS * experiment.workload.dtype.itemsize * numel / timings.step("copy").median / 1e9
         bandwidth = f"{speed:.0f} ({speed / copy:.0%} of {copy:.0f})"
     return Row(

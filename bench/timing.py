@@ -110,16 +110,18 @@ class StatePool:
     """
 
     def __init__(self) -> None:
-        self._states: dict[tuple[Tensor, int, torch.dtype], Tensor] = {}
+        self._states: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def share(self, step: Step) -> None:
         """Gives the optimizer of a step, if it has one, the pool's states in the place of its own."""
         if not isinstance(step, OptimizerStep):
             return
-        for param, states in step.optimizer.state.items():
+        params = [param for group in step.optimizer.param_groups for param in group["params"]]
+        for place, param in enumerate(params):  # not which tensor it is: some candidates step twins of the parameters
+            states = step.optimizer.state.get(param, {})
             alike = [name for name, state in states.items() if torch.is_tensor(state) and state.shape == param.shape]
             for number, name in enumerate(alike if param.dim() else []):
-                states[name] = self._states.setdefault((param, number, states[name].dtype), states[name])
+                states[name] = self._states.setdefault((place, number, states[name].dtype), states[name])
 
 
 def time_candidates(

@@ -33,7 +33,8 @@ def resnet50_shapes() -> Shapes:
 class Workload:
     """Parameters to step: what they are called, their shapes, their dtype and the memory format of those of 4-D.
 
-    ``fresh``: whether every step finds gradients that have just been allocated, as after a backward pass.
+    ``fresh``: whether every step finds gradients that have just been allocated, as after a backward pass;
+    ``grad_dtype``: of gradients that have not the parameters' dtype.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Workload:
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.contiguous_format
     fresh: bool = False
+    grad_dtype: torch.dtype | None = None
 
     @property
     def numel(self) -> int:
@@ -52,9 +54,11 @@ class Workload:
         generator = torch.Generator().manual_seed(seed)
         params = []
         for shape in self.shapes:
-            param, grad = (self._laid_out(torch.randn(shape, generator=generator).to(self.dtype)) for _ in range(2))
-            param.requires_grad_().grad = grad
-            params.append(param)
+            param, grad = (
+                self._laid_out(torch.randn(shape, generator=generator).to(dtype))
+                for dtype in (self.dtype, self.grad_dtype or self.dtype)
+            )
+            params.append(with_gradient(param, grad))
         return params
 
     def _laid_out(self, values: Tensor) -> Tensor:
@@ -73,16 +77,23 @@ def gradient(param: Tensor) -> Tensor:
     return param.grad
 
 
+def with_gradient(param: Tensor, grad: Tensor) -> Tensor:
+    """The tensor as a parameter with this gradient, which may have another dtype."""
+    param.requires_grad_()
+    if grad.dtype != param.dtype:
+        param.grad_dtype = grad.dtype
+    param.grad = grad
+    return param
+
+
 def clone_parameters(params: list[Tensor]) -> list[Tensor]:
     """The same values in memory of their own, gradients included; drawing them anew takes much longer."""
-    clones = [param.detach().clone().requires_grad_() for param in params]
-    for clone, param in zip(clones, params, strict=True):
-        clone.grad = gradient(param).clone()
-    return clones
+    return [with_gradient(param.detach().clone(), gradient(param).clone()) for param in params]
 
 
 BIG = Workload("16M fp32", ((16 * 2**20,),))
 BIG_BF16 = Workload("16M bf16", BIG.shapes, torch.bfloat16)
+OFFLOAD = Workload("16M fp32, bf16 gradients", BIG.shapes, grad_dtype=torch.bfloat16)
 RESNET50 = Workload("ResNet-50, 161 tensors", resnet50_shapes())
 RESNET50_CHANNELS_LAST = Workload("ResNet-50 in channels_last", RESNET50.shapes, memory_format=torch.channels_last)
 SMALL = [

@@ -48,7 +48,7 @@ def one_row(monkeypatch, tmp_path):
     adam = candidates.torch_optim("Adam", "fused")
     bar = Bar("small / torch fused", "ours", adam.name, 1.0)
     row = Experiment(Workload("small", ((70,),)), "Adam", (adam, candidates.ours("Adam")), (bar,))
-    monkeypatch.setattr(bench, "all_experiments", lambda compiled: [row])
+    monkeypatch.setattr(bench, "all_experiments", lambda compiled, threads: [row])
     file = tmp_path / "ratios.json"
     monkeypatch.setattr(bench, "load", partial(known.load, file=file))
     monkeypatch.setattr(bench, "record", partial(known.record, file=file))
