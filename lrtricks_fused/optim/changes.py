@@ -74,8 +74,7 @@ def apply_changes(model: nn.Module | Iterable[Tensor], changes: Mapping[str | in
         change = changes[name]
         elements = unpacked_bits(change.bitmap, change.numel).nonzero().squeeze(1)
         if change.index_map is not None:
-            own = change.index_map
-            elements = own.base + elements // own.run * own.pitch + elements % own.run
+            elements = change.index_map.element(elements)
         param.put_(elements.to(param.device), change.values.to(param.device))
 
 
@@ -87,6 +86,10 @@ def _unfit(param: Tensor | None, change: Changes) -> str | None:
         return "the model's parameter is a DTensor: give the local tensors"
     if change.index_map is None and change.numel != param.numel():
         return f"they are of {change.numel} elements, the model's parameter has {param.numel()}"
+    if change.index_map is not None and change.numel:
+        last = change.index_map.element(change.numel - 1)
+        if last >= param.numel():
+            return f"they are of elements up to {last}, the model's parameter has {param.numel()}"
     if change.values.dtype != param.dtype:
         return f"they are {change.values.dtype}, the model's parameter is {param.dtype}"
     return None

@@ -50,7 +50,10 @@ class IndexMap(NamedTuple):
 
     def elements(self, numel: int, device: torch.device | str = "cpu") -> Tensor:
         """The elements of the whole parameter that the shard's first ``numel`` ones are, as an int64 tensor."""
-        i = torch.arange(numel, device=device)
+        return self.element(torch.arange(numel, device=device))
+
+    def element(self, i: Word) -> Word:
+        """The element of the whole parameter that the shard's ``i``-th one is, of an int or an int64 tensor."""
         return self.base + i // self.run * self.pitch + i % self.run
 
 
