@@ -4,7 +4,6 @@ A larger k keeps the learning rate high for longer. The control that could refut
 its mean over time is the same. The peak is the choice of examples.tune for k = 1.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,8 +16,18 @@ from lrtricks_fused.schedules import constant, cosine_k_decay, polynomial_k_deca
 
 from .common import TRAIN, Arm, Runs, Trainer, run_all
 from .figures import BLACK, GREY, ORANGE, plt
-from .reporting import Report, accuracy_and_loss, accuracy_difference, claim, figure, legend_below, parse, present
-from .study import Difference, final_accuracies
+from .reporting import (
+    Report,
+    accuracy_and_loss,
+    accuracy_difference,
+    claim,
+    figure,
+    legend_below,
+    loss_difference,
+    parse,
+    present,
+)
+from .study import final_accuracies
 
 KS = (1.0, 1.5, 2.0, 3.0)
 ADVISED = (1.5, 2.0)  # 1 < k <= 2
@@ -94,11 +103,6 @@ def verdicts(runs: Runs) -> list[str]:
         for family in FAMILIES
         for k in ADVISED
     ]
-
-
-def loss_difference(runs: Runs, name: str, other: str) -> Difference:
-    """Paired difference of ln(final training loss), positive where the first is lower."""
-    return Difference.of(*([math.log(run.train_loss[-1]) for run in runs[arm]] for arm in (other, name)))
 
 
 def loss_verdicts(runs: Runs) -> list[str]:

@@ -137,6 +137,11 @@ def accuracy_difference(runs: Runs, name: str, other: str) -> Difference:
     return Difference.of(final_accuracies(runs[name]), final_accuracies(runs[other]))
 
 
+def loss_difference(runs: Runs, name: str, other: str) -> Difference:
+    """Paired difference of ln(final training loss), positive where the first is lower."""
+    return Difference.of(*([math.log(max(run.train_loss[-1], 1e-12)) for run in runs[arm]] for arm in (other, name)))
+
+
 def signed(difference: Difference, unit: str = "points") -> str:
     """Mean and standard error in words."""
     return f"{difference.mean:+.2f} ± {difference.standard_error:.2f} {unit}"

@@ -9,11 +9,34 @@ from torch import Tensor
 
 from .. import candidates
 from ..candidates import RULES, OptimizerStep, Step, centralize_gradients, optimizer_of, recipe
-from .rows import CENTRALIZE, CLIP, PLAIN, SLOPE, Row, Trick
+from ..sixteen_bits import between_casts, mirror_of
+from .rows import (
+    CENTRALIZE,
+    CHANGES,
+    CLIP,
+    MIRROR,
+    PLAIN,
+    SLOPE,
+    SPLIT,
+    STOCHASTIC,
+    STOCHASTIC_BOTH,
+    STOCHASTIC_STATES,
+    Row,
+    Trick,
+)
 
 BACKENDS = {"native": "native", "triton": "Triton"}  # as the optimizers have them, as a table has them
 COMPILE_SECONDS = 90.0
-OPTIONS: dict[Trick, dict[str, object]] = {CENTRALIZE: {"centralize": True}, CLIP: {"max_norm": 1.0}}
+ROUNDING, STATE_ROUNDING = {"rounding": "stochastic"}, {"state_rounding": "stochastic"}
+OPTIONS: dict[Trick, dict[str, object]] = {
+    CENTRALIZE: {"centralize": True},
+    CLIP: {"max_norm": 1.0},
+    STOCHASTIC: {**ROUNDING},
+    STOCHASTIC_STATES: {**STATE_ROUNDING},
+    STOCHASTIC_BOTH: {**ROUNDING, **STATE_ROUNDING},
+    SPLIT: {"master": "split"},
+    CHANGES: {"track_changes": True},
+}
 BY_HAND: dict[Trick, Callable[[list[Tensor]], object]] = {
     CENTRALIZE: centralize_gradients,
     CLIP: lambda params: torch.nn.utils.clip_grad_norm_(params, 1.0),
@@ -42,11 +65,13 @@ class Ours:
 
     def build(self, params: list[Tensor]) -> Step:
         """A step over these parameters, on whatever device they are."""
-        of_16_bits = self.row.work.dtype.itemsize == 2
+        of_16_bits = 2 in (self.row.work.dtype.itemsize, self.row.state_dtype.itemsize)
         optimizer = optimizer_of(
             self.row.rule, params, backend=self.backend, keep_prob=self.keep_prob, **OPTIONS.get(self.trick, {}),
             state_dtype=self.row.state_dtype if of_16_bits else None,
         )  # fmt: skip
+        for param in params if self.trick == MIRROR else ():
+            optimizer.mirror(param, mirror_of(param))
         if self.trick != SLOPE:
             return OptimizerStep(optimizer)
         slopes: dict[torch.device, Tensor] = {}
@@ -104,6 +129,12 @@ def _recipe(row: Row) -> Peer:
     return Peer(of.name, of.build, row.work.dtype)
 
 
+def _casts(row: Row) -> Peer:
+    """A copy of the gradients to fp32, torch's step, and a copy of the parameters to bf16."""
+    of = between_casts(candidates.torch_optim(row.rule, "fused"))
+    return Peer(of.name, of.build, row.work.dtype)
+
+
 def _by_hand(row: Row) -> Peer:
     """The row's trick in tensor operations before torch's step; gradients are changed in place, as it is done."""
     prepare, fused = BY_HAND[row.trick], candidates.torch_optim(row.rule, "fused")
@@ -127,6 +158,7 @@ PEERS: dict[str, Callable[[Row], Peer]] = {
     "compiled": _compiled,
     "recipe": _recipe,
     "by hand": _by_hand,
+    "casts": _casts,
 }
 
 

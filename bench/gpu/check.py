@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 
 from lrtricks_fused.optim.base import MaskedOptimizer
-from lrtricks_fused.tools.verify.stepping import mismatch
+from lrtricks_fused.tools.verify import stepping
 
 from ..candidates import OptimizerStep, Step
+from ..sixteen_bits import mirror_of
 from .candidates import Ours
 from .device import Device
-from .rows import small
+from .rows import MIRROR, small
 from .work import Work
 
 ACROSS = ((9001,),)  # more than a block of 8,192 elements
@@ -24,8 +25,15 @@ def optimizer_of(step: Step) -> MaskedOptimizer:
     return step.optimizer
 
 
+def _beside(ours: Ours, step: Step, work: Work) -> list[torch.Tensor]:
+    """What the optimizer has written beside parameters and states: mirrors, and which elements have changed."""
+    optimizer = optimizer_of(step)
+    bitmaps = [change.bitmap for change in optimizer.pop_changes().values()] if optimizer.track_changes else []
+    return [*(map(mirror_of, work.params) if ours.trick == MIRROR else ()), *bitmaps]
+
+
 def difference(ours: Ours, device: Device) -> str | None:
-    """The first difference of parameters and states from the reference's, after a few steps of a few small tensors.
+    """The first difference from the reference after a few steps of a few small tensors, of all that a step writes.
 
     In the layouts, and by the ways, of the row: gradients that move, a graph that is replayed.
     """
@@ -52,5 +60,9 @@ def difference(ours: Ours, device: Device) -> str | None:
         for _ in range(STEPS):
             replay()
             take()
-    text = mismatch(optimizer_of(step), optimizer_of(reference))
+    text = stepping.mismatch(optimizer_of(step), optimizer_of(reference))
+    both = (_beside(candidate, step, work), _beside(candidate, reference, expected))
+    for number, (got, want) in enumerate(zip(*both, strict=True)):
+        if not text and (found := stepping.difference(got, want)):
+            text = f"parameter {number}, {ours.trick.name}: {found}"
     return f"differs from the reference after {taken} steps: {text}" if text else None

@@ -7,6 +7,7 @@ import torch
 
 from .. import workloads
 from ..candidates import RULES
+from ..sixteen_bits import BITMAP_BYTES
 from ..workloads import Shapes, Workload
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -15,18 +16,25 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BUCKET = 2
 CAPTURES = 6  # graphs of one row, at most, each with memory of its own
 COPY_BYTES = 2 * 2**30  # a longer copy moves bytes no faster
+STAGED_BYTES = 128  # per parameter, at most: of tensor operations that store in 16 bits where no kernel does it
 
 
 @dataclass(frozen=True)
 class Trick:
-    """What a step does besides, and how often that reads the gradients once more."""
+    """What a step does besides: how often that reads the gradients once more, and other bytes that it moves."""
 
     name: str = ""
     reads: int = 0
+    beside: float = 0.0  # per parameter
 
 
 PLAIN = Trick()
 CLIP, CENTRALIZE, SLOPE = Trick("max_norm=1", 1), Trick("centralize=True", 1), Trick("slope")
+STOCHASTIC, STOCHASTIC_STATES = Trick("rounding=stochastic"), Trick("state_rounding=stochastic")
+STOCHASTIC_BOTH = Trick(f"{STOCHASTIC.name}, {STOCHASTIC_STATES.name}")
+SPLIT, MIRROR = Trick("master=split", beside=4), Trick("bf16 mirror", beside=2)
+CHANGES = Trick("track_changes=True", beside=BITMAP_BYTES)
+STORED = (STOCHASTIC, STOCHASTIC_STATES, STOCHASTIC_BOTH, SPLIT, MIRROR, CHANGES)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Row:
         item, states = self.work.dtype.itemsize, self.state_dtype != torch.float32 or self.work.dtype.itemsize == 2
         parts = {
             f"{self.work.name} {NAMES[self.work.dtype]}": True,
+            f"{NAMES.get(self.work.grad_dtype)} gradients": self.work.grad_dtype,
             self.rule: True,
             f"{NAMES[self.state_dtype]} states": states,
             "channels_last": self.work.memory_format == torch.channels_last,
@@ -81,8 +90,9 @@ class Row:
     def bytes_of(self, state_dtype: torch.dtype, trick: Trick) -> int:
         """Least bytes that a fused step with such states and that trick moves."""
         item = self.work.dtype.itemsize
-        beside = item * (trick.reads + 2 * self.backward)
-        return (RULES[self.rule].traffic_bytes(self.work.dtype, state_dtype) + beside) * self.work.numel
+        beside = item * (trick.reads + 2 * self.backward) + trick.beside
+        least = RULES[self.rule].traffic_bytes(self.work.dtype, state_dtype, self.work.grad_dtype)
+        return int((least + beside) * self.work.numel)
 
     @property
     def copy_bytes(self) -> int:
@@ -94,12 +104,14 @@ class Row:
         """GPU memory that it takes at most: tensors, states shared by dtype, buffers of the copy, temporaries."""
         item, numel, states = self.work.dtype.itemsize, self.work.numel, RULES[self.rule].states
         tensors = 2 + self.moved + CAPTURES * self.backward
-        temporaries = max({"recipe": 5, "foreach": 3, "compiled": states + 1}.get(peer, 1) for peer in self.peers)
+        peers = {"recipe": 5, "foreach": 3, "compiled": states + 1, "casts": 2}
+        temporaries = max(peers.get(peer, 1) for peer in self.peers)
         strided = 2 + states if self.work.memory_format == torch.channels_last else 0
         kept = {self.work.dtype, self.state_dtype}
         return (
             numel * (item * (tensors + temporaries) + sum(dtype.itemsize for dtype in kept) * states + 4 * strided)
             + 2 * self.copy_bytes
+            + STAGED_BYTES * numel * (self.trick in STORED)
         )
 
     @property
@@ -127,6 +139,7 @@ def llama_shapes(layers: int, hidden: int, inner: int, keys: int, vocabulary: in
 BIG, HUGE = Workload("16M", ((16 * 2**20,),)), Workload("256M", ((256 * 2**20,),))
 RESNET50 = replace(workloads.RESNET50, name="ResNet-50")
 CHANNELS_LAST = replace(RESNET50, memory_format=torch.channels_last)
+OFFLOADED = replace(BIG, grad_dtype=torch.bfloat16)
 LLAMA = Workload("Llama 1B", llama_shapes(16, 2048, 8192, 512, 128_256))
 LAYERS = Workload("4 layers of Llama 8B", llama_shapes(4, 4096, 14_336, 1024))
 MANY, LEGION = (Workload(f"{count:,} tensors of 1,000", ((1000,),) * count) for count in (1000, 10_000))
@@ -143,6 +156,17 @@ def low(work: Workload, rule: str = "Adam", state_dtype: torch.dtype = torch.bfl
     return replace(Row(replace(work, dtype=torch.bfloat16), rule, state_dtype), **more)  # type: ignore[arg-type]
 
 
+def in_sixteen_bits() -> Iterator[Row]:
+    """Rows of what is stored in 16 bits otherwise than rounded to nearest, beside the same without."""
+    fp32, bf16 = torch.float32, torch.bfloat16
+    yield low(BIG, state_dtype=fp32, keep_probs=HALF, trick=STOCHASTIC)
+    yield low(BIG, keep_probs=HALF, trick=STOCHASTIC_BOTH)
+    yield low(BIG, state_dtype=fp32, keep_probs=HALF, trick=SPLIT)
+    yield Row(BIG, state_dtype=bf16, keep_probs=HALF, trick=STOCHASTIC_STATES)
+    yield Row(OFFLOADED, "AdamW", keep_probs=HALF, peers=("casts",), trick=MIRROR)
+    yield low(BIG, state_dtype=fp32, keep_probs=HALF, trick=CHANGES)
+
+
 def in_order() -> Iterator[Row]:
     """All rows, the most important first."""
     fp32 = torch.float32
@@ -157,6 +181,7 @@ def in_order() -> Iterator[Row]:
     yield from (Row(work, graph=True) for work in (RESNET50, MANY))
     yield from (Row(work, moved=True) for work in (RESNET50, MANY))
     yield Row(CHANNELS_LAST)
+    yield from in_sixteen_bits()
     yield Row(HUGE, peers=ALL)
     yield low(LLAMA, state_dtype=fp32)
     yield low(LLAMA)

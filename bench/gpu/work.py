@@ -6,6 +6,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from ..workloads import with_gradient
 from .rows import Row
 
 
@@ -32,23 +33,23 @@ class Work:
         generator = torch.Generator(drawn_on).manual_seed(0)
         self.row = row
 
-        def draw(offset: int) -> list[Tensor]:
+        def draw(offset: int, dtype: torch.dtype) -> list[Tensor]:
             return [
                 placed(
-                    torch.randn(shape, generator=generator, device=drawn_on, dtype=row.work.dtype).to(device),
+                    torch.randn(shape, generator=generator, device=drawn_on, dtype=dtype).to(device),
                     offset, row.work.memory_format,
                 )
                 for shape in row.work.shapes
             ]  # fmt: skip
 
-        self.params = [param.requires_grad_() for param in draw(row.param_offset)]
-        self._grads = [draw(row.grad_offset) for _ in range(1 + row.moved)]
+        self.params = draw(row.param_offset, row.work.dtype)
+        self._grads = [draw(row.grad_offset, row.work.grad_dtype or row.work.dtype) for _ in range(1 + row.moved)]
         self._next = cycle(self._grads)
         self._enter(next(self._next))
 
     def _enter(self, grads: list[Tensor]) -> None:
         for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad
+            with_gradient(param, grad)
 
     def before_step(self) -> None:
         """What a backward pass leaves: moved gradients lie elsewhere than those of the step before."""

@@ -1,78 +1,23 @@
 """bench.gpu: from beginning to end on a stand-in for torch.cuda and in dry runs, and what it says of ours missing."""
 
-import contextlib
 import gc
 import json
-import math
-import time
 import weakref
-from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
 import bench_workers
 import pytest
 import torch
+from bench_machine import NATIVE, OURS, Event, run
 
 from bench.gpu import __main__ as gpu
-from bench.gpu import candidates, compare, device, markdown, measure, once, rows, worker
+from bench.gpu import candidates, compare, device, markdown, once, rows, worker
 from lrtricks_fused.step import backends, native
 
 ONE, MANY = "^16M fp32, Adam$", "^(16M fp32, SGD.momentum|ResNet-50 fp32, Adam, moved gradients)$"
-NATIVE = ["--backends", "native", "--no-compile"]
-OURS = ["ours, native, keep 0.5", "ours, native, keep 1", "ours, Triton, keep 0.5", "ours, Triton, keep 1"]
 
 SETTINGS = SimpleNamespace(device="cuda", backends=("native", "triton"))  # what a process unpickles without torch
-
-
-class Event:
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        self.at = time.perf_counter()
-
-    def query(self):
-        return False
-
-    def elapsed_time(self, end):
-        return (end.at - self.at) * 1e3
-
-
-class Graph:
-    """Replays nothing."""
-
-    def replay(self):
-        pass
-
-
-@pytest.fixture
-def machine(monkeypatch, implement):
-    """A GPU whose memory is the host's; both backends step on it, tensors of a few elements."""
-    properties = SimpleNamespace(
-        name="GPU X", major=9, minor=0, multi_processor_count=132, total_memory=2**36, L2_cache_size=2**16
-    )
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    for name, stand_in in {
-        "is_available": lambda: True, "set_device": lambda device: None, "synchronize": lambda: None,
-        "_sleep": lambda cycles: None, "Event": Event, "empty_cache": lambda: None, "CUDAGraph": Graph,
-        "mem_get_info": lambda device: (2**36, 2**36), "get_device_properties": lambda device: properties,
-        "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda of: contextlib.nullcontext(),
-        "graph": lambda graph, stream: contextlib.nullcontext(),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(worker, "cuda_device", lambda name: torch.device("cpu"))
-    # As many rounds as are asked, however slow this CPU is: a GPU's effort ends after so many seconds, too.
-    monkeypatch.setattr(gpu, "QUICK", replace(measure.QUICK, rounds=3, seconds=math.inf))
-    monkeypatch.setattr(gpu, "ROWS", {name: rows.small(row) for name, row in rows.ROWS.items()})
-    monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
-    implement("triton", native.native_step, native.prepare)
-
-
-def run(*arguments, file):
-    """Exit status of a run in this process, and what it wrote."""
-    code = gpu.main(["--in-process", "--quick", "--json", str(file), *arguments])
-    return code, json.loads(file.read_text())
 
 
 def test_both_backends_are_timed_beside_the_others(machine, tmp_path, capsys):

@@ -13,14 +13,22 @@ from bench.gpu.measure import COPY, deadline
 from bench.gpu.rows import (
     BIG,
     CENTRALIZE,
+    CHANGES,
     CLIP,
     COPY_BYTES,
     HUGE,
     LLAMA,
+    MIRROR,
+    OFFLOADED,
     PLAIN,
     RESNET50,
     ROWS,
     SLOPE,
+    SPLIT,
+    STOCHASTIC,
+    STOCHASTIC_BOTH,
+    STOCHASTIC_STATES,
+    STORED,
     Row,
     in_order,
     low,
@@ -47,8 +55,9 @@ def test_every_rule_is_timed_in_all_storages_with_and_without_a_mask(rule):
 
 def test_every_situation_is_timed():
     rows = ROWS.values()
-    assert {trick for row in rows for trick in (row.trick,)} == {PLAIN, CLIP, CENTRALIZE, SLOPE}
-    assert {peer for row in rows for peer in row.peers} == {"fused", "foreach", "compiled", "recipe", "by hand"}
+    assert {trick for row in rows for trick in (row.trick,)} == {PLAIN, CLIP, CENTRALIZE, SLOPE, *STORED}
+    peers = {"fused", "foreach", "compiled", "recipe", "by hand", "casts"}
+    assert {peer for row in rows for peer in row.peers} == peers
     assert {row.work.memory_format for row in rows} == {torch.contiguous_format, torch.channels_last}
     assert any(row.moved for row in rows) and any(row.graph for row in rows) and any(row.backward for row in rows)
     assert {row.grad_offset for row in rows} == {0, 2} == {row.param_offset for row in rows}
@@ -64,6 +73,9 @@ def test_every_situation_is_timed():
         (Row(BIG), 28), (Row(BIG, "SGD+momentum"), 20), (Row(BIG, "RMSprop"), 20), (Row(BIG, "AMSGrad"), 36),
         (low(BIG), 14), (low(BIG, state_dtype=FP32), 22), (Row(BIG, trick=CLIP), 32), (Row(BIG, trick=SLOPE), 28),
         (Row(BIG, trick=CENTRALIZE), 32), (Row(BIG, graph=True, backward=True), 36),
+        (low(BIG, state_dtype=FP32, trick=STOCHASTIC), 22), (low(BIG, trick=STOCHASTIC_BOTH), 14),
+        (low(BIG, state_dtype=FP32, trick=SPLIT), 26), (Row(BIG, state_dtype=BF16, trick=STOCHASTIC_STATES), 20),
+        (Row(OFFLOADED, "AdamW", trick=MIRROR), 28), (low(BIG, state_dtype=FP32, trick=CHANGES), 22.25),
     ],
     ids=lambda value: getattr(value, "name", value),
 )  # fmt: skip

@@ -7,7 +7,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from examples import common, gradient_weight, k_decay, lossgrad, reporting, robustness, stability, study, toy, tune
+from examples import (
+    common,
+    gradient_weight,
+    k_decay,
+    lossgrad,
+    reporting,
+    robustness,
+    sixteen_bits,
+    stability,
+    study,
+    toy,
+    tune,
+)
 from examples.study import Difference
 from lrtricks_fused import SGD
 from lrtricks_fused.schedules import late
@@ -19,6 +31,7 @@ STUDIES = {
     "toy": (toy, 3),
     "stability": (stability, 1),
     "robustness": (robustness, 2),
+    "sixteen_bits": (sixteen_bits, 2),
 }
 
 
@@ -271,40 +284,3 @@ def test_robustness_leaves_out_what_sgd_does_not_take(monkeypatch):
     condition = robustness.Condition("unknown", {}, {"no_such_argument": True})
     monkeypatch.setattr(robustness, "CONDITIONS", [robustness.PLAIN, condition])
     assert robustness.available() == [robustness.PLAIN]
-
-
-def timings_of(seconds):
-    from bench.timing import Timings
-    from examples import demo
-
-    return Timings({name: seconds for name in demo.STEP_LABELS})
-
-
-@pytest.mark.parametrize(
-    ("seconds", "share", "told"),
-    [
-        ([0.010, 0.011, 0.012], 0.0, ""),
-        ([0.010, 0.011, 0.012], 0.3, "others used 30% of the processor meanwhile"),
-        ([0.010, 0.020, 0.030], 0.0, "half of the steps of 'paper recipe' lie further apart than 15 and 25 ms"),
-    ],
-)
-def test_a_busy_machine_is_told(seconds, share, told):
-    from examples import demo
-
-    assert demo.unrest(timings_of(seconds), share) == told
-    assert ("step_times" in demo.places(demo.TRACKED_FIGURES, not told)[0]) == (not told)
-
-
-def test_others_share_leaves_out_what_this_process_uses():
-    import time
-
-    from bench.report import OthersShare
-
-    others = OthersShare()
-    end = time.perf_counter() + 0.5
-    while time.perf_counter() < end:
-        pass
-    assert 0 <= others.so_far() <= 1
-    quiet = OthersShare()
-    quiet._own -= 1e6  # as if this process had used more than there is
-    assert quiet.so_far() == 0

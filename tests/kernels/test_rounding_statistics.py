@@ -1,0 +1,173 @@
+"""Are the bits that round stochastically uniform, and independent of operand, element and step (docs/keep-bits.md)?
+
+All bounds are 5 sigma of the exact distribution; the draws are fixed, so a pass today is a pass for ever.
+"""
+
+import itertools
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import lrtricks_fused as lrt
+from lrtricks_fused.step.keep import LANES, TILE, keep_bits
+from lrtricks_fused.step.rounding import PARAM_MULTIPLIER, STATE_MULTIPLIERS, rounding_bits, rounding_words
+
+FULL = bool(os.environ.get("LRTRICKS_FULL"))
+TILES = 2**14 if FULL else 2**11  # 256 words of two elements each
+SIGMAS = 5.0
+OPERANDS = {"param": PARAM_MULTIPLIER, **{f"state {k}": m for k, m in enumerate(STATE_MULTIPLIERS)}}
+BF16 = torch.bfloat16
+DRAWS = {"the step before": dict(step=1), "another parameter": dict(param=1), "another seed": dict(seed=1)}
+LAGS = {"lane": 1, "next word's row": 2 * LANES, "tile": TILE}
+
+
+def words_of(seed=0, step=2, param=0):
+    """The words of the elements of all tiles, by row and lane."""
+    words = rounding_words(torch.empty(TILES * TILE), seed, step, param, None).numpy()
+    return words.reshape(TILES, TILE // LANES, LANES)
+
+
+def bits(words, multiplier):
+    """An operand's 16 bits of each word, as the kernels have them."""
+    return rounding_bits(torch.from_numpy(np.ascontiguousarray(words)), multiplier).numpy().ravel()
+
+
+@pytest.fixture(scope="module")
+def of_pairs():
+    """By operand and element of the pair that shares a word: the bits of all pairs."""
+    words = words_of()
+    return {(operand, side): bits(words[:, side::2], multiplier)
+            for operand, multiplier in OPERANDS.items() for side in (0, 1)}  # fmt: skip
+
+
+def in_sigmas(columns, cells):
+    """How far the counts of the columns' upper bits, ``cells`` for each, are from equal: chi-square, as a normal."""
+    index = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        index = index * cells + (column >> (16 - cells.bit_length() + 1))
+    counts = np.bincount(index, minlength=cells ** len(columns))
+    expected = len(index) / len(counts)
+    freedom = len(counts) - 1
+    assert expected >= 8  # or the normal distribution would be far
+    return (float(((counts - expected) ** 2).sum()) / expected - freedom) / math.sqrt(2 * freedom)
+
+
+def correlation(left, right):
+    """Sample correlation in sigmas, of numbers whose mean and variance are known."""
+    centre, variance = (2**16 - 1) / 2, (2**32 - 1) / 12
+    return float(((left - centre) * (right - centre)).mean()) / variance * math.sqrt(len(left))
+
+
+def test_two_elements_share_a_word():
+    even, odd = (words_of()[:, side::2] for side in (0, 1))
+    assert (even == ((odd << 16 | odd >> 16) & 0xFFFFFFFF)).all()
+    own = keep_bits(TILE, 0, 2, 0)  # another stream in the same layout: the keep decisions' halves are not these
+    assert (own.numpy() != words_of()[0].ravel() >> 16).any()
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_each_number_of_16_bits_comes_up_once(operand):
+    """Whatever half a word shares, an operand's bits are a permutation of an element's own: exactly uniform."""
+    own = torch.arange(2**16)
+    for shared in (0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x9E37):
+        counts = rounding_bits(own << 16 | shared, OPERANDS[operand]).bincount(minlength=2**16)
+        assert (counts == 1).all()
+
+
+def test_bits_are_uniform(of_pairs):
+    for name, column in of_pairs.items():
+        assert abs(in_sigmas([column], 256)) < SIGMAS, name
+        assert abs(in_sigmas([(column & 0xFF) << 8], 256)) < SIGMAS, name  # the lower ones
+
+
+def test_any_two_of_a_word_are_independent(of_pairs):
+    """The operands of an element, and those of the two elements that share a word."""
+    for first, second in itertools.combinations(of_pairs, 2):
+        columns = [of_pairs[first], of_pairs[second]]
+        assert abs(correlation(*columns)) < SIGMAS, (first, second)
+        for cells in (16, 256):
+            assert abs(in_sigmas(columns, cells)) < SIGMAS, (first, second)
+        low = [(column & 0xFF) << 8 for column in columns]
+        assert abs(in_sigmas(low, 16)) < SIGMAS, (first, second)
+
+
+def test_any_three_of_a_word_are_independent(of_pairs):
+    for names in itertools.combinations(of_pairs, 3):
+        assert abs(in_sigmas([of_pairs[name] for name in names], 32)) < SIGMAS, names
+
+
+@pytest.mark.parametrize("other", DRAWS)
+def test_steps_parameters_and_seeds_are_independent(other):
+    here, there = words_of(), words_of(**DRAWS[other])
+    pairs = itertools.product(OPERANDS, repeat=2) if FULL else zip(OPERANDS, OPERANDS, strict=True)
+    for left, right in pairs:
+        columns = [bits(here, OPERANDS[left]), bits(there, OPERANDS[right])]
+        assert abs(correlation(*columns)) < SIGMAS, (left, right)
+        for cells in (16, 256):
+            assert abs(in_sigmas(columns, cells)) < SIGMAS, (left, right)
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_neighbours_are_independent(lag):
+    words = words_of().ravel()
+    here, there = words[: -LAGS[lag]], words[LAGS[lag] :]
+    pairs = itertools.product(OPERANDS, repeat=2) if FULL else zip(OPERANDS, OPERANDS, strict=True)
+    for left, right in pairs:
+        columns = [bits(here, OPERANDS[left]), bits(there, OPERANDS[right])]
+        assert abs(correlation(*columns)) < SIGMAS, (left, right)
+        assert abs(in_sigmas(columns, 256)) < SIGMAS, (left, right)
+
+
+def test_rounding_does_not_depend_on_the_keep_decision(of_pairs):
+    kept = keep_bits(TILES * TILE, 0, 2, 0).numpy().reshape(TILES, -1, LANES)
+    for (operand, side), column in of_pairs.items():
+        columns = [kept[:, side::2].ravel(), column]
+        assert abs(correlation(*columns)) < SIGMAS, operand
+        assert abs(in_sigmas(columns, 256)) < SIGMAS, operand
+
+
+# -- what comes of it, by the kernels ----------------------------------------------------------------------------------
+
+
+def test_a_parameter_walks_as_far_as_it_is_told():
+    """Steps of 1/64 ulp: how many of 64 move an element is binomial, and none is rounded to nearest."""
+    numel, steps, part = 2**18 if FULL else 2**16, 64, 64
+    ulp = 2.0**-7
+    param = torch.ones(numel, dtype=BF16).requires_grad_()
+    param.grad = -torch.ones(numel, dtype=BF16)
+    optimizer = lrt.SGD([param], lr=ulp / part, rounding="stochastic", backend="native")
+    for _ in range(steps):
+        optimizer.step()
+    moves = ((param.detach().double() - 1) / ulp).long()
+    assert abs(float(moves.double().mean()) - steps / part) < SIGMAS * math.sqrt(steps / part / numel)
+    expected = numel * torch.tensor([math.comb(steps, k) * part**-k * (1 - 1 / part) ** (steps - k) for k in range(6)])
+    expected, counts = expected.double(), moves.bincount(minlength=6)[:6].double()
+    freedom = len(expected)  # a rest of some 1 in 2,000 is left out
+    assert float(((counts - expected) ** 2 / expected).sum()) < freedom + SIGMAS * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_states_follow_on_average(dtype):
+    """exp_avg and exp_avg_sq are linear in what they were: unbiased rounding leaves their means exact."""
+    numel, steps = 2**18 if FULL else 2**16, 100
+    param = torch.ones(numel, dtype=dtype).requires_grad_()
+    optimizer = lrt.Adam([param], lr=0.0, state_dtype=BF16, state_rounding="stochastic", backend="native")
+    exact = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    for step in range(steps):
+        grad = float(torch.tensor(1.0 if step < 20 else 0.3 * (step % 3)).to(BF16))
+        param.grad = torch.full((numel,), grad, dtype=dtype)
+        optimizer.step()
+        exact = {"exp_avg": 0.9 * exact["exp_avg"] + 0.1 * grad,
+                 "exp_avg_sq": 0.999 * exact["exp_avg_sq"] + 0.001 * grad**2}  # fmt: skip
+    errors = {}
+    for name, mean in exact.items():
+        state = optimizer.state[param][name].double()
+        errors[name] = state - mean
+        # 1e-7: the roundings of 100 steps of float32, which are the same of all elements.
+        assert abs(float(errors[name].mean())) < SIGMAS * float(state.std()) / math.sqrt(numel) + 1e-7 * mean
+        assert float(state.std()) > 1e-4 * mean  # it has been rounded
+    normed = [(error - error.mean()) / error.std() for error in errors.values()]
+    assert abs(float((normed[0] * normed[1]).mean())) < SIGMAS / math.sqrt(numel)
