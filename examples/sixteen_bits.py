@@ -17,10 +17,11 @@ from lrtricks_fused import Adam, PolynomialKDecayLR
 
 from .common import TRAIN, Arm, Run, Runs, Trainer, run_all
 from .figures import BLACK, BLUE, GREY, ORANGE, plt
-from .reporting import Report, accuracy_difference, claim, figure, loss_difference, parse, present, spread
-from .study import final_accuracies
+from .reporting import Report, accuracy_difference, figure, loss_difference, parse, present, signed, spread
+from .study import CLEAR, final_accuracies, outcome
 
-LRS, LR = (3e-4, 1e-3, 3e-3, 1e-2), 3e-3
+LRS, LR = (1e-3, 3e-3, 1e-2, 3e-2), 1e-2  # the best test accuracy of fp32 parameters and states
+RATES = (LR, LR / 10)  # of small steps rounding loses more
 END = 0.01  # final learning rate as a share of the first
 BF16 = torch.bfloat16
 
@@ -29,6 +30,7 @@ BF16 = torch.bfloat16
 class Stored:
     """How parameters and states are stored, and the bytes of a parameter and its states."""
 
+    group: str
     name: str
     bytes: int
     options: dict[str, Any]
@@ -38,16 +40,17 @@ class Stored:
 
 NEAREST, STOCHASTIC = {"state_dtype": BF16}, {"state_dtype": BF16, "state_rounding": "stochastic"}
 STATES = (
-    Stored("fp32 parameters: fp32 states", 12, {}, BLACK),
-    Stored("fp32 parameters: bf16 states, nearest", 8, NEAREST, ORANGE),
-    Stored("fp32 parameters: bf16 states, stochastic", 8, STOCHASTIC, BLUE),
+    Stored("fp32 parameters", "fp32 states", 12, {}, BLACK),
+    Stored("fp32 parameters", "bf16 states, nearest", 8, NEAREST, ORANGE),
+    Stored("fp32 parameters", "bf16 states, stochastic", 8, STOCHASTIC, BLUE),
 )
 PARAMETERS = (
-    Stored("bf16 parameters: split masters", 12, {"master": "split"}, BLACK, BF16),
-    Stored("bf16 parameters: nearest", 10, {}, ORANGE, BF16),
-    Stored("bf16 parameters: stochastic", 10, {"rounding": "stochastic"}, BLUE, BF16),
-    Stored("bf16 parameters: stochastic, bf16 states, too", 6, {"rounding": "stochastic", **STOCHASTIC}, GREY, BF16),
+    Stored("bf16 parameters", "split masters", 12, {"master": "split"}, BLACK, BF16),
+    Stored("bf16 parameters", "nearest", 10, {}, ORANGE, BF16),
+    Stored("bf16 parameters", "stochastic", 10, {"rounding": "stochastic"}, BLUE, BF16),
+    Stored("bf16 parameters", "stochastic, bf16 states", 6, {"rounding": "stochastic", **STOCHASTIC}, GREY, BF16),
 )
+WAYS = [(stored, lr) for lr in RATES for stored in (*STATES, *PARAMETERS)]
 
 # Of the second moment: elements, steps, and from which step on the gradient has another standard deviation.
 ELEMENTS, STEPS, FALL, LOUD, QUIET = 4096, 4000, 1000, 1.0, 0.1
@@ -69,19 +72,24 @@ def second_moments() -> dict[str, list[float]]:
     return curves
 
 
-def arm(stored: Stored, lr: float = LR) -> Arm:
+def arm_name(stored: Stored, lr: float) -> str:
+    """What the arm of a way to store is called at a learning rate."""
+    return f"{stored.group}, lr {lr:g}: {stored.name}"
+
+
+def arm(stored: Stored, lr: float) -> Arm:
     """Adam whose learning rate falls linearly."""
 
     def make(params: list[torch.nn.Parameter], steps: int, seed: int) -> Trainer:
         optimizer = Adam(params, lr=lr, seed=seed, **stored.options)
         return Trainer(optimizer, PolynomialKDecayLR(optimizer, steps, k=1.0, min_lr=END * lr))
 
-    return Arm(stored.name, make, dtype=stored.dtype)
+    return Arm(arm_name(stored, lr), make, dtype=stored.dtype)
 
 
 def moment_verdict(curves: dict[str, list[float]]) -> str:
     """Where the second moments end."""
-    ends = ", ".join(f"{name.partition(': ')[2]} {means[-1]:.4f}" for name, means in curves.items())
+    ends = ", ".join(f"{name} {means[-1]:.4f}" for name, means in curves.items())
     before = curves[STATES[0].name][FALL - 1]
     return (
         f"Second moment, mean of {ELEMENTS:,} elements: {before:.2f} with fp32 states when the gradients' standard "
@@ -89,56 +97,64 @@ def moment_verdict(curves: dict[str, list[float]]) -> str:
     )
 
 
+def compared(runs: Runs, better: str, worse: str) -> str:
+    """What comes of the claims that one arm reaches a lower training loss, and a higher accuracy, than another."""
+    loss, accuracy = (of(runs, better, worse) for of in (loss_difference, accuracy_difference))
+    return (
+        f"{better} against {worse.partition(': ')[2]}: a lower training loss {outcome([loss])} "
+        f"({signed(loss, 'in ln(loss)')}), a higher test accuracy {outcome([accuracy])} ({signed(accuracy)})."
+    )
+
+
 def verdicts(runs: Runs) -> list[str]:
-    """Who reaches a lower training loss, and a higher accuracy, than whom; the first of each group is the control."""
-    sentences = []
-    for control, nearest, *others in (STATES, PARAMETERS):
-        pairs = [(control, nearest), *((other, nearest) for other in others), *((control, other) for other in others)]
-        for better, worse in pairs:
-            against = {worse.name: loss_difference(runs, better.name, worse.name)}
-            sentences.append(claim(f"'{better.name}' reaches a lower training loss", against, "in ln(loss)"))
-            against = {worse.name: accuracy_difference(runs, better.name, worse.name)}
-            sentences.append(claim(f"'{better.name}' reaches a higher test accuracy", against))
+    """All that matters against rounding to nearest, and the control, the first of a group, against the others."""
+    sentences = [f"Mean ± standard error of paired differences; a claim shows beyond {CLEAR} of these."]
+    for lr in RATES:
+        for control, nearest, *others in (STATES, PARAMETERS):
+            pairs = [(control, nearest), (others[0], nearest), *((control, other) for other in others)]
+            sentences += [compared(runs, *(arm_name(one, lr) for one in pair)) for pair in pairs]
     return sentences
 
 
 def tabulate(runs: Runs, curves: dict[str, list[float]], seeds: int, epochs: int) -> Report:
     """Every way to store, and what is claimed of it."""
-    title = f"Storage of Adam, MNIST-1D, lr {LR:g} falling to {END:.0%}, {epochs} epochs, {seeds} seeds"
+    title = f"Storage of Adam, MNIST-1D, lr falling to {END:.0%}, {epochs} epochs, {seeds} seeds"
     header = ("storage", "bytes", "test accuracy (%), mean ± std", "final training loss, mean ± std")
     report = Report(title, header)
-    for stored in (*STATES, *PARAMETERS):
-        own = runs[stored.name]
+    for stored, lr in WAYS:
+        own = runs[arm_name(stored, lr)]
         losses = spread([run.train_loss[-1] for run in own], 4)
-        report.rows.append((stored.name, str(stored.bytes), spread(final_accuracies(own)), losses))
+        report.rows.append((arm_name(stored, lr), str(stored.bytes), spread(final_accuracies(own)), losses))
     report.verdicts = [moment_verdict(curves), *verdicts(runs)]
     return report
 
 
-def _losses(axis: plt.Axes, own: list[Run], label: str, color: str) -> None:
+def _losses(axis: plt.Axes, own: list[Run], label: str, color: str, line: str) -> None:
     """The geometric mean over seeds, and its standard error."""
     logs = [[math.log(max(run.train_loss[epoch], 1e-12)) for run in own] for epoch in range(len(own[0].train_loss))]
     centres, errors = [mean(values) for values in logs], [stdev(values) / len(values) ** 0.5 for values in logs]
     epochs = range(1, len(logs) + 1)
     low, high = ([math.exp(c + sign * e) for c, e in zip(centres, errors, strict=True)] for sign in (-1, 1))
     axis.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
-    axis.plot(epochs, [math.exp(c) for c in centres], color=color, label=label)
+    axis.plot(epochs, [math.exp(c) for c in centres], color=color, linestyle=line, label=label)
 
 
 def draw(runs: Runs, curves: dict[str, list[float]], subtitle: str, path: Path) -> None:
     """The second moments, and the training losses of both groups."""
     with figure(path, "Adam stored in 16 bits", subtitle, 3, (9.6, 4.2)) as axes:
         for stored in STATES:
-            label, dashed = stored.name.partition(": ")[2], "--" if stored.color == BLACK else "-"
-            axes[0].plot(range(1, STEPS + 1), curves[stored.name], color=stored.color, linestyle=dashed, label=label)
-        axes[0].set(yscale="log", xlabel="step", ylabel="mean of the second moment",
-                    title=f"gradients fall to {QUIET / LOUD:g} of theirs")  # fmt: skip
+            line = "--" if stored.color == BLACK else "-"  # two coincide
+            axes[0].plot(range(1, STEPS + 1), curves[stored.name], color=stored.color, linestyle=line,
+                         label=stored.name)  # fmt: skip
+        axes[0].set(yscale="log", xlabel="step", ylabel="mean of the second moment", title="gradients fall silent")
         axes[1].sharey(axes[2])
         for axis, group in zip(axes[1:], (STATES, PARAMETERS), strict=True):
             for stored in group:
-                _losses(axis, runs[stored.name], stored.name.partition(": ")[2], stored.color)
-            axis.set(yscale="log", xlabel="epoch", title=group[0].name.partition(": ")[0])
-        axes[1].set_ylabel("training loss (nats)")
+                for lr, line in zip(RATES, ("-", ":"), strict=True):
+                    label = stored.name if lr == LR else ""
+                    _losses(axis, runs[arm_name(stored, lr)], label, stored.color, line)
+            axis.set(yscale="log", xlabel="epoch", title=group[0].group)
+        axes[1].set_ylabel(f"training loss (nats); dotted: lr {RATES[1]:g}")
         for axis in axes:
             axis.legend(frameon=False, fontsize=8)
 
@@ -146,7 +162,7 @@ def draw(runs: Runs, curves: dict[str, list[float]], subtitle: str, path: Path) 
 def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -> Report:
     """Train all ways to store, draw and tabulate."""
     curves = second_moments()
-    runs = run_all([arm(stored) for stored in (*STATES, *PARAMETERS)], range(seeds), epochs, on_run)
+    runs = run_all([arm(*way) for way in WAYS], range(seeds), epochs, on_run)
     subtitle = (
         f"left: beta2 = 0.999, {ELEMENTS:,} elements; others: MNIST-1D, {TRAIN:,} training signals, "
         f"geometric mean of {seeds} seeds ± standard error"
@@ -157,8 +173,8 @@ def study(seeds: int, epochs: int, folder: Path, on_run: Callable[[], object]) -
 
 def main() -> None:
     """Run the study."""
-    arguments = parse("examples.sixteen_bits", __doc__, seeds=32, epochs=100, quick=4, minutes="about 2 minutes")
-    present(arguments, study, total=len(STATES) + len(PARAMETERS))
+    arguments = parse("examples.sixteen_bits", __doc__, seeds=32, epochs=60, quick=4, minutes="about 2 minutes")
+    present(arguments, study, total=len(WAYS))
 
 
 if __name__ == "__main__":

