@@ -41,6 +41,8 @@ def small(monkeypatch):
     monkeypatch.setattr(common, "SAMPLES", 200)
     monkeypatch.setattr(common, "TRAIN", 100)
     monkeypatch.setattr(stability, "WINDOW", 1)
+    monkeypatch.setattr(sixteen_bits, "STEPS", 200)
+    monkeypatch.setattr(sixteen_bits, "FALL", 100)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -289,23 +291,3 @@ def test_robustness_leaves_out_what_sgd_does_not_take(monkeypatch):
     condition = robustness.Condition("unknown", {}, {"no_such_argument": True})
     monkeypatch.setattr(robustness, "CONDITIONS", [robustness.PLAIN, condition])
     assert robustness.available() == [robustness.PLAIN]
-
-
-@pytest.mark.parametrize(("worse", "words"), [(10.0, "shows"), (0.1, "is reversed"), (1.0, "does not show")])
-def test_storage_is_judged_by_pairs(worse, words):
-    """Losses of rounding to nearest are so many times the others'; each other arm is as good as the control."""
-    runs = {}
-    for stored, lr in sixteen_bits.WAYS:
-        factor = worse if stored.color == sixteen_bits.ORANGE else 1.0
-        losses = [factor * (1 + 0.01 * seed) for seed in range(3)]
-        runs[sixteen_bits.arm_name(stored, lr)] = [common.Run([loss], [0.5]) for loss in losses]
-    sentences = sixteen_bits.verdicts(runs)[1:]
-    told = [f"a lower training loss {words}" in sentence for sentence in sentences]
-    nearest = [sentence.partition(" against ")[2].partition(":")[0].endswith("nearest") for sentence in sentences]
-    assert nearest.count(True) == 8 and (told == nearest or words == "does not show")
-
-
-def test_a_second_moment_rounded_to_nearest_stands_still(monkeypatch):
-    monkeypatch.setattr(sixteen_bits, "STEPS", 2000)
-    plain, nearest, stochastic = (means[-1] for means in sixteen_bits.second_moments().values())
-    assert stochastic == pytest.approx(plain, rel=0.01) and nearest > 2 * plain
