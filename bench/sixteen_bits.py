@@ -59,7 +59,7 @@ def between_casts(inner: Candidate) -> Candidate:
     return Candidate(f"{inner.name} between casts", build)
 
 
-def split_masters(rule: str, *, isa: str = "") -> Candidate:
+def split_masters(rule: str) -> Candidate:
     """Ours of bf16 twins of the parameters, with bf16 gradients, fp32 states, and the masters' other halves."""
 
     def build(params: list[Tensor]) -> Step:
@@ -70,4 +70,4 @@ def split_masters(rule: str, *, isa: str = "") -> Candidate:
         return OptimizerStep(optimizer_of(rule, twins, master="split"))
 
     fewer = torch.bfloat16.itemsize - torch.float32.itemsize  # of the gradients; both halves are as long as fp32
-    return Candidate(f"ours{' ' + isa if isa else ''}, split masters", build, isa, more=fewer)
+    return Candidate("ours, split masters", build, more=fewer)

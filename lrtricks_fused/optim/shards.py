@@ -213,7 +213,7 @@ def gathered(tensor: Any) -> Tensor:
         return tensor.full_tensor()
     # Neither gloo nor NCCL takes int16.
     same = type(tensor).from_local(
-        local(tensor).view(torch.bfloat16), tensor.device_mesh, tensor.placements, run_check=False,
+        waited(local(tensor)).view(torch.bfloat16), tensor.device_mesh, tensor.placements, run_check=False,
         shape=tensor.shape, stride=tensor.stride(),
     )  # fmt: skip
     return same.full_tensor().view(torch.int16)

@@ -39,10 +39,10 @@ def part_of(whole, param):
 
 
 def set_grads(model, step):
-    """The same gradients of the whole parameters, cut as these are."""
+    """The same gradients of the whole parameters, in their grad_dtype, cut as these are."""
     generator = torch.Generator().manual_seed(500 + step)
     for param in model.parameters():
-        grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+        grad = torch.randn(param.shape, generator=generator).to(param.grad_dtype or param.dtype)
         param.grad = part_of(grad, param) if shards.is_dtensor(param) else grad
 
 
