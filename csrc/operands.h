@@ -16,6 +16,7 @@ struct Operands {
   std::optional<Tensor> chunk_tensors, prepared, slope_scratch, slice_scratch;
   int64_t slices = 0, partials = 0;          // of all rows
   bool mapped = false;                       // on a device: whether some rows are shards or slabs
+  bool staged = false;                       // on a device: whether some are stored otherwise than they are stepped
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;
   std::vector<std::vector<Tensor>> states;

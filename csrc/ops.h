@@ -127,6 +127,8 @@ class Arguments {
     operands.slices = take<int64_t>();
     operands.partials = take<int64_t>();
     operands.mapped = take<bool>();
+    operands.staged = take<bool>();
+    operands.stochastic = take<int64_t>();
     operands.slice_scratch = take<std::optional<Tensor>>();
     operands.slope_scratch = take<std::optional<Tensor>>();
     return operands;

@@ -252,7 +252,7 @@ def square_options(backend: str, dtype: torch.dtype, warp_size: int) -> dict[str
 
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
-    dtype, scratch = call.params[0].dtype, table.slope_scratch()
+    dtype, scratch = call.grads[0].dtype, table.slope_scratch()
     chunks, tensors = len(table.chunk_tensors), len(table.rows)
     sums, warp_size = scratch.view(torch.float64), 64 if torch.version.hip else 32
     if chunks:

@@ -15,6 +15,8 @@ struct TableRow {
   int64_t param, grad, states[kMaxStates], step, numel, param_index, param_dtype, state_dtype, first_chunk,
       slice_length, first_slice, first_partial,  // of its slices (core/slice_mean.h); a length of 0: none
       scalar,                                    // of its rule (core/record.h), or 0
+      mirror, low, changes,                      // of a tensor that is stored otherwise than it is stepped, or 0
+      grad_dtype, mirror_dtype,                  // codes, as the others
       slab, channels;                            // 0: contiguous
   IndexMap map;
 };

@@ -17,11 +17,13 @@ struct Step {
   int64_t tensors, chunks;
   StepArguments arguments;
   Dtype param, state;
-  bool mapped;               // whether some tensors are shards, or lie in channels_last
-  int64_t slices, partials;  // of all tensors whose gradient is centralized
-  void* slice_scratch;       // the sums of the partials and the means of the slices, in the compute type
-  void* slope_scratch;       // slope_bytes(chunks, param), or null where no slope is asked for
-  double* slope;             // gains the step's slope
+  bool mapped;                         // whether some tensors are shards, or lie in channels_last
+  bool staged;                         // whether some are stored otherwise than they are stepped (staged.cuh)
+  bool stochastic, stochastic_states;  // how their 16-bit parameters and states are rounded
+  int64_t slices, partials;            // of all tensors whose gradient is centralized
+  void* slice_scratch;                 // the sums of the partials and the means of the slices, in the compute type
+  void* slope_scratch;                 // slope_bytes(chunks, param), or null where no slope is asked for
+  double* slope;                       // gains the step's slope
   void* stream;
 };
 

@@ -114,6 +114,11 @@ class StepCall:
         """Whether some parameters are shards."""
         return any(index_map is not None for index_map in self.index_maps or ())
 
+    @property
+    def rounds(self) -> int | None:
+        """What is rounded stochastically: parameters are 1, states are 2. None where no storage is told."""
+        return None if self.storage is None else self.storage.stochastic + 2 * self.storage.stochastic_states
+
     def map_integers(self) -> list[int]:
         """Base, run and pitch of all parameters, as the kernels take them: zeros of a whole one; nothing if all are."""
         return [number for index_map in self.index_maps or () for number in index_map or (0, 0, 0)]

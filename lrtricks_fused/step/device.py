@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
+from .layouts import Takes, strided
 from .operands import check_operands, copy_back, is_staged, one_by_one, plain, shares_memory
 from .staged import measured, step_staged
-from .table import AddressTable, Upload, address_table, strided
+from .table import AddressTable, Upload, address_table
 from .untraced import untraced
 
 Run = Callable[[StepCall, AddressTable], None]
@@ -30,7 +31,7 @@ def scalar(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 def _kernels(call: StepCall, table: AddressTable, run: Run) -> Hashable:
     """What decides which kernels a call launches, on which device; the table keeps what is asked for."""
-    asked = run, call.sums is not None and call.sums.numel(), call.clip is not None
+    asked = run, call.sums is not None and call.sums.numel(), call.clip is not None, call.rounds
     if asked not in table.kernels:
         table.kernels[asked] = _find_kernels(call, table, *asked)
     return table.kernels[asked]
@@ -39,7 +40,7 @@ def _kernels(call: StepCall, table: AddressTable, run: Run) -> Hashable:
 def _find_kernels(call: StepCall, table: AddressTable, run: Run, *asked: Hashable) -> Hashable:
     states = tuple(column[0].dtype if column else None for column in call.states.values())
     slices = call.centralize and any(map(call.slice_length, call.params))
-    variant = call.rule, states, call.variant, slices, *asked, table.is_mapped
+    variant = call.rule, states, call.variant, slices, *asked, table.is_mapped, table.staged
     return run, call.params[0].device, call.params[0].dtype, *variant
 
 
@@ -53,12 +54,22 @@ def _norms(call: StepCall) -> StepCall:
     grads = [grad.contiguous() for grad in call.grads]
     norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={})
     norms.storage = norms.index_maps = norms.clip = None
+    if len({grad.dtype for grad in grads}) > 1:
+        norms.pieces = one_by_one(norms)
     return norms
 
 
+def _prepare_norms(call: StepCall, run: Run, upload: Upload) -> None:
+    call.norms = _norms(call)
+    for norms in call.norms.pieces or [call.norms]:
+        prepare_on_device(norms, run, upload)
+
+
 @untraced
-def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
+def prepare_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | None = None) -> None:
     """Checks the operands and puts their addresses onto the device, or those of contiguous copies of strided ones.
+
+    ``takes``: which calls that are stored otherwise the kernels step in one pass; the others are staged (staged.py).
 
     Raises:
         ValueError, TypeError: an operand is not what the kernels take it for.
@@ -66,18 +77,17 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
             now, which not every driver permits (before CUDA 12.3 none, and none a module of Triton's).
     """
     with on(call.params[0].device):
-        call.table = address_table(call, upload) if call.storage is None else None
+        call.table = address_table(call, upload, takes) if takes or call.storage is None else None
         if call.table is None and is_staged(call):
             check_operands(call)
             if call.clip is not None:
-                call.norms = _norms(call)
-                prepare_on_device(call.norms, run, upload)
+                _prepare_norms(call, run, upload)
             call.staged = call.prepared = True
             return
         if call.table is None and shares_memory(call):
             call.pieces = one_by_one(call)
             for piece in call.pieces:
-                prepare_on_device(piece, run, upload)
+                prepare_on_device(piece, run, upload, takes)
             call.prepared = True
             return
         if call.table is None:
@@ -86,9 +96,8 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload) -> None:
             call.table = address_table(call.copies, upload)
         if call.table is None:
             raise ValueError("Invalid states: those of the parameters of one group and dtype must be of one dtype, too")
-        if call.table.has_slabs and call.clip is not None:
-            call.norms = _norms(call)
-            prepare_on_device(call.norms, run, upload)
+        if call.clip is not None and (call.table.has_slabs or call.table.grad_code is None):
+            _prepare_norms(call, run, upload)
         capturing = call.params[0].is_cuda and torch.cuda.is_current_stream_capturing()
         if capturing and _kernels(call, call.table, run) not in _loaded:
             raise RuntimeError(
@@ -113,13 +122,13 @@ def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, Addr
 
 
 @untraced
-def step_on_device(call: StepCall, run: Run, upload: Upload) -> None:
-    """One step by ``run``, which reads the table alone; errors as :func:`prepare_on_device`.
+def step_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | None = None) -> None:
+    """One step by ``run``, which reads the table alone; arguments and errors as :func:`prepare_on_device`.
 
     The parameters' device is the current one meanwhile: whoever asks for a stream or a capture means that device's.
     """
     if not call.prepared:
-        prepare_on_device(call, run, upload)
+        prepare_on_device(call, run, upload, takes)
     if call.staged:
         return step_staged(call, partial(step_on_device, run=run, upload=upload))
     for piece in call.pieces:

@@ -9,10 +9,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import reference  # noqa: F401 (enters the records of the rules)
-from .call import BESIDE, StepCall, Storage
+from .call import BESIDE, StepCall
 from .device import prepare_on_device, scalar, squares_on_device, step_on_device
 from .host import LIBRARY
-from .operands import check_operands, copy_back, is_lazy, is_staged, one_by_one, operands, plain, shares_memory
+from .layouts import fits_one_pass
+from .operands import (
+    beside,
+    check_operands,
+    copy_back,
+    is_lazy,
+    is_staged,
+    one_by_one,
+    operands,
+    plain,
+    shares_memory,
+)
 from .rule import RULES
 from .staged import step_staged
 from .table import HOST, AddressTable, address_table
@@ -83,11 +94,8 @@ def prepare(call: StepCall) -> None:
 
 def _in_one_pass(call: StepCall) -> bool:
     """Whether the op itself takes operands that are stored otherwise than they are stepped: contiguous, all apart."""
-    storage = call.storage or Storage()
-    beside = [tensor for name in BESIDE for tensor in getattr(storage, name) or () if tensor is not None]
-    plain = call.window is None and not call.centralize and all(p.dtype != torch.float64 for p in call.params)
-    tensors = [*operands(call), *beside]
-    return plain and all(t.is_contiguous() and not is_lazy(t) for t in tensors) and not shares_memory(call)
+    lie_plainly = all(t.is_contiguous() and not is_lazy(t) for t in (*operands(call), *beside(call)))
+    return fits_one_pass(call) and lie_plainly and not shares_memory(call)
 
 
 def _beside(call: StepCall) -> list[list[Tensor] | None]:
@@ -145,6 +153,7 @@ def packed(
     slices: int = 0,
     partials: int = 0,
     mapped: bool = False,
+    staged: bool = False,
 ) -> tuple[list[int], list[float], list[Tensor]]:
     """What an op over a table takes besides it, in the order in which ``csrc/ops.h`` takes it from three lists.
 
@@ -155,6 +164,7 @@ def packed(
         slices: of all gradients.
         partials: partial sums of all slices.
         mapped: on a device: whether some tensors are shards, or lie in channels_last.
+        staged: on a device: whether some are stored otherwise than they are stepped.
     """
     rule, hyper, device = RULES[call.rule], call.hyper, call.params[0].device
     given: list[Any] = [call.lr, call.keep_prob, call.grad_weight]
@@ -173,7 +183,7 @@ def packed(
     common = (call.decoupled_weight_decay, call.maximize, _signed(call.seed))
     lr, keep_prob, grad_weight = numbers
     return (
-        [there, *codes, slices, partials, mapped, *whole, *flags, *common],
+        [there, *codes, slices, partials, mapped, staged, call.rounds or 0, *whole, *flags, *common],
         [*real, lr, call.weight_decay, keep_prob, grad_weight],
         tensors,
     )
@@ -184,7 +194,7 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
         return _run_on_lists(call)
     scratch = table.slope_scratch() if call.sums is not None and table.prepared is not None else None
     memory = (table.chunk_tensors, table.prepared, table.slice_scratch, scratch)
-    sizes = table.slices, table.partials, table.is_mapped
+    sizes = table.slices, table.partials, table.is_mapped, table.staged is not None
     _table_op(call.rule)(table.rows, call.sums, *packed(call, table.codes, memory, *sizes))
 
 
@@ -204,7 +214,7 @@ def _run_on_lists(call: StepCall) -> None:
         call.sums,
         call.map_integers(),
         *_beside(call),
-        0 if call.storage is None else call.storage.stochastic + 2 * call.storage.stochastic_states,
+        call.rounds or 0,
         **call.hyper,
         lr=lr,
         weight_decay=call.weight_decay,
@@ -235,7 +245,7 @@ def squares(call: StepCall, out: Tensor) -> None:
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
     scratch = None if table.chunk_tensors is None else table.slope_scratch()
-    torch.ops.lrtricks_fused.table_squared_norms_(table.rows, out, table.chunk_tensors, scratch, table.codes[1])
+    torch.ops.lrtricks_fused.table_squared_norms_(table.rows, out, table.chunk_tensors, scratch, table.grad_code)
 
 
 def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | None, max_norm: float) -> None:

@@ -238,6 +238,12 @@ def operands(call: StepCall) -> Iterable[Tensor]:
     return chain(call.params, call.grads, *call.states.values())
 
 
+def beside(call: StepCall) -> Iterable[Tensor]:
+    """What is stored beside the parameters and their states."""
+    stored = [getattr(call.storage, name, None) for name in BESIDE]
+    return (tensor for column in stored if column for tensor in column if tensor is not None)
+
+
 def shares_memory(call: StepCall) -> bool:
     """Whether what is written of one parameter may lie where something of another does.
 
@@ -245,9 +251,7 @@ def shares_memory(call: StepCall) -> bool:
     """
     if len(call.params) < 2:
         return False
-    stored = [getattr(call.storage, name, None) for name in BESIDE]
-    others = (tensor for column in stored if column for tensor in column if tensor is not None)
-    written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps, others)
+    written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps, beside(call))
     spans = sorted((t.data_ptr(), t.data_ptr() + _last(t) * t.element_size()) for t in written if t.numel())
     return any(end >= begin for (_, end), (begin, _) in pairwise(spans))
 

@@ -4,32 +4,33 @@ To hand a tensor to an op costs about a microsecond, which for a model of many s
 itself. A row of the table is one parameter: addresses of the parameter, the gradient, its states (those the variant
 has, then zeros) and the step count, the number of elements, the parameter's index, the codes of the two dtypes, the
 first of its chunks, of the slices whose mean its gradient loses, the length (0: none), the first, and the first of
-their partial sums, the address of its scalar state (0: none), and, of a parameter one dimension of which lies innermost
-as channels do in channels_last, what slab_of says (0: contiguous), and last the index map (zeros: no shard). On a GPU
-the table, the chunks and the scratch of the step live on the device.
+their partial sums, the address of its scalar state (0: none), what is stored beside them (call.Storage; 0: none),
+the codes of the gradient's and the mirror's dtype, and, of a parameter one dimension of which lies innermost as
+channels do in channels_last, what slab_of says (0: contiguous), and last the index map (zeros: no shard). On a GPU the
+table, the chunks and the scratch of the step live on the device.
 """
 
 from collections.abc import Callable, Hashable
 from collections.abc import Set as AbstractSet
-from itertools import chain
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from .call import StepCall, slice_partials
+from .call import BESIDE, StepCall, slice_partials
 from .host import addresses
-from .operands import check_operands, is_lazy, is_staged, operands, shares_memory
+from .layouts import Takes, columns_beside, fits_table, slab_of
+from .operands import check_operands, is_staged
 from .storage import DTYPE_CODES
 from .watched import Columns, Watched
 
 PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
 SLICE_LENGTH, FIRST_SLICE, FIRST_PARTIAL, SCALAR_STATE = 11, 12, 13, 14
 MAX_STATES, MAX_SCALAR_STATES = STEP - STATE, 1
-SLAB = SCALAR_STATE + MAX_SCALAR_STATES
-CHANNELS, BASE, RUN, PITCH, COLUMNS = range(SLAB + 1, SLAB + 6)
-MAX_SLAB = 2**15  # elements; csrc/cpu/engine.h, and what cuda/runs.cuh divides by multiplication
+MIRROR = SCALAR_STATE + MAX_SCALAR_STATES  # and the others of BESIDE
+GRAD_DTYPE = MIRROR + len(BESIDE)
+MIRROR_DTYPE, SLAB, CHANNELS, BASE, RUN, PITCH, COLUMNS = range(GRAD_DTYPE + 1, GRAD_DTYPE + 8)
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
@@ -54,51 +55,6 @@ def _integers(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=HOST)
 
 
-def slab_of(param: Tensor) -> tuple[int, int]:
-    """Of a dense parameter one dimension of which lies innermost in memory, of any layout else contiguous.
-
-    As channels do in channels_last, and the rows of a transposed matrix.
-
-    Returns:
-        Elements of that dimension and those after it, which lie together, and the size of the dimension; else zeros.
-    """
-    if param.is_contiguous() or not param.numel():
-        return 0, 0
-    alike = torch.empty_strided(param.shape, param.stride(), device="meta")
-    slab = param.numel()
-    for dim, size in enumerate(param.shape[:-1]):
-        if slab <= MAX_SLAB and alike.movedim(dim, -1).is_contiguous():
-            return slab, size
-        slab //= size
-    return 0, 0
-
-
-def strided(call: StepCall) -> list[int]:
-    """Which parameters' operands are neither contiguous nor all lie as one slab_of knows, see there."""
-
-    def lie_alike(param: Tensor, *others: Tensor) -> bool:
-        if param.is_contiguous():
-            return all(other.is_contiguous() for other in others)
-        known = slab_of(param)[0] and call.window is None and not call.centralize
-        return bool(known) and all(other.stride() == param.stride() for other in others)
-
-    columns = [call.params, call.grads, *(column for column in call.states.values() if column)]
-    return [i for i, operands in enumerate(zip(*columns, strict=True)) if not lie_alike(*operands)]
-
-
-def _fits(call: StepCall) -> bool:
-    """Whether addresses say all of checked operands: alike, apart, not lazy, of one dtype, the states too."""
-    states = chain(*call.states.values())
-    return (
-        not is_staged(call)
-        and not any(map(is_lazy, operands(call)))
-        and not strided(call)
-        and len({param.dtype for param in call.params}) == 1
-        and len({state.dtype for state in states}) <= 1
-        and not shares_memory(call)
-    )
-
-
 class AddressTable:
     """The table of one call, and what must still hold for it to be used by the next.
 
@@ -109,14 +65,15 @@ class AddressTable:
 
     has_slabs = False  # whether some parameters lie as slab_of says
     is_mapped = False  # whether the elements of some are not those of their places: of shards, or of these
+    staged: Hashable = None  # how parameters are stored otherwise than they are stepped; None where none is
 
-    def __init__(self, call: StepCall, upload: Upload | None) -> None:
+    def __init__(self, call: StepCall, upload: Upload | None, takes: Takes | None = None) -> None:
         check_operands(call)
         self._upload = upload
         lists = self._lists(call)
-        fits = _fits(call)
+        fits = fits_table(call, takes)
         self.watched = Watched(lists, call.grads, guarded=fits)
-        self._indices, self._maps, self._centralize = call.param_indices, call.index_maps, call.centralize
+        self._indices, self._maps, self._how = call.param_indices, call.index_maps, (call.centralize, call.rounds)
         self.slices = self.partials = 0  # of all tensors
         self.rows: Any = None
         self.chunk_tensors: Any = None  # this and what follows: on a device, if the table lies there
@@ -131,21 +88,24 @@ class AddressTable:
 
     @staticmethod
     def _lists(call: StepCall) -> Columns:
-        return [call.params, call.steps, *call.states.values(), *call.scalar_states.values()]
+        own = [call.params, call.steps, *call.states.values(), *call.scalar_states.values()]
+        return own if call.storage is None else own + columns_beside(call)
 
     def _fill(self, call: StepCall, params: list[int], steps: list[int], *all_states: list[int]) -> None:
         used = [column for column in call.states.values() if column]
-        states, scalar_states = all_states[: len(call.states)], all_states[len(call.states) :]
+        states, others = all_states[: len(call.states)], all_states[len(call.states) :]
         numel = _integers([param.numel() for param in call.params])
         chunks = (numel + CHUNK - 1) // CHUNK
         self._param_size = call.params[0].element_size()
-        param_code = DTYPE_CODES[call.params[0].dtype]
+        self._grad_size = max(map(Tensor.element_size, call.grads))
+        param_code, grad_codes = DTYPE_CODES[call.params[0].dtype], [DTYPE_CODES[grad.dtype] for grad in call.grads]
+        self.grad_code = grad_codes[0] if len({*grad_codes}) == 1 else None  # None: they have several
         state_code = DTYPE_CODES[used[0][0].dtype] if used else param_code
         rows = torch.zeros(len(call.params), COLUMNS, dtype=torch.int64, device=HOST)
         closed_up = [addresses for addresses in states if addresses]
         for number, column in enumerate([params, self.watched.grads, *closed_up]):
             rows[:, number] = _integers(column)
-        for number, column in enumerate(scalar_states, SCALAR_STATE):
+        for number, column in enumerate(others[: len(call.scalar_states)], SCALAR_STATE):
             rows[:, number] = _integers(column)
         rows[:, STEP] = _integers(steps)
         rows[:, NUMEL] = numel
@@ -153,7 +113,10 @@ class AddressTable:
         if call.has_shards:
             rows[:, BASE:] = _integers(call.map_integers()).view(-1, COLUMNS - BASE)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
+        rows[:, GRAD_DTYPE] = _integers(grad_codes)
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks
+        if is_staged(call):
+            self._fill_beside(call, rows)
         for number, param in enumerate(call.params):
             if not param.is_contiguous():
                 rows[number, SLAB], rows[number, CHANNELS] = slab_of(param)
@@ -165,6 +128,16 @@ class AddressTable:
         self.codes = (state_mask, param_code, state_code)
         if self._upload is not None:
             self.place(call.params[0].device, chunks, self._upload)
+
+    def _fill_beside(self, call: StepCall, rows: Tensor) -> None:
+        for number, name in enumerate(BESIDE, MIRROR):
+            column = getattr(call.storage, name, None) or ()
+            for row, tensor in zip(rows, column, strict=False):
+                row[number] = 0 if tensor is None else tensor.data_ptr()
+                if tensor is not None and name == "mirrors":
+                    row[MIRROR_DTYPE] = DTYPE_CODES[tensor.dtype]
+        kinds = [rows[:, MIRROR : MIRROR + len(BESIDE)] != 0, rows[:, GRAD_DTYPE : MIRROR_DTYPE + 1]]
+        self.staged = frozenset(map(tuple, torch.cat(kinds, 1).tolist()))
 
     def _fill_slices(self, call: StepCall, rows: Tensor) -> None:
         lengths = _integers(list(map(call.slice_length, call.params)))
@@ -204,7 +177,7 @@ class AddressTable:
         """Device memory for the partial sums of a slope (csrc/core/slope.h), made when first asked for."""
         if self._slope_scratch is None:
             chunks = len(self.chunk_tensors)
-            units = chunks * CHUNK // 8 * self._param_size // ACCESS
+            units = chunks * CHUNK // 8 * max(self._param_size, self._grad_size) // ACCESS
             size = units * max(self._param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
             self._slope_scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
             for stream in self._streams.values():
@@ -222,7 +195,7 @@ class AddressTable:
         if not (
             self._indices == call.param_indices
             and self._maps == call.index_maps
-            and self._centralize == call.centralize
+            and self._how == (call.centralize, call.rounds)
             and self.watched.are_in(self._lists(call))
         ):
             return False
@@ -240,10 +213,12 @@ class AddressTable:
         return True
 
 
-def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable | None:
-    """The table of ``call``, or None where only the tensors themselves say enough (see _fits); all of them are checked.
+def address_table(call: StepCall, upload: Upload | None = None, takes: Takes | None = None) -> AddressTable | None:
+    """The table of ``call``, or None where only the tensors say enough (see fits_table); all of them are checked.
 
-    With ``upload`` it lies on the parameters' device, with what a step needs there; else on the CPU, alone.
+    With ``upload`` it lies on the parameters' device, with what a step needs there; else on the CPU, alone. ``takes``
+    is asked where the call is one that else is staged, when its table is made; whatever it says must follow from the
+    tensors, and from what an optimizer does not change.
 
     Raises:
         ValueError, TypeError: an operand is not what the kernels take it for.
@@ -253,7 +228,7 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
         return None
     table: Any = call.tables.pop(call.table_key, None)
     if table is None or not table.holds(call):
-        table = AddressTable(call, upload)
+        table = AddressTable(call, upload, takes)
     elif table.rows is None:
         check_operands(call)  # which a table without rows does not vouch for
     if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
@@ -261,8 +236,9 @@ def address_table(call: StepCall, upload: Upload | None = None) -> AddressTable 
         call.tables.setdefault(_CAPTURED, []).append(table)
     else:
         call.tables[call.table_key] = table
-    of_indices = table.has_slabs and call.sums is not None  # whose order only the tensors say
-    return table if table.rows is not None and not of_indices else None
+    if table.rows is None or (call.sums is not None and (table.has_slabs or table.staged)):
+        return None  # sums of slabs are in the order of indices, and those of the stored are summed by staged.py
+    return table
 
 
 def ask_for(tables: dict[Hashable, Any]) -> None:

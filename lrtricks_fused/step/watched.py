@@ -72,7 +72,7 @@ class _Piece:
         self._held = HeldTensors(list(chain.from_iterable(column[where] for column in columns)))
         params, own = columns[0][where], grads[where]
         self._layouts, self._devices = _layouts(params), list(map(_device, params))
-        self._nbytes = [param.nbytes for param in params]
+        self._grad_layouts, self._nbytes = _layouts(own), [grad.nbytes for grad in own]
         self.grads = addresses(own)
         self.guards = _guards([*self._held.tensors, *own]) if guarded else None
 
@@ -97,7 +97,8 @@ class _Piece:
         if self.guards is not None and self.guards(*held, *grads):
             return True
         return (
-            _layouts(held[: len(grads)]) == self._layouts == _layouts(grads)
+            _layouts(held[: len(grads)]) == self._layouts
+            and _layouts(grads) == self._grad_layouts
             and list(map(_device, grads)) == self._devices
             and not any(map(Tensor.is_neg, chain(held, grads)))
         )

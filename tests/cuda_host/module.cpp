@@ -61,7 +61,7 @@ const char* launch(const cuda::Step& call, const std::vector<double>& numbers, c
 void step(const std::string& rule, const std::vector<double>& hyper, const std::vector<bool>& arguments,
           int64_t state_mask, const std::vector<uint64_t>& memory, int64_t tensors, int64_t chunks, int64_t slices,
           int64_t partials, const std::vector<pybind11::tuple>& numbers, double weight_decay, bool decoupled,
-          bool maximize, uint64_t seed, int param, int state, bool mapped) {
+          bool maximize, uint64_t seed, int param, int state, bool mapped, bool staged, int stochastic) {
   const auto writable = [&](size_t k) { return const_cast<void*>(address(memory[k])); };
   const cuda::Step call = {.rows = static_cast<const TableRow*>(address(memory[0])),
                            .chunk_tensors = static_cast<const int32_t*>(address(memory[1])),
@@ -81,6 +81,9 @@ void step(const std::string& rule, const std::vector<double>& hyper, const std::
                            .param = static_cast<Dtype>(param),
                            .state = static_cast<Dtype>(state),
                            .mapped = mapped,
+                           .staged = staged,
+                           .stochastic = (stochastic & 1) != 0,
+                           .stochastic_states = (stochastic & 2) != 0,
                            .slices = slices,
                            .partials = partials,
                            .slice_scratch = writable(3),
@@ -158,6 +161,9 @@ PYBIND11_MODULE(cuda_on_host, m) {
   column("FIRST_SLICE", offsetof(TableRow, first_slice));
   column("FIRST_PARTIAL", offsetof(TableRow, first_partial));
   column("SCALAR_STATE", offsetof(TableRow, scalar));
+  column("MIRROR", offsetof(TableRow, mirror));
+  column("GRAD_DTYPE", offsetof(TableRow, grad_dtype));
+  column("MIRROR_DTYPE", offsetof(TableRow, mirror_dtype));
   column("SLAB", offsetof(TableRow, slab));
   column("CHANNELS", offsetof(TableRow, channels));
   column("BASE", offsetof(TableRow, map.base));

@@ -138,6 +138,11 @@ def test_strided_operands_go_through_copies(case, dtype, on_host):
     assert_same_bits(*results)
 
 
+def table_of(**known):
+    """What device.py asks of a table."""
+    return SimpleNamespace(kernels={}, staged=None, grad_code=0, **known)
+
+
 class OnCuda(torch.Tensor):
     """A CPU tensor that calls itself a CUDA one."""
 
@@ -191,9 +196,9 @@ class Gpus:
         finally:
             self.current = before
 
-    def address_table(self, call, upload):
+    def address_table(self, call, upload, takes):
         assert self.current == 1
-        return SimpleNamespace(use_on_current_stream=self.note_stream, kernels={}, is_mapped=False, has_slabs=False)
+        return table_of(is_mapped=False, has_slabs=False, use_on_current_stream=self.note_stream)
 
     def note_stream(self):
         self.launched.append(f"stream of {self.current}")
@@ -240,7 +245,7 @@ def test_other_kernels_are_told_apart():
     calls += [momentum, dataclasses.replace(momentum, states={"momentum_buffer": [torch.zeros(600).bfloat16()]})]
 
     def kernels(call, run):
-        return device._kernels(call, SimpleNamespace(kernels={}, is_mapped=call.has_shards), run)
+        return device._kernels(call, table_of(is_mapped=call.has_shards), run)
 
     assert len({kernels(call, run) for call in calls for run in (native._run, run_on_host)}) == 2 * len(calls)
     same = call_on([torch.zeros(9)], keep_prob=0.3, weight_decay=0.1, seed=5)

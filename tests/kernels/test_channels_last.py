@@ -9,7 +9,8 @@ from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture t
 from triton_worker import interpreted
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step.table import CHANNELS, COLUMNS, MAX_SLAB, SLAB
+from lrtricks_fused.step.layouts import MAX_SLAB
+from lrtricks_fused.step.table import CHANNELS, COLUMNS, SLAB
 
 
 def channels_last_3d(values):

@@ -142,7 +142,9 @@ def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
     numbers = [(0.0, 0, False)] * 6
     with pytest.raises(RuntimeError, match="no kernel"):
         memory = [*(tensor.data_ptr() for tensor in arguments), 0, 0, 0]
-        module().step("adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1, False)
+        module().step(
+            "adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1, False, False, 0
+        )
     assert torch.equal(param, torch.zeros(5))
 
 

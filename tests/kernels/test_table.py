@@ -209,10 +209,11 @@ def packed(name, kwargs):
     given = {number: value for number, value in kwargs.items() if number not in rule.flags}
     own = [given[number] for number in rule.hypers]
     flags = [kwargs[flag] for flag in rule.flags]
-    nothing_there, no_slices, no_shards = 0, [0, 0], False
+    nothing_there, no_slices, no_shards, nothing_staged = 0, [0, 0], False, [False, 0]
     whole, real = (own, []) if rule.ring else ([], own)
     told = [given["decoupled_weight_decay"], given["maximize"], given["seed"]]
-    integers = [nothing_there, (1 << len(rule.states)) - 1, code, code, *no_slices, no_shards, *whole, *flags, *told]
+    of_table = [(1 << len(rule.states)) - 1, code, code, *no_slices, no_shards, *nothing_staged]
+    integers = [nothing_there, *of_table, *whole, *flags, *told]
     return integers, [*real, *(given[number] for number in ("lr", "weight_decay", "keep_prob", "grad_weight"))], []
 
 

@@ -76,7 +76,7 @@ def run(call: StepCall, table: AddressTable) -> None:
         [number(call.lr), number(call.keep_prob), number(call.grad_weight), number(call.grad_scale, 1.0),
          number(call.found_inf), number(call.clip, 1.0)],
         call.weight_decay, call.decoupled_weight_decay, call.maximize, call.seed, param_dtype, state_dtype,
-        table.is_mapped,
+        table.is_mapped, table.staged is not None, call.rounds or 0,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def run_squares(norms: StepCall, table: AddressTable, out: Tensor) -> None:
     memory = [table.rows, table.chunk_tensors, table.slope_scratch().fill_(POISON)]
     out.fill_(float("nan"))
     addresses = [tensor.data_ptr() for tensor in memory]
-    module().squares(addresses, len(table.rows), len(table.chunk_tensors), table.codes[1], out.data_ptr())
+    module().squares(addresses, len(table.rows), len(table.chunk_tensors), table.grad_code, out.data_ptr())
 
 
 # The functions of a backend, which take a step as one on a GPU is taken: what is copied, staged or split, is.
