@@ -231,7 +231,7 @@ def test_elements_beyond_2_to_the_31(aligned):
     module().step(
         "sgd", [0.0, 0.0], [False], 0, [*(t.data_ptr() for t in (row, chunk, prepared)), 0, 0, 0], 1, 1, 0, 0,
         [(1.0, 0, False), (0.5, 0, False), (1.0, 0, False), (1.0, 0, False), (0.0, 0, False), (1.0, 0, False)], 0.0,
-        False, False, SEED, 0, 0, False,
+        False, False, SEED, 0, 0, False, False, 0,
     )  # fmt: skip
     kept = keep_bits(numpy.arange(first, first + count), SEED, 7, 3) < 32768
     assert torch.equal(param != 0, torch.from_numpy(kept))
