@@ -10,6 +10,7 @@
 #include "core/pairs.h"
 #include "core/sums.h"
 #include "cpu/engine.h"
+#include "cpu/staged.h"
 
 namespace lrt::cpu {
 namespace {
@@ -140,7 +141,7 @@ class CheckedWork {
       tensor.whole.states[used++] = list[i].mutable_data_ptr();
     }
     require(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
-    const std::optional<Stage> stage = stage_of(i, dtype, dtype_of(grad), state_dtype);
+    const std::optional<Stage> stage = stage_of(operands_, i, state_dtype, rule_.kernel_of);
     set_kernel(tensor, dtype, state_dtype, i, stage.has_value());
     if (stage) {
       require(!strided && tensor.slice_length == 0 && operands_.window == 0, "Invalid params[", i,
@@ -208,57 +209,6 @@ class CheckedWork {
     require(fits(map, tensor.step.numel), "Invalid index_maps[", i, "]=(", map.base, ", ", map.run, ", ", map.pitch,
             "): no shard of ", tensor.step.numel, " elements has it");
     tensor.set_map(map);
-  }
-
-  // What is written beside params[i], or null.
-  void* beside(const std::vector<Tensor>& list, size_t i, int64_t numel, const char* name) const {
-    if (list.empty() || list[i].numel() == 0) return nullptr;
-    require(on_cpu(list[i]) && list[i].is_contiguous() && list[i].numel() == numel, "Invalid ", name, "[", i,
-            "]: must be contiguous on the CPU, of ", numel, " elements");
-    require_memory(list[i], name, i);
-    return list[i].mutable_data_ptr();
-  }
-
-  // How params[i] is stored; nothing where it is as its kernel steps it.
-  std::optional<Stage> stage_of(size_t i, std::optional<Dtype> param, std::optional<Dtype> grad,
-                                std::optional<Dtype> state) const {
-    if (!param || !grad || !state) return std::nullopt;  // which set_kernel tells
-    const int64_t numel = operands_.params[i].numel();
-    Stage stage = {.param = *param,
-                   .grad = *grad,
-                   .state = *state,
-                   .mirror = nullptr,
-                   .mirror_dtype = Dtype::kFloat,
-                   .low = nullptr,
-                   .changes = nullptr,
-                   .stochastic = false,
-                   .stochastic_states = false,
-                   .map = nullptr};
-    stage.mirror = beside(operands_.mirrors, i, numel, "mirrors");
-    stage.low = static_cast<int16_t*>(beside(operands_.lows, i, numel, "lows"));
-    stage.changes = static_cast<uint8_t*>(beside(operands_.changes, i, (numel + 7) / 8, "changes"));
-    stage.stochastic = operands_.stochastic & 1 && !stage.low && size_of(*param) == 2;
-    stage.stochastic_states = operands_.stochastic & 2 && size_of(*state) == 2;
-    const bool plain = *grad == *param && rule_.kernel_of(*param, *state) && !stage.mirror && !stage.low &&
-                       !stage.changes && !stage.stochastic && !stage.stochastic_states;
-    if (plain) return std::nullopt;
-    check_stage(stage, i);
-    return stage;
-  }
-
-  void check_stage(Stage& stage, size_t i) const {
-    require(stage.param != Dtype::kDouble && stage.grad != Dtype::kDouble && stage.state != Dtype::kDouble,
-            "Invalid grads[", i, "]: its dtype differs from params[", i, "], or one is float64");
-    require(size_of(stage.grad) == 4 || size_of(stage.param) == 4 || stage.grad == stage.param, "Invalid grads[", i,
-            "]: its dtype differs from params[", i, "]");
-    require(!stage.low || (stage.param == Dtype::kBFloat16 && operands_.lows[i].element_size() == 2), "Invalid lows[",
-            i, "]: must be int16, of a bfloat16 parameter");
-    require(!stage.changes || operands_.changes[i].element_size() == 1, "Invalid changes[", i, "]: must be uint8");
-    if (!stage.mirror) return;
-    const std::optional<Dtype> mirror = dtype_of(operands_.mirrors[i]);
-    require(stage.param == Dtype::kFloat && mirror && size_of(*mirror) == 2, "Invalid mirrors[", i,
-            "]: must be bfloat16 or float16, of a float32 parameter");
-    stage.mirror_dtype = *mirror;
   }
 
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i,
