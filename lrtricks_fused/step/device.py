@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .call import StepCall
+from .copies import copy_back, one_by_one, plain
 from .layouts import Takes, strided
-from .operands import check_operands, copy_back, is_staged, one_by_one, plain, shares_memory
+from .operands import check_operands, is_staged, shares_memory
 from .staged import measured, step_staged
 from .table import AddressTable, Upload, address_table
 from .untraced import untraced

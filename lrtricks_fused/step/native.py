@@ -10,20 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import reference  # noqa: F401 (enters the records of the rules)
 from .call import BESIDE, StepCall
+from .copies import copy_back, one_by_one, plain
 from .device import prepare_on_device, scalar, squares_on_device, step_on_device
 from .host import LIBRARY
 from .layouts import fits_one_pass
-from .operands import (
-    beside,
-    check_operands,
-    copy_back,
-    is_lazy,
-    is_staged,
-    one_by_one,
-    operands,
-    plain,
-    shares_memory,
-)
+from .operands import beside, check_operands, is_lazy, is_staged, operands, shares_memory
 from .rule import RULES
 from .staged import step_staged
 from .table import HOST, AddressTable, address_table

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .call import StepCall, Storage
+from .copies import one_by_one
 from .keep import drawn_mask
-from .operands import one_by_one, shares_memory
+from .operands import shares_memory
 from .rounding import (
     PARAM_MULTIPLIER,
     STATE_MULTIPLIERS,

@@ -10,7 +10,7 @@ import torch
 from helpers import assert_same_bits, leaves
 from triton_worker import interpreted, triton_step
 
-from lrtricks_fused.step import operands, reference, table
+from lrtricks_fused.step import copies, operands, reference, table
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.rule import RULES, Rule
 
@@ -83,7 +83,7 @@ def test_parameters_that_share_one_are_stepped_one_by_one(rule):
     assert not operands.shares_memory(call)
     call.scalar_states["weight"][3] = call.scalar_states["weight"][0]
     assert operands.shares_memory(call)
-    pieces = operands.one_by_one(call)
+    pieces = copies.one_by_one(call)
     assert [piece.scalar_states["weight"] for piece in pieces] == [[state] for state in call.scalar_states["weight"]]
 
 
