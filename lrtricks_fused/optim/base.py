@@ -22,9 +22,10 @@ from .compiled import step_in_graph
 from .groups import Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
 from .kept import KeptStates, held
+from .local_parts import localize
 from .observed import quick
 from .parts import PLAIN, Part, only_key, split
-from .shards import gradients, index_map, is_dtensor, local, localize, placed
+from .shards import gradients, index_map, is_dtensor, local, placed
 from .stored import StoredOptimizer
 from .sums import StepSums, metrics
 
@@ -103,6 +104,8 @@ class MaskedOptimizer(StoredOptimizer):
         """The step, after the closure."""
         if not torch.compiler.is_compiling():
             ask_for(self._tables)
+            for parts in self._maps.values():
+                parts.ask()
         self._take([part for group in self.param_groups for part in self._gather(group)])
 
     def _take(self, work: list[Part], whole: bool = True) -> None:

@@ -94,7 +94,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
-    _maps: dict[Any, Any]  # of shards, kept between steps
+    _maps: dict[Any, Any]  # what is local of DTensors, kept between steps
     _kept: KeptStates | None = None  # of the last step
     _master: str | None = None  # the argument ``master``, which earlier versions have not pickled
     _flattened = False  # whether a parameter is a shard that FSDP1 has flattened

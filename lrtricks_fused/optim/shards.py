@@ -6,7 +6,6 @@ they hold.
 """
 
 import sys
-from collections.abc import Hashable
 from itertools import pairwise
 from operator import attrgetter, is_
 from typing import Any
@@ -14,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..step.call import StepCall
 from ..step.keep import IndexMap
 from ..step.operands import waited
 
 Runs = list[tuple[int, int]]  # (first index, how many) in the order in which a rank holds them
-Known = tuple[list[Tensor], list[IndexMap | None]]  # parameters of a call and their maps
 
 
 _spec, _local_tensor = attrgetter("_spec"), attrgetter("_local_tensor")
@@ -236,34 +233,7 @@ def saved_part(saved: Any, param: Any) -> Tensor:
     return cut(saved, param) if is_dtensor(param) else saved
 
 
-# -- a step ------------------------------------------------------------------------------------------------------------
-
-
-def localize(call: StepCall, known: dict[Hashable, Known]) -> None:
-    """Put local tensors into a call whose gradients are local already, and tell which elements they are.
-
-    Args:
-        call: the step; some of its parameters are DTensors.
-        known: the maps of earlier steps' parameters, by the calls' table_key; entered here.
-
-    Raises:
-        ValueError: a parameter's placements are not for this step.
-    """
-    params, maps = known.get(call.table_key, ([], []))
-    if len(params) != len(call.params) or not all(map(is_, params, call.params)):
-        params = list(call.params)
-        maps = [index_map(param) if is_dtensor(param) else None for param in params]
-        known[call.table_key] = params, maps
-    if call.centralize:
-        for param in filter(is_dtensor, params):
-            check_centralize(param)
-    call.index_maps = maps if any(maps) else None
-    call.params = _locals(params)
-    call.states = {name: _locals(column) for name, column in call.states.items()}
-
-
-def _locals(tensors: list[Tensor]) -> list[Tensor]:
-    return list(map(_local_tensor if {*map(type, tensors)} == {_dtensor()} else local, tensors))
+# -- sums over ranks ---------------------------------------------------------------------------------------------------
 
 
 def counts(param: Any) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lrtricks_fused.step import host
+from lrtricks_fused.step import host, slots
 
 pytestmark = pytest.mark.parametrize("library", [True, False], ids=["library", "Python"])
 
@@ -78,3 +78,52 @@ def test_tensors(what, place, library):
     assert all(held.have_stayed() for _ in range(3))
     TENSORS[what](tensors[place])
     assert not held.have_stayed()
+
+
+class Slotted:
+    __slots__ = ("a", "b", "pad")
+
+    def __init__(self, a, b):
+        self.a, self.b, self.pad = a, b, None
+
+
+class OfTwo(Slotted):
+    __slots__ = ("c",)
+
+
+class Unslotted:
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+
+KINDS = {
+    "slots": lambda a, b: Slotted(a, b), "of a base": lambda a, b: OfTwo(a, b), "a dict": lambda a, b: Unslotted(a, b),
+    "one object in two slots": lambda a, b: Slotted(a, a),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("which", [0, 39, 99])
+def test_slots(kind, name, which, library):
+    things = [KINDS[kind]([n], {n}) for n in range(100)]
+    held = slots.HeldSlots(things, "a", "b")
+    assert held.of("b") == [thing.b for thing in things]
+    assert all(held.hold() for _ in range(3))
+    looks_itself = library and kind in ("slots", "of a base")
+    assert (held._words is not None) is looks_itself
+    before = getattr(things[which], name)
+    setattr(things[which], name, type(before)(before))
+    assert not held.hold()
+    setattr(things[which], name, before)
+    assert held.hold()
+    things[which].pad = 1
+    assert held.hold() and slots.HeldSlots([], "a").hold()
+
+
+def test_slots_of_several_kinds(library):
+    things = [kind([n], {n}) for n, kind in enumerate([Slotted, OfTwo, Slotted, OfTwo])]
+    held = slots.HeldSlots(things, "b")
+    assert all(held.hold() for _ in range(3)) and (held._words is not None) is library
+    things[3].b = set()
+    assert not held.hold()
