@@ -83,6 +83,7 @@ class StepCall:
     alone: bool = True  # no other call belongs to the same step, which must be refused as a whole
     prepared: bool = False  # by a backend: the operands are checked, and the table, if there is one, is this call's
     table: Any = None
+    kept: Any = None  # the table that is kept between steps, where it says too little, too
     copies: "StepCall | None" = None  # what is stepped instead, and copied back
     norms: "StepCall | None" = None  # whose gradients' squares are summed instead
     pieces: "list[StepCall]" = field(default_factory=list)  # what is stepped instead, one after the other

@@ -25,8 +25,8 @@ def one_by_one(call: StepCall) -> list[StepCall]:
 
     return [
         replace(
-            call, params=[param], grads=[grad], steps=[step], param_indices=[index], prepared=False, table=None,
-            states=of_one(call.states, i), scalar_states=of_one(call.scalar_states, i),
+            call, params=[param], grads=[grad], steps=[step], param_indices=[index], prepared=False,
+            table=None, kept=None, states=of_one(call.states, i), scalar_states=of_one(call.scalar_states, i),
             tables=None if param.is_cpu else {}, index_maps=[index_map], storage=_of_one(call.storage, i),
         )
         for i, (param, grad, step, index, index_map) in enumerate(

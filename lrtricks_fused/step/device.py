@@ -53,7 +53,7 @@ def on(device: torch.device) -> AbstractContextManager:
 def _norms(call: StepCall) -> StepCall:
     """A call of the gradients as they are given, whose squares are summed in the order of their indices."""
     grads = [grad.contiguous() for grad in call.grads]
-    norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={})
+    norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={}, kept=None)
     norms.storage = norms.index_maps = norms.clip = None
     if len({grad.dtype for grad in grads}) > 1:
         norms.pieces = one_by_one(norms)
@@ -62,8 +62,11 @@ def _norms(call: StepCall) -> StepCall:
 
 def _prepare_norms(call: StepCall, run: Run, upload: Upload) -> None:
     call.norms = _norms(call)
-    for norms in call.norms.pieces or [call.norms]:
-        prepare_on_device(norms, run, upload)
+    if call.kept is not None and not call.norms.pieces:
+        call.norms.table = call.kept.apart("norms", call.norms, upload)
+    if call.norms.table is None:
+        for norms in call.norms.pieces or [call.norms]:
+            prepare_on_device(norms, run, upload)
 
 
 @untraced
@@ -94,7 +97,8 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | N
         if call.table is None:
             # A slope is summed in the order of indices.
             call.copies = plain(call, strided(call) if call.sums is None else range(len(call.params)))
-            call.table = address_table(call.copies, upload)
+            kept = call.kept
+            call.table = kept.apart("copies", call.copies, upload) if kept else address_table(call.copies, upload)
         if call.table is None:
             raise ValueError("Invalid states: those of the parameters of one group and dtype must be of one dtype, too")
         if call.clip is not None and (call.table.has_slabs or call.table.grad_code is None):

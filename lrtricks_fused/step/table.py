@@ -67,12 +67,12 @@ class AddressTable:
     is_mapped = False  # whether the elements of some are not those of their places: of shards, or of these
     staged: Hashable = None  # how parameters are stored otherwise than they are stepped; None where none is
 
-    def __init__(self, call: StepCall, upload: Upload | None, takes: Takes | None = None) -> None:
+    def __init__(self, call: StepCall, upload: Upload | None, takes: Takes | None = None, guarded: bool = True) -> None:
         check_operands(call)
         self._upload = upload
         lists = self._lists(call)
         fits = fits_table(call, takes)
-        self.watched = Watched(lists, call.grads, guarded=fits)
+        self.watched = Watched(lists, call.grads, guarded=fits and guarded)
         self._indices, self._maps, self._how = call.param_indices, call.index_maps, (call.centralize, call.rounds)
         self.slices = self.partials = 0  # of all tensors
         self.rows: Any = None
@@ -82,6 +82,7 @@ class AddressTable:
         self._slope_scratch: Any = None
         self._streams: dict[int, torch.cuda.Stream] = {}  # that have read this table, by their addresses
         self.kernels: dict[Hashable, Hashable] = {}  # that are launched, by what is asked for: see device.py
+        self._apart: dict[str, AddressTable] = {}  # of copies, see apart
         self.is_mapped = call.has_shards
         if fits:
             self._fill(call, *map(addresses, lists))
@@ -127,7 +128,7 @@ class AddressTable:
         state_mask = sum(1 << k for k, column in enumerate(call.states.values()) if column)
         self.codes = (state_mask, param_code, state_code)
         if self._upload is not None:
-            self.place(call.params[0].device, chunks, self._upload)
+            self.place(call.params[0].device, self._upload)
 
     def _fill_beside(self, call: StepCall, rows: Tensor) -> None:
         for number, name in enumerate(BESIDE, MIRROR):
@@ -148,11 +149,11 @@ class AddressTable:
         rows[:, FIRST_PARTIAL] = partials.cumsum(0) - partials
         self.slices, self.partials = int(slices.sum()), int(partials.sum())
 
-    def place(self, device: torch.device, chunks: Tensor, upload: Upload) -> None:
+    def place(self, device: torch.device, upload: Upload) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
         self.rows = torch.empty_like(self._host_rows, device=device)
         upload(self.rows, self._host_rows)
-        tensors = torch.repeat_interleave(chunks).int()
+        tensors = torch.repeat_interleave((self._host_rows[:, NUMEL] + CHUNK - 1) // CHUNK).int()
         # Whole words; an odd one out is never read.
         pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32, device=HOST)
         pairs.view(-1)[: len(tensors)] = tensors
@@ -163,6 +164,37 @@ class AddressTable:
         if self.slices:
             size = (self.slices + self.partials) * max(self._param_size, 4)  # the partial sums, then the means
             self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def apart(self, name: str, copies: StepCall, upload: Upload) -> "AddressTable | None":
+        """The table, on the device, of a call of copies that is made anew at every step; as address_table's.
+
+        It holds none of them, so that their memory is others' between steps: of a large transposed parameter it is as
+        much as parameter, gradient and states have. But they mostly lie where those before did. So the memory of the
+        table before is used again, and the columns in which the two differ are all that is uploaded.
+        """
+        table = AddressTable(copies, None, guarded=False)
+        table.watched = Watched([], [])
+        if table.rows is None:
+            return None
+        before = self._apart.get(name)
+        if before is None or not table._takes_place_of(before, upload):
+            table.place(copies.params[0].device, upload)
+        self._apart[name] = table
+        return table
+
+    def _takes_place_of(self, before: "AddressTable", upload: Upload) -> bool:
+        """Upload what differs to where an earlier table is; whether that has room for this one."""
+        own, old = self._host_rows, before._host_rows
+        sizes = [(t.slices, t.partials, t._param_size, t._grad_size, len(t._host_rows)) for t in (self, before)]
+        if sizes[0] != sizes[1] or not torch.equal(own[:, NUMEL], old[:, NUMEL]):
+            return False
+        self.rows, self.chunk_tensors, self.prepared = before.rows, before.chunk_tensors, before.prepared
+        self.slice_scratch, self._slope_scratch, self._streams = (
+            before.slice_scratch, before._slope_scratch, before._streams
+        )  # fmt: skip
+        for column in (own != old).any(0).nonzero().flatten().tolist():
+            upload(self.rows[:, column], own[:, column].contiguous())
+        return True
 
     def use_on_current_stream(self) -> None:
         """Keep the table's memory, should it be dropped, from others until the current stream has done with it."""
@@ -228,7 +260,9 @@ def address_table(call: StepCall, upload: Upload | None = None, takes: Takes | N
         return None
     table: Any = call.tables.pop(call.table_key, None)
     if table is None or not table.holds(call):
+        apart = {} if table is None else table._apart
         table = AddressTable(call, upload, takes)
+        table._apart = apart
     elif table.rows is None:
         check_operands(call)  # which a table without rows does not vouch for
     if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
@@ -236,6 +270,7 @@ def address_table(call: StepCall, upload: Upload | None = None, takes: Takes | N
         call.tables.setdefault(_CAPTURED, []).append(table)
     else:
         call.tables[call.table_key] = table
+    call.kept = table
     if table.rows is None or (call.sums is not None and (table.has_slabs or table.staged)):
         return None  # sums of slabs are in the order of indices, and those of the stored are summed by staged.py
     return table

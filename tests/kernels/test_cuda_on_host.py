@@ -1,6 +1,7 @@
 """The CUDA kernels' own text, run on the host, against the reference, bit for bit (and the CPU step on a table)."""
 
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import cuda_on_host
@@ -28,6 +29,7 @@ from test_native_equals_reference import _cache_masks, run  # noqa: F401 (a fixt
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import call, keep, table
+from lrtricks_fused.step.device import step_on_device
 
 # Odd sizes around a tile, a row and a chunk; several chunks; no elements at all, first.
 SIZES = [(0,), (), (1,), (63,), (65,), (3, 5, 7), (511,), (512,), (1027,), (8192,), (20_001,)]
@@ -211,6 +213,46 @@ def test_of_a_mixed_list_only_what_is_strided_is_copied(on_host):
     assert call.table.has_slabs
     for mine, theirs, strided in ((call.copies.params, call.params, {1}), (call.copies.grads, call.grads, {1, 3})):
         assert {i for i in range(4) if mine[i].data_ptr() != theirs[i].data_ptr()} == strided
+
+
+STRIDED = [TensorCase((40, 30), gapped, gapped), TensorCase((1300,)), TensorCase((33, 65), contiguous, transposed)]
+SLABS = [TensorCase((7, 3, 5, 5), channels_last, channels_last), TensorCase((4, 6, 2, 2), channels_last, channels_last)]
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+@pytest.mark.parametrize("shapes", [STRIDED, SLABS], ids=["strided", "slabs"])
+def test_tables_of_copies_are_kept_and_copies_are_not(shapes, max_norm, on_host, monkeypatch):
+    uploads, copies = [], []
+
+    def upload(target, words):
+        uploads.append("table" if target.dim() == 2 else "chunks" if target.stride(0) == 1 else "column")
+        module().upload(target.data_ptr(), target.stride(0) if uploads[-1] == "column" else 1,
+                        words.data_ptr(), words.numel())  # fmt: skip
+
+    def step_and_look(call, *args, **kwargs):
+        found = [c for c in (call.copies, call.norms) if c is not None]
+        given = {t.data_ptr() for t in (*call.params, *call.grads, *itertools.chain(*call.states.values()))}
+        own = [t for c in found for t in (*c.params, *c.grads, *itertools.chain(*c.states.values()))]
+        copies[:] = [weakref.ref(t) for t in own if t.data_ptr() not in given]
+        step_on_device(call, *args, **kwargs)
+
+    monkeypatch.setattr(cuda_on_host, "upload", upload)
+    monkeypatch.setattr(cuda_on_host, "step_on_device", step_and_look)
+    results = []
+    for backend in ("native", "reference"):
+        params = make_params(shapes, torch.float32)
+        optimizer = lrt.Adam(params, keep_prob=0.5, backend=backend, max_norm=max_norm)
+        for n in range(4):
+            uploads.clear()
+            set_grads(params, shapes, n) if n != 3 else None
+            optimizer.step()
+            if backend == "native" and n > 0:
+                # Where the copies lie, and the gradients, is up to the allocator; all else is as it was.
+                assert {*uploads} <= {"column"}
+        results.append(everything(optimizer))
+        assert not any(copy() is not None for copy in copies)
+    assert copies or (shapes is SLABS and max_norm is None)
+    assert_same_bits(*results)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
