@@ -1,8 +1,7 @@
 """The base of all optimizers: the constructor, and the step, which hands its work to a backend. No arithmetic."""
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -23,14 +22,14 @@ from .groups import Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
 from .kept import KeptStates, held
 from .local_parts import localize
+from .measured import MeasuredOptimizer
 from .observed import quick
 from .parts import PLAIN, Part, only_key, split
 from .shards import gradients, index_map, is_dtensor, local, placed
-from .stored import StoredOptimizer
-from .sums import StepSums, metrics
+from .sums import StepSums
 
 
-class MaskedOptimizer(StoredOptimizer):
+class MaskedOptimizer(MeasuredOptimizer):
     """Base of the drop-in classes: one fused step per parameter group, with learning rate dropout inside.
 
     Attributes:
@@ -40,7 +39,6 @@ class MaskedOptimizer(StoredOptimizer):
     """
 
     max_norm: float | None = None  # which earlier versions have not pickled
-    track_metrics: bool = False
 
     def __init__(self, params: Iterable, defaults: Group, **shared: Unpack[SharedArguments]) -> None:
         arguments = completed(type(self), shared)
@@ -52,8 +50,7 @@ class MaskedOptimizer(StoredOptimizer):
         self._tables: dict[Hashable, Any] = {}
         self._maps = {}
         self._checked_groups = {}
-        self._measured: dict[str, Tensor] = {}  # by the last step
-        self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
+        self._measured, self._slopes = {}, None
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         self._names, self._master = by_param(arguments["names"]), arguments["master"]
@@ -155,19 +152,12 @@ class MaskedOptimizer(StoredOptimizer):
         groups = {id(part.checked) for part in work}  # of a dict, the tracers of before torch 2.12 know no id
         return places(calls, map(local, self._params()), len(groups))
 
-    def _wants_sums(self) -> bool:
-        return self.track_metrics or self._slopes is not None
-
     def _finish(self, work: list[Part], summed: StepSums | None) -> Tensor | None:
         """What a step still has to do once its calls have run; its sums, where metrics are tracked."""
         for part in work:
             if part.sharded:  # a graph that was built of DTensors must not be used after the step
                 torch.autograd.graph.increment_version(part.params)
         return None if summed is None else summed.finish()
-
-    def _enter(self, sums: Tensor | None) -> None:
-        if sums is not None:
-            self._measured["sums"] = sums
 
     def _gather(self, group: Group) -> list[Part]:
         """The parameters of a group that have a gradient, in parts that one call can step; the group is checked."""
@@ -266,66 +256,6 @@ class MaskedOptimizer(StoredOptimizer):
         if part.sharded:
             localize(call, self._maps)
         return call
-
-    @contextmanager
-    def add_slopes_to(self, slopes: dict[torch.device, Tensor]) -> Iterator[None]:
-        r"""A context in which every step adds its slope to ``slopes``: how far it goes along the gradient.
-
-        .. math:: \langle \nabla f(p),\, p - p' \rangle
-
-        where p' are the parameters after the step. The displacement is the real one, with momentum, weight decay and
-        mask in it; the gradient is the one in ``.grad``, but for the scale of torch.amp.GradScaler. The sum over the
-        parameters of a device has a fixed order. A skipped step adds nothing, and nothing waits for the device. Of
-        DTensors every element is counted on one rank, and the ranks' sums are added up: equal to the slope of the whole
-        parameters up to rounding.
-
-        Args:
-            slopes: 0-dim float64 tensors by their devices, changed in place; missing ones are entered, as 0.
-
-        Raises:
-            ValueError: parameters are flattened by FSDP1.
-        """
-        if self._flattened:
-            self._check_flattened({"add_slopes_to": True})
-        before = self._slopes
-        self._slopes = slopes
-        try:
-            yield
-        finally:
-            self._slopes = before
-
-    @property
-    def grad_norm(self) -> Tensor | None:
-        """The L2 norm of all gradients of the last step, not multiplied by torch.amp.GradScaler's scale, and unclipped.
-
-        A 0-dim float64 on the parameters' device; nothing waits for the device until it is read, as by ``float``. None
-        before the first step, and after one with ``max_norm=None``; math.inf as ``max_norm`` measures, and clips
-        nothing.
-        """
-        return self._measured.get("grad_norm")
-
-    def metrics(self) -> dict[str, Tensor]:
-        r"""What the last step did, over all parameters that it stepped; summed up while it stepped them.
-
-        .. math:: \frac{1}{n} \sum_i \mathrm{keep}_i,\quad \frac{1}{n} \sum_i [p'_i \ne p_i],\quad
-            \lVert p' - p \rVert_2,\quad \lVert p' \rVert_2
-
-        over n elements, p' the parameters after the step as they are stored. DTensors count once, as wholes: with
-        ``track_metrics`` every step sums over their ranks.
-
-        Returns:
-            0-dim float64 tensors on the parameters' device, for which nothing waits until they are read: ``keep_rate``,
-            the share of elements that the keep decisions let move; ``change_rate``, the share of those whose bits have
-            changed; ``update_norm`` and ``param_norm``. All are NaN of a step that was skipped for an overflow. Empty
-            before the first step.
-
-        Raises:
-            ValueError: ``track_metrics`` is False, and was at the last step.
-        """
-        sums = self._measured.get("sums")
-        if sums is None and not self.track_metrics:
-            raise ValueError("Invalid track_metrics=False: a step is summed up only where this is True")
-        return {} if sums is None else metrics(sums)
 
     def keep_mask(self, param: Tensor, step: int) -> Tensor:
         """Which elements of ``param`` its ``step``-th update moves, at the group's present keep_prob and seed.

@@ -11,11 +11,12 @@ from ..step.table import forget
 from . import identity
 from .arguments import OF_OPTIMIZER
 from .checks import check_param, is_negative, plain
-from .groups import ALLOW_NEGATIVE, LOW, Group, GroupedOptimizer
+from .groups import ALLOW_NEGATIVE, LOW, Group
 from .shards import is_dtensor, local, placed, saved_part
+from .states import StatefulOptimizer
 
 
-class SavedOptimizer(GroupedOptimizer):
+class SavedOptimizer(StatefulOptimizer):
     """What all optimizers share of pickling, and of ``load_state_dict``."""
 
     _tables: dict[Any, Any]  # of addresses, kept between steps
@@ -63,6 +64,7 @@ class SavedOptimizer(GroupedOptimizer):
 
         def after(_: torch.optim.Optimizer) -> None:
             forget(self._tables)
+            self._maps.clear()  # which hold states, too
             self._kept = None
             for param, state in restored.items():
                 self.state[param].update(state)
