@@ -50,7 +50,8 @@ class MaskedOptimizer(MeasuredOptimizer):
         self._tables: dict[Hashable, Any] = {}
         self._maps = {}
         self._checked_groups = {}
-        self._measured, self._slopes = {}, None
+        self._measured: dict[str, Tensor] = {}  # by the last step
+        self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
         self._names, self._master = by_param(arguments["names"]), arguments["master"]

@@ -14,8 +14,8 @@ class MeasuredOptimizer(StoredOptimizer):
     """What all optimizers share of what is summed up while they step."""
 
     track_metrics: bool = False  # which earlier versions have not pickled
-    _measured: dict[str, Tensor]  # by the last step
-    _slopes: dict[torch.device, Tensor] | None  # what each step adds its slope to
+    _measured: dict[str, Tensor]
+    _slopes: dict[torch.device, Tensor] | None
 
     def _wants_sums(self) -> bool:
         return self.track_metrics or self._slopes is not None
