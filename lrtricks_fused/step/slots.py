@@ -47,14 +47,16 @@ def _place(thing: Any, value: Any) -> int | None:
 
 def _rows(things: list[Any], name: str, values: list[Any]) -> list[tuple[int, int]] | None:
     """Where in memory the slots are, with the addresses that they hold; None where they are not found."""
-    kinds = {*map(type, things)}
-    if not all(_is_slot(kind, name) for kind in kinds):
+    if not all(_is_slot(kind, name) for kind in {*map(type, things)}):
         return None
-    places = {(type(thing), _place(thing, value)) for thing, value in zip(things, values, strict=True)}
-    of_kinds = dict(places)
-    if len(of_kinds) < len(places) or None in of_kinds.values():
-        return None
-    return [(id(thing) + of_kinds[type(thing)], id(value)) for thing, value in zip(things, values, strict=True)]
+    places: dict[type, int] = {}
+    rows = []
+    for thing, value in zip(things, values, strict=True):
+        place = _place(thing, value)
+        if place is None or places.setdefault(type(thing), place) != place:
+            return None
+        rows.append((id(thing) + place, id(value)))
+    return rows
 
 
 class HeldSlots:
