@@ -3,19 +3,10 @@
 
 #include <algorithm>
 
-#include "cpu/prefetch.h"
-
 namespace lrt {
 namespace {
 
-constexpr int64_t kLine = 64, kAhead = 16;                                            // tensors
-constexpr int64_t kObjectBytes = 48, kImplementationBytes = 192, kStorageBytes = 64;  // what is read of each, at most
-
-void ask_for_span(int64_t begin, int64_t bytes) {
-  for (int64_t line = begin / kLine * kLine; line < begin + bytes; line += kLine) {
-    cpu::ask<cpu::Hint::kFirst>(reinterpret_cast<const void*>(line));
-  }
-}
+constexpr int64_t kAhead = 16;  // tensors
 
 void ask_for(const HostTensor& tensor) {
   ask_for_span(tensor.object, kObjectBytes);

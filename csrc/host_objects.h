@@ -5,7 +5,18 @@
 
 #include <cstdint>
 
+#include "cpu/prefetch.h"
+
 namespace lrt {
+
+constexpr uint64_t kLine = 64;
+constexpr uint64_t kObjectBytes = 48, kImplementationBytes = 192, kStorageBytes = 64;  // what is read of each, at most
+
+inline void ask_for_span(uint64_t begin, uint64_t bytes) {
+  for (uint64_t line = begin / kLine * kLine; line < begin + bytes; line += kLine) {
+    cpu::ask<cpu::Hint::kFirst>(reinterpret_cast<const void*>(line));
+  }
+}
 
 // A tensor: its object in Python, that of C++ and its storage, and where its elements were. Only the first is read, by
 // the function that comes with it; the two behind it are asked for ahead, and may be others by now.

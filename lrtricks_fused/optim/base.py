@@ -25,6 +25,7 @@ from .local_parts import localize
 from .measured import MeasuredOptimizer
 from .observed import quick
 from .parts import PLAIN, Part, only_key, split
+from .repeats import Repeats
 from .shards import gradients, index_map, is_dtensor, local, placed
 from .sums import StepSums
 
@@ -51,6 +52,7 @@ class MaskedOptimizer(MeasuredOptimizer):
         self._maps = {}
         self._checked_groups = {}
         self._measured: dict[str, Tensor] = {}  # by the last step
+        self._repeats = Repeats()
         self._slopes: dict[torch.device, Tensor] | None = None  # what each step adds its slope to
         defaults = {**defaults, **{name: arguments[name] for name in OF_GROUP}}
         self._check_group(defaults)  # as torch.optim, also where every group overrides them
@@ -70,7 +72,7 @@ class MaskedOptimizer(MeasuredOptimizer):
         plain: Any = type(self).step
         super()._patch_step_function()
         if not getattr(plain, "hooked", False):
-            type(self).step = quick(plain, type(self).step)  # type: ignore[method-assign]
+            type(self).step = quick(plain, type(self).step, plain is MaskedOptimizer.step)  # type: ignore[method-assign]
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -101,6 +103,8 @@ class MaskedOptimizer(MeasuredOptimizer):
     def _step(self) -> None:
         """The step, after the closure."""
         if not torch.compiler.is_compiling():
+            if self._repeats.step(self):
+                return
             ask_for(self._tables)
             for parts in self._maps.values():
                 parts.ask()
@@ -118,6 +122,7 @@ class MaskedOptimizer(MeasuredOptimizer):
         calls = [call for part in work for call in self._calls(part, new, kept, summed)]
         at = self._places(calls, work)
         if not compiling:
+            self._repeats.forget()
             clipping = None if at is None else Clipping(self.max_norm, calls, at, self._params())
             backends = prepare(self.backend, calls)
             norm = None if clipping is None else clipping.measure(backends)
@@ -143,6 +148,8 @@ class MaskedOptimizer(MeasuredOptimizer):
             kept.forget_others({part.table_key for part in work})
         if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):
             forget(self._maps, used)
+        if not new:
+            self._repeats.note(self, work, calls, backends)
 
     def _places(self, calls: list[StepCall], work: list[Part]) -> Places | None:
         """Where clipping has the calls' parameters; None where nothing is clipped."""

@@ -12,6 +12,7 @@ from . import identity
 from .arguments import OF_OPTIMIZER
 from .checks import check_param, is_negative, plain
 from .groups import ALLOW_NEGATIVE, LOW, Group
+from .repeats import Repeats
 from .shards import is_dtensor, local, placed, saved_part
 from .states import StatefulOptimizer
 
@@ -27,6 +28,7 @@ class SavedOptimizer(StatefulOptimizer):
         own = {name: getattr(self, name) for name in names}
         fresh: dict[str, Any] = {
             "_tables": {}, "_checked_groups": {}, "_maps": {}, "_slopes": None, "_measured": {}, "_kept": None,
+            "_repeats": Repeats(),
         }  # fmt: skip
         return {**super().__getstate__(), **own, **fresh}
 
@@ -35,6 +37,7 @@ class SavedOptimizer(StatefulOptimizer):
         super().__setstate__(state)
         for name in ("_checked_groups", "_maps", "_measured"):  # not in what earlier versions have pickled
             self.__dict__.setdefault(name, {})
+        self.__dict__.setdefault("_repeats", Repeats())
         for group in self.param_groups:
             self._take_over(group)
 

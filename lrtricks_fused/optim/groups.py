@@ -39,6 +39,7 @@ class CheckedGroup:
         wanted: the count of steps, the identity, and the states that it has.
         hyper, first_hyper: the rule's hyper-parameters, and those of the step for which states have just been made.
         arguments: what a StepCall takes from the group.
+        is_constant: whether the values themselves cannot change, but only be replaced.
     """
 
     def __init__(self, optimizer: "GroupedOptimizer", group: Group) -> None:
@@ -47,7 +48,7 @@ class CheckedGroup:
         optimizer._check_group(group)
         self._group, self._names, self._values = group, list(group), list(group.values())
         self._of_optimizer = optimizer._what_checks_read()
-        self._is_constant = all(_is_constant(value) for name, value in group.items() if name not in LISTS)
+        self.is_constant = all(_is_constant(value) for name, value in group.items() if name not in LISTS)
         self.names = optimizer._state_names(group)
         self.wanted = ["step", identity.IDENTITY, *(name for name, used in self.names.items() if used)]
         self.hyper, self.first_hyper = optimizer._hyper(group), optimizer._first_hyper(group)
@@ -67,7 +68,7 @@ class CheckedGroup:
     def holds(self, optimizer: "GroupedOptimizer", group: Group) -> bool:
         """Whether the group is the same, with the very same values."""
         return (
-            self._is_constant
+            self.is_constant
             and self._group is group
             and self._names == list(group)
             and all(map(is_, group.values(), self._values))

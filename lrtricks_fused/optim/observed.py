@@ -21,12 +21,19 @@ def _is_observed(optimizer: Any) -> bool:
     )
 
 
-def quick(plain: Callable[..., Any], wrapped: Callable[..., Any]) -> Callable[..., Any]:
-    """``wrapped``, torch.optim's wrapper of ``plain``, where the step is observed; else ``plain`` itself."""
+def quick(plain: Callable[..., Any], wrapped: Callable[..., Any], repeats: bool) -> Callable[..., Any]:
+    """``wrapped``, torch.optim's wrapper of ``plain``, where the step is observed; else ``plain`` itself.
+
+    With ``repeats`` not even that, where the step can repeat the one before (repeats.py).
+    """
 
     @functools.wraps(plain)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return (wrapped if _is_observed(self) else plain)(self, *args, **kwargs)
+        if _is_observed(self):
+            return wrapped(self, *args, **kwargs)
+        if repeats and not args and not kwargs and self._repeats.step(self):
+            return None
+        return plain(self, *args, **kwargs)
 
     vars(step)["hooked"] = True  # by which torch.optim knows its own wrapper
     return step

@@ -69,6 +69,12 @@ def _prepare_norms(call: StepCall, run: Run, upload: Upload) -> None:
             prepare_on_device(norms, run, upload)
 
 
+def is_captured(device: torch.device) -> bool:
+    """Whether what is launched there now becomes part of a graph, and may be replayed with other tensors around it."""
+    with on(device):
+        return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 @untraced
 def prepare_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | None = None) -> None:
     """Checks the operands and puts their addresses onto the device, or those of contiguous copies of strided ones.

@@ -26,7 +26,7 @@ _cdata = attrgetter("_cdata")
 
 
 class _Functions:
-    """Those of csrc/host_objects.h, and the functions that they are handed.
+    """Those of csrc/host_objects.h and host_step.h, and the functions that they are handed.
 
     Raises:
         ImportError, AttributeError, OSError: one of them is missing.
@@ -43,6 +43,9 @@ class _Functions:
         self.ask_for.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         self.ask_for.restype = None
         self.have_stayed.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        self.record, self.repeats = native.lrt_record, native.lrt_repeats  # csrc/host_step.h
+        self.record.argtypes = [ctypes.c_void_p] * 3
+        self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object]
         self.has_entries.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int64]
         self.address_of = int(found._torchinductor_pyobject_tensor_data_ptr)
         self.next_entry = ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p)

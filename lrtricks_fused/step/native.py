@@ -180,13 +180,29 @@ def packed(
     )
 
 
-def _run(call: StepCall, table: AddressTable | None) -> None:
-    if table is None:
-        return _run_on_lists(call)
+def _arguments(call: StepCall, table: AddressTable) -> tuple[Any, ...]:
+    """All that the op over a table takes."""
     scratch = table.slope_scratch() if call.sums is not None and table.prepared is not None else None
     memory = (table.chunk_tensors, table.prepared, table.slice_scratch, scratch)
     sizes = table.slices, table.partials, table.is_mapped, table.staged is not None
-    _table_op(call.rule)(table.rows, call.sums, *packed(call, table.codes, memory, *sizes))
+    return table.rows, call.sums, *packed(call, table.codes, memory, *sizes)
+
+
+def _run(call: StepCall, table: AddressTable | None) -> None:
+    if table is None:
+        return _run_on_lists(call)
+    _table_op(call.rule)(*_arguments(call, table))
+
+
+class TableStep:
+    """The step of a prepared call on the CPU by its table, as often as its table and its numbers hold."""
+
+    def __init__(self, call: StepCall) -> None:
+        self._op, self._arguments, self._params = _table_op(call.rule), _arguments(call, call.table), call.params
+
+    def __call__(self) -> None:
+        self._op(*self._arguments)
+        torch._C._increment_version(self._params)
 
 
 def _run_on_lists(call: StepCall) -> None:

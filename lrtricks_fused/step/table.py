@@ -223,6 +223,15 @@ class AddressTable:
         except RuntimeError:  # a sparse or opaque gradient does not say how it lies: checking it tells what is wrong
             return False
 
+    def gradient_slot(self, number: int) -> int:
+        """Where on the host the address of a parameter's gradient is."""
+        return self._host_rows.data_ptr() + (number * COLUMNS + GRAD) * self._host_rows.element_size()
+
+    def upload_gradients(self) -> None:
+        """Take the addresses of the gradients from the host's table to the device's."""
+        if self._upload is not None:
+            self._upload(self.rows[:, GRAD], self._host_rows[:, GRAD].contiguous())
+
     def _update(self, call: StepCall) -> bool:
         if not (
             self._indices == call.param_indices
@@ -238,10 +247,8 @@ class AddressTable:
             return False
         grads = self.watched.grads
         if grads != before:
-            column = numpy.array(grads, dtype=numpy.int64)
-            self._host_rows.numpy()[:, GRAD] = column
-            if self._upload is not None:
-                self._upload(self.rows[:, GRAD], torch.from_numpy(column))
+            self._host_rows.numpy()[:, GRAD] = numpy.array(grads, dtype=numpy.int64)
+            self.upload_gradients()
         return True
 
 

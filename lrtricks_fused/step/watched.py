@@ -129,6 +129,11 @@ class Watched:
         """Addresses of the gradients."""
         return list(chain.from_iterable(piece.grads for piece in self._pieces))
 
+    def forget_gradients(self) -> None:
+        """The gradients may be others from now on, whatever their addresses."""
+        for piece in self._pieces:
+            piece.grads = []
+
     @property
     def guarded(self) -> bool:
         """Whether torch's guards tell what the tensors are."""

@@ -1,0 +1,229 @@
+// See host_step.h.
+#include "host_step.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/numeric.h"
+
+namespace lrt {
+namespace {
+
+constexpr int64_t kAhead = 16;  // tensors
+
+uint64_t word(uint64_t object, int64_t offset) { return *reinterpret_cast<const uint64_t*>(object + offset); }
+
+// What torch's C functions take for a tensor: the address of the word that names its implementation.
+AtenTensorHandle handle_of(uint64_t address) { return reinterpret_cast<AtenTensorHandle>(address); }
+
+template <class T, class... Arguments>
+bool ask(AOTITorchError (*function)(AtenTensorHandle, T*), uint64_t handle, T* answer) {
+  return function(handle_of(handle), answer) == AOTI_TORCH_SUCCESS;
+}
+
+int64_t* layout_of(StepTensor& row) { return reinterpret_cast<int64_t*>(&row + 1); }
+
+StepTensor& next(StepTensor& row) { return *reinterpret_cast<StepTensor*>(layout_of(row) + 2 * row.dims); }
+
+// -- entries ---------------------------------------------------------------------------------------------------
+
+// Compares containers with the rows of a record.
+class Entries {
+ public:
+  explicit Entries(const HostLayout& layout, const HostEntry* row) : layout_(layout), row_(row) {}
+
+  bool match(void* container, bool is_list) { return is_list ? match_list(container) : match_dict(container); }
+
+  bool of_other_numbers = false;
+
+ private:
+  bool match_dict(void* dict) {
+    intptr_t position = 0;
+    void *key, *value;
+    while (layout_.next_entry(dict, &position, &key, &value)) {
+      if (!match_one(reinterpret_cast<int64_t>(key), value)) return false;
+    }
+    return (row_++)->kind == HostEntryKind::kEnd;
+  }
+
+  bool match_list(void* list) {
+    const intptr_t size = layout_.list_size(list);
+    for (intptr_t i = 0; i < size; ++i) {
+      if (!match_one(0, layout_.list_item(list, i))) return false;
+    }
+    return (row_++)->kind == HostEntryKind::kEnd;
+  }
+
+  bool match_one(int64_t key, void* value) {
+    const HostEntry& entry = *row_++;
+    if (entry.kind == HostEntryKind::kEnd || entry.key != key) return false;
+    if (entry.value != reinterpret_cast<int64_t>(value)) {
+      if (entry.kind != HostEntryKind::kScheduled) return false;
+      of_other_numbers = true;
+    }
+    const bool is_list = entry.kind == HostEntryKind::kList;
+    return (!is_list && entry.kind != HostEntryKind::kDict) || match(value, is_list);
+  }
+
+  const HostLayout& layout_;
+  const HostEntry* row_;
+};
+
+// -- tensors ---------------------------------------------------------------------------------------------------
+
+struct Shape {
+  int64_t dims;
+  int64_t *sizes, *strides;
+};
+
+bool shape_of(uint64_t handle, Shape& shape) {
+  return ask(aoti_torch_get_dim, handle, &shape.dims) && ask(aoti_torch_get_sizes, handle, &shape.sizes) &&
+         ask(aoti_torch_get_strides, handle, &shape.strides);
+}
+
+bool address_of(uint64_t handle, uint64_t& address) {
+  void* data = nullptr;
+  if (!ask(aoti_torch_get_data_ptr, handle, &data)) return false;
+  address = reinterpret_cast<uint64_t>(data);
+  return true;
+}
+
+uint64_t gradient_of(const HostLayout& layout, uint64_t implementation) {
+  return reinterpret_cast<uint64_t>(layout.grad_of(reinterpret_cast<const void*>(implementation)));
+}
+
+bool is_defined(uint64_t handle) {
+  bool defined = true;
+  return !ask(aoti_torch_is_defined, handle, &defined) || defined;
+}
+
+// Whether a tensor, wherever it lies, is what the row says: its dispatch keys (device, layout, what is lazy), dtype,
+// sizes and strides.
+bool is_alike(const HostLayout& layout, StepTensor& row, uint64_t handle) {
+  if (word(word(handle, 0), layout.keys) != row.keys) return false;
+  int32_t dtype;
+  Shape shape;
+  if (!ask(aoti_torch_get_dtype, handle, &dtype) || dtype != row.dtype) return false;
+  if (!shape_of(handle, shape) || shape.dims != row.dims) return false;
+  const size_t bytes = row.dims * sizeof(int64_t);
+  return std::memcmp(shape.sizes, layout_of(row), bytes) == 0 &&
+         std::memcmp(shape.strides, layout_of(row) + row.dims, bytes) == 0;
+}
+
+bool has_stayed(const HostLayout& layout, StepTensor& row) {
+  uint64_t address;
+  if (word(row.of.object, layout.type) != row.type ||
+      word(row.of.object, layout.implementation) != row.implementation || !is_alike(layout, row, row.handle) ||
+      !address_of(row.handle, address) || address != row.address) {
+    return false;
+  }
+  return row.of.role != StepTensorRole::kCount || is_step_count(*reinterpret_cast<const double*>(address));
+}
+
+// Whether the storage has all of the tensor.
+bool is_in_memory(const StepTensor& row, uint64_t handle) {
+  if (row.extent == 0) return true;
+  int64_t offset, size;
+  return row.moved_to != 0 && ask(aoti_torch_get_storage_offset, handle, &offset) &&
+         ask(aoti_torch_get_storage_size, handle, &size) &&
+         (offset + row.extent) * static_cast<int64_t>(aoti_torch_dtype_element_size(row.dtype)) <= size;
+}
+
+// Whether the gradient of a tensor can take the place of the one before.
+bool can_follow(const HostLayout& layout, StepTensor& row, const StepTensor& owner) {
+  const uint64_t handle = gradient_of(layout, owner.implementation);
+  int32_t device;
+  return is_alike(layout, row, handle) && ask(aoti_torch_get_device_index, handle, &device) && device == row.device &&
+         address_of(handle, row.moved_to) && is_in_memory(row, handle);
+}
+
+bool is_as_before(const HostLayout& layout, StepTensor& row, const StepTensor& before) {
+  switch (row.of.role) {
+    case StepTensorRole::kGradient: return can_follow(layout, row, before);
+    case StepTensorRole::kNone: return !is_defined(gradient_of(layout, before.implementation));
+    default: return has_stayed(layout, row);
+  }
+}
+
+void ask_for(const StepTensor& row) {
+  ask_for_span(row.of.object, kObjectBytes);
+  ask_for_span(row.handle, sizeof(row.handle));
+  ask_for_span(row.implementation, kImplementationBytes);
+  ask_for_span(row.storage, kStorageBytes);
+  if (row.of.role == StepTensorRole::kCount) ask_for_span(row.address, sizeof(double));
+}
+
+// Visits all rows, each with the one before, and asks ahead for what the next ones name.
+template <class Visit>
+bool for_all(const StepRecord& record, const Visit& visit) {
+  StepTensor* row = reinterpret_cast<StepTensor*>(record.tensors);
+  StepTensor *before = row, *ahead = row;
+  int64_t asked = 0;
+  for (int64_t i = 0; i < record.count; ++i, before = row, row = &next(*row)) {
+    for (; asked < std::min(i + kAhead, record.count); ++asked, ahead = &next(*ahead)) ask_for(*ahead);
+    if (!visit(*row, *before)) return false;
+  }
+  return true;
+}
+
+void move_gradients(const StepRecord& record) {
+  StepTensor* row = reinterpret_cast<StepTensor*>(record.tensors);
+  for (int64_t i = 0; i < record.count; ++i, row = &next(*row)) {
+    if (row->of.role == StepTensorRole::kGradient) *row->of.slot = row->address = row->moved_to;
+  }
+}
+
+bool fill_layout(StepTensor& row) {
+  Shape shape;
+  if (!shape_of(row.handle, shape)) return false;
+  row.dims = shape.dims;
+  row.extent = 1;
+  for (int64_t d = 0; d < shape.dims; ++d) row.extent += (shape.sizes[d] - 1) * shape.strides[d];
+  if (std::find(shape.sizes, shape.sizes + shape.dims, 0) != shape.sizes + shape.dims) row.extent = 0;
+  std::copy_n(shape.sizes, shape.dims, layout_of(row));
+  std::copy_n(shape.strides, shape.dims, layout_of(row) + shape.dims);
+  return true;
+}
+
+bool fill(const HostLayout& layout, StepTensor& row, const StepTensor& before) {
+  const bool of_owner = row.of.object == 0;
+  row.handle = of_owner ? gradient_of(layout, before.implementation) : row.of.object + layout.implementation;
+  if (row.of.role == StepTensorRole::kNone) return !is_defined(row.handle);
+  if (!of_owner) row.type = word(row.of.object, layout.type);
+  row.implementation = word(row.handle, 0);
+  row.storage = word(row.implementation, layout.storage);
+  row.keys = word(row.implementation, layout.keys);
+  return ask(aoti_torch_get_dtype, row.handle, &row.dtype) &&
+         ask(aoti_torch_get_device_index, row.handle, &row.device) && fill_layout(row) &&
+         address_of(row.handle, row.address);
+}
+
+}  // namespace
+}  // namespace lrt
+
+int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, const lrt::StepRecord* record) {
+  auto* row = reinterpret_cast<lrt::StepTensor*>(record->tensors);
+  const lrt::StepTensor* before = row;
+  for (int64_t i = 0; i < record->count; ++i, before = row, row = &lrt::next(*row)) {
+    *row = {};
+    row->of = given[i];
+    if (!lrt::fill(*layout, *row, *before)) return 0;
+  }
+  return 1;
+}
+
+int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record, void* attributes) {
+  lrt::Entries entries(*layout, record->entries);
+  if (!entries.match(attributes, false)) return lrt::kOther;
+  bool moved = false;
+  const bool same = lrt::for_all(*record, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
+    if (!lrt::is_as_before(*layout, row, before)) return false;
+    moved = moved || (row.of.role == lrt::StepTensorRole::kGradient && row.moved_to != row.address);
+    return true;
+  });
+  if (!same) return lrt::kOther;
+  if (moved) lrt::move_gradients(*record);
+  return lrt::kSame | (entries.of_other_numbers ? lrt::kOfOtherNumbers : 0) | (moved ? lrt::kOfMovedGradients : 0);
+}

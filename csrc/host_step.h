@@ -1,0 +1,73 @@
+// Whether a step has the operands of the one before, told in one pass over the host's own objects. The functions are
+// handed addresses of objects and of what Python and torch publish of them by lrtricks_fused/step/record.py, which
+// holds the objects meanwhile, and Python's lock.
+#pragma once
+
+#include <cstdint>
+
+#include "host_objects.h"
+
+namespace lrt {
+
+// What is known of the objects: functions, and where in an object lies what Python can say of it, in bytes.
+struct HostLayout {
+  NextEntry next_entry;
+  intptr_t (*list_size)(void* list);
+  void* (*list_item)(void* list, intptr_t place);
+  const void* (*grad_of)(const void* implementation);  // where its gradient's implementation is named
+  int64_t type, implementation;                        // in a tensor's object
+  int64_t storage, keys;                               // in its implementation in C++
+};
+
+// An entry of a dict or list, or the end of one. After an entry that is a dict or list come those that it has.
+enum class HostEntryKind : int64_t { kObject, kScheduled, kDict, kList, kEnd };
+struct HostEntry {
+  int64_t key, value;  // the objects' addresses
+  HostEntryKind kind;  // kScheduled: a number that may be another, which is told
+};
+
+// A tensor that stays, one float64 on the CPU that counts steps, the gradient of the row before, which may have moved,
+// or that the row before has no gradient.
+enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone };
+
+// What is given of a row.
+struct StepTensorOf {
+  StepTensorRole role;
+  uint64_t object;  // 0: a gradient, which its tensor knows
+  uint64_t* slot;   // of a gradient: where a table has its address
+};
+
+// A row of the record, read off the tensor; 2 * dims words follow it, its sizes and then its strides.
+struct StepTensor {
+  StepTensorOf of;
+  uint64_t type, implementation, storage;
+  uint64_t handle;  // where its implementation is named
+  uint64_t keys, address;
+  uint64_t moved_to;  // of a gradient, while it is looked at
+  int64_t extent;     // elements from its first to its last in memory
+  int32_t dtype, device;
+  int64_t dims;
+};
+
+struct StepRecord {
+  const HostEntry* entries;
+  uint64_t* tensors;
+  int64_t count;
+};
+
+// What is told of a step, bits.
+enum StepIs { kOther = 0, kSame = 1, kOfOtherNumbers = 2, kOfMovedGradients = 4 };
+
+}  // namespace lrt
+
+extern "C" {
+
+// Fills the record's rows. Returns whether all tensors say what is asked of them.
+__attribute__((visibility("default"))) int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given,
+                                                      const lrt::StepRecord* record);
+
+// Whether the attributes of an optimizer, a dict, and the tensors are those of the record: bits of StepIs. Where
+// gradients have moved, their slots say so afterwards; where not all is the same, nothing has been written.
+__attribute__((visibility("default"))) int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record,
+                                                       void* attributes);
+}

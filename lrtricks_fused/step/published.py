@@ -1,0 +1,88 @@
+"""What Python and torch publish of their objects, by which the native library looks at them itself, see host.py.
+
+Functions are found by their names. Where an object names its type, its implementation in C++, and this its storage and
+its dispatch keys, is found by looking for what Python says of some tensors: so it holds for the torch and the Python
+that are here, or is not used.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .host import functions
+
+_WORD = ctypes.sizeof(ctypes.c_void_p)
+_IMPLEMENTATION_BYTES = 192  # of c10::TensorImpl since torch 2.0, of which the keys are the last
+_GRAD_OF = "_ZNK3c1010TensorImpl4gradEv"  # c10::TensorImpl::grad() const
+
+
+class HostLayout(ctypes.Structure):
+    """As csrc/host_step.h has it."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "grad_of")),
+        *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys")),
+    ]
+
+
+def _samples() -> list[Tensor]:
+    """Tensors that differ in what is looked for."""
+    plain = torch.ones(3, dtype=torch.float32, device="cpu")
+    return [plain, plain.double()[1:], torch._neg_view(plain), torch.nn.Parameter(plain.clone()), plain.to("meta")]
+
+
+def _place(samples: list[Tensor], start: Callable[[Any], int], size: int, value: Callable[[Any], int]) -> int:
+    """The offset at which every sample has its value.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    places = range(0, size - _WORD + 1, _WORD)
+    found = [
+        place
+        for place in places
+        if all(ctypes.c_uint64.from_address(start(t) + place).value == value(t) for t in samples)
+    ]
+    (place,) = found
+    return place
+
+
+def _keys(tensor: Tensor) -> int:
+    return torch._C._dispatch_keys(tensor).raw_repr()
+
+
+def _layout() -> HostLayout:
+    samples, object_size = _samples(), Tensor.__basicsize__
+
+    def implementation(tensor: Any) -> int:
+        return tensor._cdata
+
+    def in_implementation(value: Callable[[Any], int]) -> int:
+        return _place(samples, implementation, _IMPLEMENTATION_BYTES, value)
+
+    c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    api = ctypes.pythonapi
+    published = (api.PyDict_Next, api.PyList_Size, api.PyList_GetItem, c10[_GRAD_OF])
+    return HostLayout(
+        *(ctypes.cast(function, ctypes.c_void_p) for function in published),
+        type=_place(samples, id, object_size, lambda tensor: id(type(tensor))),
+        implementation=_place(samples, id, object_size, implementation),
+        storage=in_implementation(lambda tensor: tensor.untyped_storage()._cdata),
+        keys=in_implementation(_keys),
+    )
+
+
+@functools.cache
+def layout() -> HostLayout | None:
+    """What is published here; None where something is missing."""
+    if functions() is None:
+        return None
+    try:
+        return _layout()
+    except (AttributeError, OSError, RuntimeError, TypeError, ValueError):
+        return None

@@ -1,0 +1,141 @@
+"""The record of a step: all that it was made of, to tell in one call of the native library whether the next is alike.
+
+[note: What is recorded] Of an optimizer all attributes, and what the dicts and lists among them have, by which objects
+these are: groups, options, parameters, states, hooks. Of parameters, states and counts where they are, and what they
+are, which an address alone does not say. Of gradients what they are; where, may change. Everything but the gradients is
+held, so that no other object can take an address meanwhile.
+"""
+
+import ctypes
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .host import functions
+from .published import layout
+
+_MOST_DEPTH = 4  # attributes, groups, a group, its parameters
+_FIXED_WORDS = 13  # of a StepTensor of csrc/host_step.h
+
+
+class _Kind(IntEnum):
+    OBJECT, SCHEDULED, DICT, LIST, END = range(5)
+
+
+class _Role(IntEnum):
+    HELD, COUNT, GRADIENT, NONE = range(4)
+
+
+# What is told of a step, bits; 0: it is another. Plain integers, which a step asks without a call.
+SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS = 1, 2, 4
+
+
+class _StepRecord(ctypes.Structure):
+    _fields_ = [("entries", ctypes.c_void_p), ("tensors", ctypes.c_void_p), ("count", ctypes.c_int64)]
+
+
+def _integers(rows: list[Any]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
+
+
+class Operands:
+    """The tensors of a record, as its rows."""
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self.given: list[tuple[int, int, int]] = []
+        self.words = 0
+
+    def _add(self, role: _Role, tensor: Tensor, slot: int = 0) -> None:
+        self.words += _FIXED_WORDS + 2 * tensor.dim()
+        self.given.append((role, 0 if role >= _Role.GRADIENT else id(tensor), slot))
+
+    def add(self, param: Tensor, slot: int | None, count: Tensor | None = None, *states: Tensor) -> None:
+        """A parameter, with the address at which its gradient's is kept (None: it has no gradient), and its states."""
+        self.held += [param, count, *states]
+        self._add(_Role.HELD, param)
+        if slot is None:
+            return self._add(_Role.NONE, param)
+        self._add(_Role.GRADIENT, param, slot)
+        if count is not None:
+            self._add(_Role.COUNT if count.is_cpu else _Role.HELD, count)
+        for state in states:
+            self._add(_Role.HELD, state)
+
+
+class Entries:
+    """The attributes of an optimizer, with what dicts and lists among them have, as rows of csrc/host_step.h.
+
+    Args:
+        attributes: of the optimizer.
+        scheduled: names of entries whose values may be other numbers, which is told.
+        unread: names of attributes whose entries are not looked at, and which are not held.
+    """
+
+    def __init__(self, attributes: dict[str, Any], scheduled: frozenset[str], unread: frozenset[str]) -> None:
+        self._scheduled, self._unread = scheduled, unread
+        self.held: list[Any] = []
+        self.rows: list[tuple[int, int, int]] = []
+        self.numbers: dict[int, tuple[dict[str, Any], str]] = {}  # where those scheduled are, by their rows
+        self._enter(attributes, 1)
+
+    def _enter(self, container: Any, depth: int) -> None:
+        is_dict = isinstance(container, dict)
+        for key, value in container.items() if is_dict else ((None, item) for item in container):
+            kind = self._kind(key, value, depth)
+            if kind == _Kind.SCHEDULED:
+                self.numbers[len(self.rows)] = container, key
+            self.rows.append((id(key) if is_dict else 0, id(value), kind))
+            if not self._is_unread(key, depth):
+                self.held += [key, value]
+            if kind in (_Kind.DICT, _Kind.LIST):
+                self._enter(value, depth + 1)
+        self.rows.append((0, 0, _Kind.END))
+
+    def _is_unread(self, key: Any, depth: int) -> bool:
+        return depth == 1 and key in self._unread
+
+    def _kind(self, key: Any, value: Any, depth: int) -> _Kind:
+        if depth < _MOST_DEPTH and isinstance(value, (dict, list)) and not self._is_unread(key, depth):
+            return _Kind.DICT if isinstance(value, dict) else _Kind.LIST
+        return _Kind.SCHEDULED if type(key) is str and key in self._scheduled else _Kind.OBJECT
+
+
+class Record:
+    """Of one step.
+
+    Args:
+        entries: of the optimizer.
+        operands: of the step.
+
+    Raises:
+        ValueError: the library cannot look at these.
+    """
+
+    def __init__(self, entries: Entries, operands: Operands) -> None:
+        known, there = functions(), layout()
+        if known is None or there is None:
+            raise ValueError("Invalid record: the native library cannot look at objects here")
+        self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
+        self._entries = _integers(entries.rows)
+        self._tensors = torch.empty(operands.words, dtype=torch.int64, device="cpu")
+        self._record = _StepRecord(self._entries.data_ptr(), self._tensors.data_ptr(), len(operands.given))
+        self._look, self._places = known.repeats, (ctypes.addressof(there), ctypes.addressof(self._record))
+        given = _integers(operands.given)
+        if not known.record(self._places[0], given.data_ptr(), self._places[1]):
+            raise ValueError("Invalid record: a tensor does not tell where it is")
+
+    def compare(self, attributes: dict[str, Any]) -> int:
+        """Whether a step would be the same: ``SAME`` and what else is to be told of it, or 0.
+
+        Where gradients have moved, the tables say so already; where the step is another, nothing has been written.
+        """
+        return self._look(*self._places, attributes)
+
+    def take_numbers(self) -> None:
+        """From now on the scheduled numbers are those that they are now."""
+        self._values = [container[key] for container, key in self._numbers.values()]  # which are held
+        for row, value in zip(self._numbers, self._values, strict=True):
+            self._entries[row, 1] = id(value)
