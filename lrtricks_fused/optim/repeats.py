@@ -15,10 +15,10 @@ from ..step.backends import Backend
 from ..step.call import StepCall
 from ..step.device import is_captured, on
 from ..step.host import same
-from ..step.native import TableStep
+from ..step.native import TableStep, native_step
 from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
-from .groups import CheckedGroup
+from .groups import CheckedGroup, Group
 from .parts import PLAIN, Part
 
 SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas"})
@@ -30,7 +30,8 @@ FIRST_PATIENCE, MOST_PATIENCE, WORTHWHILE = 2, 256, 8  # steps
 class _Piece:
     """A call that can be repeated, with the backend that took it; ``native`` is what the CPU's op takes."""
 
-    part: Part
+    group: Group
+    checked: CheckedGroup
     call: StepCall
     backend: Backend
     native: TableStep | None
@@ -43,11 +44,12 @@ class _Piece:
 
     def fits(self, checked: CheckedGroup) -> bool:
         """Whether the call stays the same but for its numbers, where this is what now follows from its group."""
-        before = self.part.checked
+        before = self.checked
         return (checked.wanted, checked.scalars) == (before.wanted, before.scalars)
 
     def tell(self, checked: CheckedGroup) -> None:
         """Take the numbers of a group that fits."""
+        self.checked = checked
         for name, value in checked.arguments.items():
             setattr(self.call, name, value)
         self.call.hyper = checked.hyper
@@ -70,8 +72,8 @@ def _piece(part: Part, call: StepCall, backend: Backend, tables: dict[Any, Any])
     if not same([param.grad for param in call.params], call.grads):
         return None
     call.grads = []  # which come and go
-    on_cpu = backend.name == "native" and call.params[0].is_cpu
-    return _Piece(part, call, backend, TableStep(call) if on_cpu else None)
+    on_cpu = backend.step is native_step and call.params[0].is_cpu
+    return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None)
 
 
 class Repeats:
@@ -122,7 +124,7 @@ class Repeats:
 
     def _take_numbers(self, record: Record, optimizer: Any) -> bool:
         checked = {id(group): optimizer._checked_group(group) for group in optimizer.param_groups}
-        of_pieces = [(piece, checked[id(piece.part.group)]) for piece in self._pieces]
+        of_pieces = [(piece, checked[id(piece.group)]) for piece in self._pieces]
         if not all(now.is_constant for now in checked.values()) or not all(piece.fits(now) for piece, now in of_pieces):
             return False
         for piece, now in of_pieces:
@@ -132,10 +134,8 @@ class Repeats:
 
     def note(self, optimizer: Any, work: list[Part], calls: list[StepCall], backends: list[Backend]) -> None:
         """Make a record of a step that was just taken, if it can be repeated and enough like it were waited for."""
-        if layout() is None or not calls or len(work) != len(calls):
-            return
         self._waited += 1
-        if self._waited < self._patience:
+        if self._waited < self._patience or not calls or len(work) != len(calls) or layout() is None:
             return
         params = list(optimizer._params())
         constant = all(optimizer._checked_group(group).is_constant for group in optimizer.param_groups)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import functions
+from . import host
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _IMPLEMENTATION_BYTES = 192  # of c10::TensorImpl since torch 2.0, of which the keys are the last
@@ -33,7 +33,7 @@ class HostLayout(ctypes.Structure):
 def _samples() -> list[Tensor]:
     """Tensors that differ in what is looked for."""
     plain = torch.ones(3, dtype=torch.float32, device="cpu")
-    return [plain, plain.double()[1:], torch._neg_view(plain), torch.nn.Parameter(plain.clone()), plain.to("meta")]
+    return [plain, plain.double()[1:], torch._neg_view(plain), torch.nn.Parameter(plain.clone())]
 
 
 def _place(samples: list[Tensor], start: Callable[[Any], int], size: int, value: Callable[[Any], int]) -> int:
@@ -56,7 +56,16 @@ def _keys(tensor: Tensor) -> int:
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
-def _layout() -> HostLayout:
+@functools.cache
+def _layout() -> HostLayout | None:
+    try:
+        return _found()
+    except (AttributeError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _found() -> HostLayout:
+    """Raises one of the errors above where something is missing."""
     samples, object_size = _samples(), Tensor.__basicsize__
 
     def implementation(tensor: Any) -> int:
@@ -77,12 +86,6 @@ def _layout() -> HostLayout:
     )
 
 
-@functools.cache
 def layout() -> HostLayout | None:
     """What is published here; None where something is missing."""
-    if functions() is None:
-        return None
-    try:
-        return _layout()
-    except (AttributeError, OSError, RuntimeError, TypeError, ValueError):
-        return None
+    return None if host.functions() is None else _layout()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import functions
+from . import host
 from .published import layout
 
 _MOST_DEPTH = 4  # attributes, groups, a group, its parameters
@@ -78,7 +78,7 @@ class Entries:
         self._scheduled, self._unread = scheduled, unread
         self.held: list[Any] = []
         self.rows: list[tuple[int, int, int]] = []
-        self.numbers: dict[int, tuple[dict[str, Any], str]] = {}  # where those scheduled are, by their rows
+        self.numbers: dict[int, tuple[Any, Any]] = {}  # where those scheduled are, by their rows
         self._enter(attributes, 1)
 
     def _enter(self, container: Any, depth: int) -> None:
@@ -115,7 +115,7 @@ class Record:
     """
 
     def __init__(self, entries: Entries, operands: Operands) -> None:
-        known, there = functions(), layout()
+        known, there = host.functions(), layout()
         if known is None or there is None:
             raise ValueError("Invalid record: the native library cannot look at objects here")
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers

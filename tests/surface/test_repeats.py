@@ -1,0 +1,373 @@
+"""Steps that repeat the one before: whatever else changes is noticed, and the step is that of the reference."""
+
+import copy
+import gc
+import pickle
+import sys
+import weakref
+
+import pytest
+import torch
+from helpers import assert_same_bits
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import lrtricks_fused as lrt
+from lrtricks_fused.optim import repeats
+from lrtricks_fused.optim.base import MaskedOptimizer
+from lrtricks_fused.step import host, published
+
+WARM = repeats.FIRST_PATIENCE + 2  # the first makes states, the last is repeated
+SHAPES = [(700,), (), (3, 5), (0,), (2, 3, 4, 4)]
+
+
+def optimizer(backend="native", cls=lrt.Adam, **options):
+    """Two groups; the last parameter of the second has no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in [*SHAPES, (40,), (7,)]]
+    for param in params[:-1]:
+        param.grad = torch.randn(param.shape, generator=generator)
+    groups = [{"params": params[: len(SHAPES)]}, {"params": params[len(SHAPES) :], "lr": 0.05}]
+    return cls(groups, backend=backend, **{**dict(lr=0.1, weight_decay=0.1, keep_prob=0.5), **options})
+
+
+def parameters(opt):
+    return [param for group in opt.param_groups for param in group["params"]]
+
+
+def contents(opt):
+    own = [opt.state.get(param, {}) for param in parameters(opt)]
+    return parameters(opt) + [value for state in own for value in state.values() if torch.is_tensor(value)]
+
+
+@pytest.fixture
+def whole_steps(monkeypatch):
+    """One entry for each step that is not repeated."""
+    taken, plain = [], MaskedOptimizer._take
+
+    def noted(self, *args, **kwargs):
+        taken.append(self)
+        plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(MaskedOptimizer, "_take", noted)
+    return taken
+
+
+def warm(opt, steps=WARM):
+    for _ in range(steps):
+        opt.step()
+    return opt
+
+
+def test_the_library_can_look_here():
+    assert published.layout() is not None
+
+
+def new_gradients(opt):
+    for param in parameters(opt)[:-1]:
+        param.grad = param.grad * 2
+
+
+def scheduled(opt):
+    for group in opt.param_groups:
+        group.update(lr=group["lr"] * 0.5, keep_prob=0.25, grad_weight=1.5, weight_decay=0.2, betas=(0.7, 0.8))
+
+
+def counts_set(opt):
+    for param in parameters(opt)[:-1]:
+        opt.state[param]["step"].fill_(40)
+
+
+def values_written(opt):
+    with torch.no_grad():
+        for tensor in contents(opt)[:3]:
+            tensor.mul_(0.5)
+
+
+REPEATED = [lambda opt: None, new_gradients, scheduled, counts_set, values_written]
+
+
+def state_of(opt, place=2):
+    return opt.state[parameters(opt)[place]]
+
+
+def set_data(tensor, data):
+    tensor.data = data
+
+
+def set_grad(opt, make, place=2):
+    param = parameters(opt)[place]
+    param.grad = make(param.grad)
+
+
+def storage_resized(opt):
+    (param,) = parameters(opt)[:1]
+    moved = torch.ones(700)
+    moved.untyped_storage().resize_(0)
+    moved.untyped_storage().resize_(2800)
+    param.grad = moved.fill_(2)
+
+
+def swapped(opt):
+    torch.utils.swap_tensors(parameters(opt)[0], torch.ones(700, requires_grad=True))
+    parameters(opt)[0].grad = torch.ones(700)
+
+
+def added(opt):
+    param = torch.ones(9, requires_grad=True)
+    param.grad = torch.ones(9)
+    opt.add_param_group({"params": [param]})
+
+
+def transposed_in_place(opt):
+    param = parameters(opt)[2]
+    for tensor in (param, param.grad, *(v for v in opt.state[param].values() if torch.is_tensor(v) and v.dim())):
+        tensor.data = tensor.data.t()
+
+
+NOTICED = {
+    "an option": lambda opt: opt.param_groups[1].update(maximize=True),
+    "a rule's option": lambda opt: opt.param_groups[1].update(eps=0.1),
+    "the seed": lambda opt: opt.param_groups[0].update(seed=5),
+    "centralize": lambda opt: opt.param_groups[0].update(centralize=True),
+    "amsgrad": lambda opt: opt.param_groups[0].update(amsgrad=True),
+    "lr as a tensor": lambda opt: opt.param_groups[0].update(lr=torch.tensor(0.3)),
+    "an option more": lambda opt: opt.param_groups[0].update(other=1),
+    "max_norm": lambda opt: setattr(opt, "max_norm", 0.1),
+    "metrics": lambda opt: setattr(opt, "track_metrics", True),
+    "changes": lambda opt: setattr(opt, "track_changes", True),
+    "backend": lambda opt: setattr(opt, "backend", "reference"),
+    "a mirror": lambda opt: opt.mirror(parameters(opt)[0], torch.zeros(700).bfloat16()),
+    "a scale": lambda opt: setattr(opt, "grad_scale", torch.tensor(4.0)),
+    "an overflow": lambda opt: setattr(opt, "found_inf", torch.tensor(1.0)),
+    "a group": added,
+    "a group less": lambda opt: opt.param_groups.pop(),
+    "another dict of a group": lambda opt: opt.param_groups.__setitem__(0, dict(opt.param_groups[0])),
+    "order": lambda opt: opt.param_groups[0]["params"].reverse(),
+    "another list": lambda opt: opt.param_groups[0].update(params=list(opt.param_groups[0]["params"])),
+    "a parameter less": lambda opt: opt.param_groups[0]["params"].pop(),
+    "a gradient less": lambda opt: set_grad(opt, lambda grad: None),
+    "a gradient more": lambda opt: set_grad(opt, lambda grad: torch.ones(7), -1),
+    "another state": lambda opt: state_of(opt).update(exp_avg=torch.ones(3, 5)),
+    "another count": lambda opt: state_of(opt).update(step=torch.tensor(7.0, dtype=torch.float64)),
+    "another identity": lambda opt: state_of(opt).update(identity=77),
+    "no states": lambda opt: opt.state.clear(),
+    "no state": lambda opt: state_of(opt).clear(),
+    "a state more": lambda opt: state_of(opt).update(other=1),
+    "a parameter has moved": lambda opt: set_data(parameters(opt)[0], torch.ones(700)),
+    "a state has moved": lambda opt: set_data(state_of(opt)["exp_avg"], torch.ones(3, 5)),
+    "a parameter swapped": swapped,
+    "all transposed": transposed_in_place,
+    "a state transposed": lambda opt: set_data(state_of(opt)["exp_avg"], torch.ones(5, 3).t()),
+    "a state negated": lambda opt: set_data(state_of(opt)["exp_avg"], torch._neg_view(state_of(opt)["exp_avg"])),
+    "a gradient negated": lambda opt: set_grad(opt, torch._neg_view),
+    "a gradient negated in place": lambda opt: set_data(parameters(opt)[2].grad, torch._neg_view(torch.ones(3, 5))),
+    "a zero gradient": lambda opt: set_grad(opt, lambda grad: torch._efficientzerotensor((3, 5))),
+    "a gradient transposed": lambda opt: set_grad(opt, lambda grad: torch.arange(15.0).view(5, 3).t()),
+    "a gradient expanded": lambda opt: set_grad(opt, lambda grad: torch.ones(5).expand(3, 5)),
+    "a loaded state_dict": lambda opt: opt.load_state_dict(copy.deepcopy(opt.state_dict())),
+}
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["library", "Python"])
+@pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
+def test_what_is_repeated(event, library, whole_steps, monkeypatch):
+    if not library:
+        monkeypatch.setattr(host, "functions", lambda: None)
+    native, reference = warm(optimizer()), warm(optimizer("reference"))
+    whole_steps.clear()
+    for _ in range(3):
+        for opt in (native, reference):
+            event(opt)
+            opt.step()
+    assert whole_steps.count(native) == (0 if library else 3) and whole_steps.count(reference) == 3
+    assert_same_bits(contents(native), contents(reference))
+
+
+@pytest.mark.parametrize("what", NOTICED)
+def test_what_is_noticed(what, whole_steps):
+    native, reference = warm(optimizer()), warm(optimizer("reference"))
+    assert native._repeats._record is not None
+    whole_steps.clear()
+    for opt in (native, reference):
+        NOTICED[what](opt)
+        opt.step()
+    assert whole_steps == [native, reference]
+    for opt in (native, reference):
+        warm(opt, 8)
+    assert_same_bits([t.resolve_neg() for t in contents(native)], [t.resolve_neg() for t in contents(reference)])
+
+
+def test_a_storage_is_looked_at():
+    opt = warm(optimizer())
+    before = [tensor.clone() for tensor in contents(opt)]
+    parameters(opt)[0].grad.untyped_storage().resize_(100)
+    with pytest.raises(ValueError, match="its storage of 100 bytes does not hold it"):
+        opt.step()
+    assert_same_bits(contents(opt), before)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 2.0**53, float("nan")])
+def test_an_invalid_count_is_refused_before_any_group_is_stepped(value):
+    opt = warm(optimizer())
+    state_of(opt, 5)["step"].fill_(value)
+    before = [tensor.clone() for tensor in contents(opt)]
+    with pytest.raises(ValueError, match="Invalid state step="):
+        opt.step()
+    assert_same_bits(contents(opt), before)
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_an_invalid_number_is_refused_and_forgotten(group, whole_steps):
+    opt, other = warm(optimizer()), warm(optimizer())
+    before = [tensor.clone() for tensor in contents(opt)]
+    valid = [dict(own) for own in opt.param_groups]
+    opt.param_groups[1 - group]["lr"] = 0.7  # must not be taken either
+    opt.param_groups[group]["lr"] = -1.0
+    with pytest.raises(ValueError, match=r"Invalid lr=-1\.0"):
+        opt.step()
+    assert_same_bits(contents(opt), before)
+    for own, numbers in zip(opt.param_groups, valid, strict=True):
+        own["lr"] = numbers["lr"]
+    whole_steps.clear()
+    for one in (opt, other):
+        one.step()
+    assert whole_steps == []
+    assert_same_bits(contents(opt), contents(other))
+
+
+def test_numbers_of_a_group_that_is_not_stepped_are_checked():
+    opt = optimizer()
+    parameters(opt)[-2].grad = None
+    warm(opt)
+    assert opt._repeats._record is not None
+    opt.param_groups[1]["lr"] = -1.0
+    with pytest.raises(ValueError, match=r"Invalid lr=-1\.0"):
+        opt.step()
+
+
+def test_a_schedule_repeats_steps(whole_steps):
+    opts = [optimizer(), optimizer("reference")]
+    for opt in opts:
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=20)
+        for _ in range(12):
+            opt.step()
+            scheduler.step()
+    assert whole_steps.count(opts[0]) <= WARM
+    assert_same_bits(*map(contents, opts))
+
+
+def test_gradients_come_back_to_where_they_were():
+    # Between a repeated step and one that is not, a table must not take the addresses it last looked at for present.
+    opts = [optimizer(), optimizer("reference")]
+    for opt in opts:
+        first = [param.grad for param in parameters(opt)]
+        warm(opt)
+        new_gradients(opt)
+        opt.step()
+        second = [param.grad for param in parameters(opt)]  # both lie in memory meanwhile
+        for grads, seed in ((first, 1), (second, 2), (first, 3)):
+            for param, grad in zip(parameters(opt), grads, strict=True):
+                param.grad = grad
+            opt.param_groups[0]["seed"] = seed
+            opt.step()
+        del second
+    assert_same_bits(*map(contents, opts))
+
+
+def test_closures_and_hooks_run(whole_steps):
+    opt, seen = warm(optimizer()), []
+    whole_steps.clear()
+    assert opt.step(lambda: seen.append("closure") or 3.0) == 3.0
+    handle = register_optimizer_step_pre_hook(lambda *args: seen.append("hook"))
+    try:
+        opt.step()
+    finally:
+        handle.remove()
+    assert seen == ["closure", "hook"] and whole_steps == []
+    opt.register_step_post_hook(lambda *args: seen.append("own hook"))
+    opt.step()
+    assert seen[2:] == ["own hook"]
+
+
+def test_a_step_of_a_subclass_runs_every_time():
+    class Counted(lrt.Adam):
+        taken = 0
+
+        def step(self, closure=None):
+            self.taken += 1
+            return super().step(closure)
+
+    assert warm(optimizer(cls=Counted), 9).taken == 9
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
+def test_a_copy_knows_nothing(copied):
+    opt = warm(optimizer())
+    other = copied(opt)
+    assert other._repeats is not opt._repeats and other._repeats._record is None
+    for mine, param in zip(parameters(other), parameters(opt), strict=True):
+        mine.grad = param.grad
+    assert_same_bits(contents(warm(other)), contents(warm(opt)))
+
+
+def test_an_earlier_pickle_is_taken_over():
+    opt = optimizer()
+    state = opt.__getstate__()
+    del state["_repeats"]
+    other = lrt.Adam.__new__(lrt.Adam)
+    other.__setstate__(state)
+    warm(other)
+
+
+def test_no_gradient_is_held_and_no_cycle_is_made():
+    opt = warm(optimizer())
+    gone = [weakref.ref(param.grad) for param in parameters(opt)[:-1]]
+    opt.zero_grad()
+    assert not any(ref() is not None for ref in gone)
+    gone = [weakref.ref(opt), weakref.ref(parameters(opt)[0])]
+    gc.collect()
+    gc.disable()
+    try:
+        del opt
+        assert not any(ref() is not None for ref in gone)
+    finally:
+        gc.enable()
+
+
+def test_records_that_are_made_in_vain_are_made_ever_less_often(monkeypatch):
+    made, plain = [], repeats.Record
+    monkeypatch.setattr(repeats, "Record", lambda *args: made.append(None) or plain(*args))
+    opt = optimizer()
+    for number in range(60):
+        parameters(opt)[-1].grad = torch.ones(7) if number % 3 else None
+        opt.step()
+    assert 1 <= len(made) <= 5
+
+
+def test_a_repeated_step_is_a_few_calls():
+    opt, calls = warm(optimizer()), []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code) if event == "call" else None)
+    try:
+        opt.step()
+    finally:
+        sys.setprofile(None)
+    assert len(calls) <= 20  # of whole steps 150
+
+
+def test_steps_on_a_device_are_repeated(on_host, whole_steps, monkeypatch):
+    native, reference = warm(optimizer()), warm(optimizer("reference"))
+    whole_steps.clear()
+    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+        for opt in (native, reference):
+            event(opt)
+            opt.step()
+    assert native not in whole_steps
+    assert_same_bits(contents(native), contents(reference))
+
+
+def test_a_captured_step_is_not_repeated(on_host, whole_steps, monkeypatch):
+    opt = warm(optimizer())
+    whole_steps.clear()
+    monkeypatch.setattr(repeats, "is_captured", lambda device: True)
+    opt.step()
+    assert whole_steps == [opt]
