@@ -116,10 +116,14 @@ class Repeats:
         return True
 
     def _holds(self, record: Record, optimizer: Any) -> bool:
-        told = record.compare(optimizer.__dict__)
-        if told & OF_MOVED_GRADIENTS:
-            for piece in self._pieces:
-                piece.has_moved()
+        try:
+            told = record.compare(optimizer.__dict__)
+            if told & OF_MOVED_GRADIENTS:
+                for piece in self._pieces:
+                    piece.has_moved()
+        except BaseException:  # an interrupt, too, must not leave the device with other addresses than the host
+            self.forget()
+            raise
         return bool(told) and (not told & OF_OTHER_NUMBERS or self._take_numbers(record, optimizer))
 
     def _take_numbers(self, record: Record, optimizer: Any) -> bool:

@@ -202,7 +202,7 @@ class TableStep:
 
     def __call__(self) -> None:
         self._op(*self._arguments)
-        torch._C._increment_version(self._params)
+        torch.autograd.graph.increment_version(self._params)
 
 
 def _run_on_lists(call: StepCall) -> None:
