@@ -18,7 +18,7 @@ uint64_t word(uint64_t object, int64_t offset) { return *reinterpret_cast<const 
 // What torch's C functions take for a tensor: the address of the word that names its implementation.
 AtenTensorHandle handle_of(uint64_t address) { return reinterpret_cast<AtenTensorHandle>(address); }
 
-template <class T, class... Arguments>
+template <class T>
 bool ask(AOTITorchError (*function)(AtenTensorHandle, T*), uint64_t handle, T* answer) {
   return function(handle_of(handle), answer) == AOTI_TORCH_SUCCESS;
 }
