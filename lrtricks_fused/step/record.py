@@ -7,9 +7,9 @@ held, so that no other object can take an address meanwhile.
 """
 
 import ctypes
-from enum import IntEnum
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -20,14 +20,9 @@ _MOST_DEPTH = 4  # attributes, groups, a group, its parameters
 _FIXED_WORDS = 13  # of a StepTensor of csrc/host_step.h
 
 
-class _Kind(IntEnum):
-    OBJECT, SCHEDULED, DICT, LIST, END = range(5)
-
-
-class _Role(IntEnum):
-    HELD, COUNT, GRADIENT, NONE = range(4)
-
-
+# Plain integers, of which there are many.
+_OBJECT, _SCHEDULED, _DICT, _LIST, _END = range(5)  # HostEntryKind of csrc/host_step.h
+_HELD, _COUNT, _GRADIENT, _NONE = range(4)  # StepTensorRole
 # What is told of a step, bits; 0: it is another. Plain integers, which a step asks without a call.
 SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS = 1, 2, 4
 
@@ -36,8 +31,8 @@ class _StepRecord(ctypes.Structure):
     _fields_ = [("entries", ctypes.c_void_p), ("tensors", ctypes.c_void_p), ("count", ctypes.c_int64)]
 
 
-def _integers(rows: list[Any]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device="cpu")
+def _integers(rows: list[int]) -> Tensor:
+    return torch.from_numpy(numpy.array(rows, dtype=numpy.int64)).view(-1, 3)
 
 
 class Operands:
@@ -45,24 +40,24 @@ class Operands:
 
     def __init__(self) -> None:
         self.held: list[Any] = []
-        self.given: list[tuple[int, int, int]] = []
+        self.given: list[int] = []  # a StepTensorOf of each row
         self.words = 0
 
-    def _add(self, role: _Role, tensor: Tensor, slot: int = 0) -> None:
+    def _add(self, role: int, tensor: Tensor, slot: int = 0) -> None:
         self.words += _FIXED_WORDS + 2 * tensor.dim()
-        self.given.append((role, 0 if role >= _Role.GRADIENT else id(tensor), slot))
+        self.given += role, 0 if role >= _GRADIENT else id(tensor), slot
 
     def add(self, param: Tensor, slot: int | None, count: Tensor | None = None, *states: Tensor) -> None:
         """A parameter, with the address at which its gradient's is kept (None: it has no gradient), and its states."""
         self.held += [param, count, *states]
-        self._add(_Role.HELD, param)
+        self._add(_HELD, param)
         if slot is None:
-            return self._add(_Role.NONE, param)
-        self._add(_Role.GRADIENT, param, slot)
+            return self._add(_NONE, param)
+        self._add(_GRADIENT, param, slot)
         if count is not None:
-            self._add(_Role.COUNT if count.is_cpu else _Role.HELD, count)
+            self._add(_COUNT if count.is_cpu else _HELD, count)
         for state in states:
-            self._add(_Role.HELD, state)
+            self._add(_HELD, state)
 
 
 class Entries:
@@ -77,7 +72,7 @@ class Entries:
     def __init__(self, attributes: dict[str, Any], scheduled: frozenset[str], unread: frozenset[str]) -> None:
         self._scheduled, self._unread = scheduled, unread
         self.held: list[Any] = []
-        self.rows: list[tuple[int, int, int]] = []
+        self.rows: list[int] = []  # three of each
         self.numbers: dict[int, tuple[Any, Any]] = {}  # where those scheduled are, by their rows
         self._enter(attributes, 1)
 
@@ -85,22 +80,22 @@ class Entries:
         is_dict = isinstance(container, dict)
         for key, value in container.items() if is_dict else ((None, item) for item in container):
             kind = self._kind(key, value, depth)
-            if kind == _Kind.SCHEDULED:
-                self.numbers[len(self.rows)] = container, key
-            self.rows.append((id(key) if is_dict else 0, id(value), kind))
+            if kind == _SCHEDULED:
+                self.numbers[len(self.rows) // 3] = container, key
+            self.rows += id(key) if is_dict else 0, id(value), kind
             if not self._is_unread(key, depth):
                 self.held += [key, value]
-            if kind in (_Kind.DICT, _Kind.LIST):
+            if kind in (_DICT, _LIST):
                 self._enter(value, depth + 1)
-        self.rows.append((0, 0, _Kind.END))
+        self.rows += 0, 0, _END
 
     def _is_unread(self, key: Any, depth: int) -> bool:
         return depth == 1 and key in self._unread
 
-    def _kind(self, key: Any, value: Any, depth: int) -> _Kind:
+    def _kind(self, key: Any, value: Any, depth: int) -> int:
         if depth < _MOST_DEPTH and isinstance(value, (dict, list)) and not self._is_unread(key, depth):
-            return _Kind.DICT if isinstance(value, dict) else _Kind.LIST
-        return _Kind.SCHEDULED if type(key) is str and key in self._scheduled else _Kind.OBJECT
+            return _DICT if isinstance(value, dict) else _LIST
+        return _SCHEDULED if type(key) is str and key in self._scheduled else _OBJECT
 
 
 class Record:
@@ -121,7 +116,7 @@ class Record:
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
         self._entries = _integers(entries.rows)
         self._tensors = torch.empty(operands.words, dtype=torch.int64, device="cpu")
-        self._record = _StepRecord(self._entries.data_ptr(), self._tensors.data_ptr(), len(operands.given))
+        self._record = _StepRecord(self._entries.data_ptr(), self._tensors.data_ptr(), len(operands.given) // 3)
         self._look, self._places = known.repeats, (ctypes.addressof(there), ctypes.addressof(self._record))
         given = _integers(operands.given)
         if not known.record(self._places[0], given.data_ptr(), self._places[1]):

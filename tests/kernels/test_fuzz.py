@@ -100,13 +100,11 @@ def stepped(opts, undo):
     return error
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
-@given(setup=salt, events=script)
-@few
-def test_both_backends_do_the_same(case, setup, events):
-    opts, undo = [make(case, backend, setup) for backend in ("native", "reference")], ([], [])
+def play(opts, setup, events, before_event=lambda number, undo: None):
+    """Both optimizers through the same events, and steps after some of these."""
+    undo = [], []
     for number, (event, salt, with_step) in enumerate(events):
+        before_event(number, undo)
         for opt in opts:
             set_grads(opt, random.Random(setup + number))
         before = [look(opt) for opt in opts]
@@ -131,3 +129,44 @@ def test_both_backends_do_the_same(case, setup, events):
         set_grads(opt, random.Random(setup))
     stepped(opts, undo)
     assert len(params_of(opts[0])) == len(params_of(opts[1]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+@given(setup=salt, events=script)
+@few
+def test_both_backends_do_the_same(case, setup, events):
+    play([make(case, backend, setup) for backend in ("native", "reference")], setup, events)
+
+
+def plain_grads(opt, salt):
+    """Contiguous gradients of the parameters that have memory."""
+    generator = torch.Generator().manual_seed(salt)
+    for param in params_of(opt):
+        if type(param).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+            param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", RICH[::6], ids=lambda c: c.name)
+@given(setup=salt, events=script)
+@settings(few, max_examples=EXAMPLES // 10)
+def test_steps_that_repeat_others_do_the_same(case, setup, events):
+    """Of plain parameters; before each event there is a record of a step, and some have repeated it."""
+
+    def optimizer(backend):
+        shapes = [[(), (65,), (5, 7)], [(513,)]]
+        groups = [{"params": [torch.ones(shape).requires_grad_() for shape in some]} for some in shapes]
+        return case.make(groups, backend=backend, keep_prob=0.5)
+
+    def repeat(number, undo):
+        for step in range(4):
+            for opt in opts:
+                opt._repeats._patience = 1
+                if step != 2:
+                    plain_grads(opt, setup + number + step)
+            stepped(opts, undo)
+        assert number or opts[0]._repeats._repeated
+
+    opts = [optimizer(backend) for backend in ("native", "reference")]
+    play(opts, setup, events, repeat)
