@@ -44,6 +44,24 @@ struct Chunk {
   SliceMeans<Real> means;
 };
 
+// body(chunk, its first element) of the block, unless its tensor is left alone; whether it is not.
+template <class Rule, class Param, class Body>
+LRT_DEVICE bool with_chunk(const Step& call, const Body& body) {
+  const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
+  const int32_t tensor = call.chunk_tensors[blockIdx.x];
+  const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
+  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);  // whatever it is, where the step skips
+  const TableRow row = call.rows[tensor];
+  if (shared.skip | (own.counted == 0)) return false;
+  const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
+  const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
+  const KeepStream stream = {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)};
+  const Chunk<Rule, Real<Param>> chunk = {
+      own.rule, shared, row, stream, end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
+  body(chunk, begin);
+  return true;
+}
+
 constexpr int kRows = static_cast<int>(kTile / kLanes);
 
 // Keep decisions on kCount neighbouring lanes of a tile: bit row * kCount + e is that of lane e.

@@ -24,6 +24,15 @@ struct WarpValues {
   __device__ __forceinline__ explicit WarpValues(const Of& of) : own(of(static_cast<int>(threadIdx.x % 32))) {}
   __device__ __forceinline__ uint32_t of_thread(int thread) const { return __shfl_sync(0xffffffffu, own, thread); }
 };
+// The same of so many values, which of(t, values) is to fill.
+template <int kCount, class Of>
+struct WarpWords {
+  uint32_t own[kCount];
+  __device__ __forceinline__ explicit WarpWords(const Of& of) { of(static_cast<int>(threadIdx.x % 32), own); }
+  __device__ __forceinline__ uint32_t of_thread(int thread, int i) const {
+    return __shfl_sync(0xffffffffu, own[i], thread);
+  }
+};
 }  // namespace lrt::cuda
 #endif
 

@@ -36,4 +36,11 @@ __global__ void prepare_kernel(Step call, Hyper hyper) {
                                                           static_cast<uint32_t>(static_cast<uint64_t>(next)), counted};
 }
 
+template <class Variant, class Real>
+const char* launch_prepare(const Step& call, const typename Variant::Hyper& hyper) {
+  const int64_t blocks = (call.tensors + kListThreads - 1) / kListThreads;
+  return LAUNCH((prepare_kernel<typename Variant::template Rule<Real>, typename Variant::Hyper, Real>), blocks,
+                kListThreads, call.stream, call, hyper);
+}
+
 }  // namespace lrt::cuda

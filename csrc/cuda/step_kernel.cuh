@@ -8,7 +8,7 @@
 
 #include "cuda/prepare.cuh"
 #include "cuda/slope.cuh"
-#include "cuda/warp_tiles.cuh"
+#include "cuda/staged.cuh"
 
 namespace lrt::cuda {
 
@@ -140,35 +140,22 @@ LRT_DEVICE void clear_slopes(const Step& call) {
 template <bool kMapped, bool kSloped, class Rule, class Param, class State>
 __global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kMapped, kSloped, Rule, Param, State>))
     step_kernel(Step call) {
-  const Prepared* prepared = static_cast<const Prepared*>(call.prepared);
-  const int32_t tensor = call.chunk_tensors[blockIdx.x];
-  const auto shared = *reinterpret_cast<const Shared<Real<Param>>*>(prepared);
-  const auto own = *reinterpret_cast<const Own<Rule>*>(prepared + 1 + tensor);  // whatever it is, where the step skips
-  const TableRow row = call.rows[tensor];
-  if (shared.skip | (own.counted == 0)) {
-    if constexpr (kSloped) clear_slopes<Param>(call);
-    return;
-  }
-  const int64_t begin = (static_cast<int64_t>(blockIdx.x) - row.first_chunk) * kChunk;
-  const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
-  const KeepStream stream = {call.arguments.seed, own.step, static_cast<uint32_t>(row.param_index)};
-  const Chunk<Rule, Real<Param>> chunk = {
-      own.rule, shared, row, stream, end, SliceMeans<Real<Param>>(slice_means<Param>(call), row, begin)};
-  const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, end};
-  const bool aligned = addresses_of<Rule, State>(row) % kAccess == 0;
-  if constexpr (kMapped) {
-    block.run(aligned, !chunk.means.first, MappedDraw<Rule, Real<Param>>{chunk, ChunkMap(row, begin)});
-  } else {
-    block.run(aligned, !chunk.means.first, WholeDraw<Rule, Real<Param>>{chunk});
-  }
+  const bool stepped = with_chunk<Rule, Param>(call, [&](const Chunk<Rule, Real<Param>>& chunk, int64_t begin) {
+    const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, chunk.end};
+    const bool aligned = addresses_of<Rule, State>(chunk.row) % kAccess == 0;
+    if constexpr (kMapped) {
+      block.run(aligned, !chunk.means.first, MappedDraw<Rule, Real<Param>>{chunk, ChunkMap(chunk.row, begin)});
+    } else {
+      block.run(aligned, !chunk.means.first, WholeDraw<Rule, Real<Param>>{chunk});
+    }
+  });
+  if (kSloped && !stepped) clear_slopes<Param>(call);
 }
 
 template <class Variant, class Param, class State>
 const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) {
   using Rule = typename Variant::template Rule<Real<Param>>;
-  const int64_t blocks = (call.tensors + kListThreads - 1) / kListThreads;
-  const char* error = LAUNCH((prepare_kernel<Rule, typename Variant::Hyper, Real<Param>>), blocks, kListThreads,
-                             call.stream, call, hyper);
+  const char* error = launch_prepare<Variant, Real<Param>>(call, hyper);
   if (error || call.chunks == 0) return error;
   if (call.slices != 0) error = launch_means<Param>(call);
   if (error) return error;
@@ -184,6 +171,7 @@ const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) 
 template <class Variant>
 const char* launch_variant(const Step& call, const typename Variant::Hyper& hyper) {
   if (call.tensors == 0) return nullptr;
+  if (call.staged) return launch_staged<Variant>(call, hyper);
   return with_pair<const char*>(
       call.param, call.state, "no kernel for the dtype of the parameters with that of their states",
       [&]<class Param, class State>() { return launch_pair<Variant, Param, State>(call, hyper); });

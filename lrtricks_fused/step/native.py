@@ -68,7 +68,7 @@ def prepare(call: StepCall) -> None:
         ValueError, TypeError, RuntimeError: an operand is not what the kernels take it for.
     """
     if not call.params[0].is_cpu:
-        return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
+        return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_, fits_one_pass)
     call.table = address_table(call) if call.storage is None else None
     if call.table is not None and not call.alone:
         _refused_by_name(call, torch.ops.lrtricks_fused.check_table, call.table.rows)
@@ -113,7 +113,7 @@ def native_step(call: StepCall) -> None:
     if not call.prepared:
         prepare(call)
     if not call.params[0].is_cpu:
-        step_on_device(call, _run, torch.ops.lrtricks_fused.upload_)
+        step_on_device(call, _run, torch.ops.lrtricks_fused.upload_, fits_one_pass)
     elif call.staged:
         step_staged(call, native_step)
     elif call.pieces:

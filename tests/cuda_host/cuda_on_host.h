@@ -43,6 +43,16 @@ struct WarpValues {
   explicit WarpValues(const Of& of) : of(of) {}
   uint32_t of_thread(int thread) const { return of(thread); }
 };
+template <int kCount, class Of>
+struct WarpWords {
+  const Of& of;
+  explicit WarpWords(const Of& of) : of(of) {}
+  uint32_t of_thread(int thread, int i) const {
+    uint32_t words[kCount];
+    of(thread, words);
+    return words[i];
+  }
+};
 
 }  // namespace lrt::cuda
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.device import prepare_on_device, squares_on_device, step_on_device
+from lrtricks_fused.step.layouts import fits_one_pass
 from lrtricks_fused.step.table import SLOPE_COLUMNS, AddressTable
 
 ROOT = Path(__file__).parents[2]
@@ -91,12 +92,12 @@ def run_squares(norms: StepCall, table: AddressTable, out: Tensor) -> None:
 # The functions of a backend, which take a step as one on a GPU is taken: what is copied, staged or split, is.
 def prepare(call: StepCall) -> None:
     """Checks the operands and puts their addresses into a table, or those of copies."""
-    prepare_on_device(call, run, upload)
+    prepare_on_device(call, run, upload, fits_one_pass)
 
 
 def step(call: StepCall) -> None:
     """One step of ``call`` by the kernels."""
-    step_on_device(call, run, upload)
+    step_on_device(call, run, upload, fits_one_pass)
 
 
 def squares(call: StepCall, out: Tensor) -> None:

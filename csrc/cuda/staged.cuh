@@ -1,0 +1,174 @@
+// The CUDA step of tensors that are stored otherwise than they are stepped (lrtricks_fused/step/staged.py), in one
+// pass: load -> update -> keep -> store, as step_kernel.cuh, with the types of storage known when the kernel runs. They
+// are the same for all threads of a block, as are the branches on them: between these all is float, in registers.
+#pragma once
+
+#include "cuda/prepare.cuh"
+#include "cuda/rounding_draws.cuh"
+
+namespace lrt::cuda {
+
+// How a call's tensors are rounded: whether stochastically.
+struct Rounds {
+  bool params, states;
+};
+struct Dtypes {
+  Dtype param, grad, state, mirror;
+  LRT_HD explicit Dtypes(const TableRow& row)
+      : param(static_cast<Dtype>(row.param_dtype)),
+        grad(static_cast<Dtype>(row.grad_dtype)),
+        state(static_cast<Dtype>(row.state_dtype)),
+        mirror(static_cast<Dtype>(row.mirror_dtype)) {}
+};
+
+// The unit of a thread that begins at an element: what is loaded of it, and then what is stored.
+template <class Rule>
+struct StagedUnit {
+  const TableRow& row;
+  const Dtypes& dtypes;
+  int64_t begin;
+  int count;  // of its elements that there are
+  Unit param, low, mirror;
+  float params[kUnit], grads[kUnit], states[kMaxStates][kUnit];
+
+  // All loads first, and only then what waits for them. Of a mirror that is written as a whole nothing is read.
+  __device__ __forceinline__ void load(bool reads_mirror) {
+    Unit grad, state[kMaxStates];
+    param = load_unit(is_narrow(dtypes.param), row.param, begin, count);
+    grad = load_unit(is_narrow(dtypes.grad), row.grad, begin, count);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) {
+      state[k] = load_unit(is_narrow(dtypes.state), row.states[k], begin, count);
+    }
+    if (row.low) low = load_unit(true, row.low, begin, count);
+    if (row.mirror && reads_mirror) mirror = load_unit(true, row.mirror, begin, count);
+    to_reals(dtypes.grad, grad, grads);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) to_reals(dtypes.state, state[k], states[k]);
+    if (row.low) {
+#pragma unroll
+      for (int e = 0; e < kUnit; ++e) {
+        params[e] = joined(param.element<BFloat16>(e), static_cast<int16_t>(low.element<uint16_t>(e)));
+      }
+    } else {
+      to_reals(dtypes.param, param, params);
+    }
+  }
+
+  __device__ __forceinline__ void update(const Rule& rule, const UpdateScalars<float>& scalars) {
+#pragma unroll
+    for (int e = 0; e < kUnit; ++e) {
+      float state[kMaxStates];
+#pragma unroll
+      for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][e];
+      params[e] = lrt::update<Decay::kSelect>(rule, scalars, params[e], grads[e], state);
+#pragma unroll
+      for (int k = 0; k < Rule::kStates; ++k) states[k][e] = state[k];
+    }
+  }
+
+  __device__ __forceinline__ void store_states(Rounds rounds, const uint32_t* words) const {
+    constexpr uint32_t kMultipliers[] = {kStateMultipliers[0], kStateMultipliers[1], kStateMultipliers[2]};
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) {
+      Unit state;
+      with_storage(dtypes.state, [&]<class Storage>() {
+        state = rounded<Storage>(states[k], rounds.states, words, kMultipliers[k]);
+      });
+      store_unit(is_narrow(dtypes.state), row.states[k], begin, count, state);
+    }
+  }
+
+  // The parameter, and what lies beside it. Only what is kept becomes another.
+  __device__ __forceinline__ void store_params(Rounds rounds, const uint32_t* words, uint32_t keeps) {
+    uint32_t changed = 0;
+    Unit updated;
+    if (row.low) {
+      Unit updated_low;
+#pragma unroll
+      for (int e = 0; e < kUnit; ++e) {
+        const Split own = split(params[e]);
+        updated.put(e, own.high);
+        updated_low.put(e, static_cast<uint16_t>(own.low));
+      }
+      take_kept<BFloat16>(low, updated_low, keeps);
+      store_unit(true, row.low, begin, count, low);
+      changed = take_kept<BFloat16>(param, updated, keeps);
+    } else {
+      with_storage(dtypes.param, [&]<class Storage>() {
+        updated = rounded<Storage>(params, rounds.params, words, kParamMultiplier);
+        changed = take_kept<Storage>(param, updated, keeps);
+      });
+    }
+    store_unit(is_narrow(dtypes.param), row.param, begin, count, param);
+    if (row.mirror) {
+      with_storage(dtypes.mirror, [&]<class Storage>() { updated = rounded<Storage>(params, false, words, 0); });
+      changed = take_kept<uint16_t>(mirror, updated, keeps);
+      store_unit(true, row.mirror, begin, count, mirror);
+    }
+    if (row.changes && changed) mark(changed);
+  }
+
+ private:
+  // The unit's byte of the bitmap, which no other thread has.
+  __device__ __forceinline__ void mark(uint32_t changed) const {
+    const auto byte = reinterpret_cast<uint8_t*>(row.changes) + begin / kUnit;
+    *byte = static_cast<uint8_t>(*byte | changed);
+  }
+};
+
+// The tiles of a block's chunk, the last of which may be a part of one, a warp each.
+template <class Rule, class Draw>
+LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds, int64_t begin, const Draw& draw) {
+  constexpr int kWarps = kThreads<BFloat16> / kWarp;
+  const int thread = static_cast<int>(threadIdx.x) % kWarp;
+  const Dtypes dtypes(chunk.row);
+  const bool keeps_all = !chunk.shared.masked && chunk.shared.word_threshold != 0;
+#pragma unroll 1
+  for (int64_t tile = begin / kTile + threadIdx.x / kWarp; tile * kTile < chunk.end; tile += kWarps) {
+    uint32_t keeps = draw.template passes<BFloat16>(tile, thread);
+    TileWords words = {};
+    if (rounds.params || rounds.states) draw_words(draw, tile, thread, words);
+    int64_t element = tile * kTile + thread * kUnit;
+#pragma unroll 1
+    for (int pass = 0; pass < kTilePasses && element < chunk.end; ++pass) {
+      const int64_t rest = chunk.end - element;
+      StagedUnit<Rule> unit = {chunk.row, dtypes, element, rest < kUnit ? static_cast<int>(rest) : kUnit};
+      unit.load(!keeps_all || chunk.row.changes);
+      unit.update(chunk.rule, chunk.shared.scalars);
+      unit.store_states(rounds, words.word[0]);
+      unit.store_params(rounds, words.word[0], keeps & ((1u << unit.count) - 1));
+      words.next();
+      keeps >>= kUnit;
+      element += kWarp * kUnit;
+    }
+  }
+}
+
+// Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers.
+template <bool kMapped, class Rule>
+__global__ void __launch_bounds__(kThreads<BFloat16>, 4) staged_kernel(Step call) {
+  with_chunk<Rule, float>(call, [&](const Chunk<Rule, float>& chunk, int64_t begin) {
+    const Rounds rounds = {call.stochastic, call.stochastic_states};
+    if constexpr (kMapped) {
+      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>{chunk, ChunkMap(chunk.row, begin)});
+    } else {
+      step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>{chunk});
+    }
+  });
+}
+
+template <class Variant>
+const char* launch_staged(const Step& call, const typename Variant::Hyper& hyper) {
+  using Rule = typename Variant::template Rule<float>;
+  if constexpr (kHasRing<Rule>) {
+    return "no kernel for rings that are stored otherwise than they are stepped";
+  } else {
+    const char* error = launch_prepare<Variant, float>(call, hyper);
+    if (error || call.chunks == 0) return error;
+    const auto launch = [&](auto kernel) { return LAUNCH(kernel, call.chunks, kThreads<BFloat16>, call.stream, call); };
+    return call.mapped ? launch(staged_kernel<true, Rule>) : launch(staged_kernel<false, Rule>);
+  }
+}
+
+}  // namespace lrt::cuda
