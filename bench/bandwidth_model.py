@@ -17,6 +17,7 @@ from .machine_code.bandwidth import Kernel, Prediction
 from .machine_code.cuda_model import DTYPES
 from .machine_code.hardware import BOARDS, CODE
 from .machine_code.kernel import target
+from .machine_code.stored import KINDS
 from .machine_code.variants import VARIANTS
 from .tables import grouped, make_table, terminal
 
@@ -81,7 +82,7 @@ def cuda_kernels(files: list[Path]) -> dict[int, list[Kernel]]:
 
 def triton_kernels(archs: set[int], rules: list[str], dtypes: list[str]) -> dict[int, list[Kernel]]:
     """The same, compiled by Triton, several at a time."""
-    keys = [(arch, rule, dtype) for arch in sorted(archs) for rule in rules for dtype in dtypes]
+    keys = [(arch, rule, dtype) for arch in sorted(archs) for rule in rules for dtype in dtypes if dtype in DTYPES]
     futures = [triton_text.step_text(*key) for key in keys]
     found: dict[int, list[Kernel]] = {}
     for (arch, rule, dtype), future in zip(keys, futures, strict=True):
@@ -118,8 +119,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rules", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="RULE", help=", ".join(VARIANTS)
     )
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="DTYPE",
-                        help=f"of parameters/states: {', '.join(DTYPES)}")  # fmt: skip
+    names = [*DTYPES, *KINDS]
+    parser.add_argument("--dtypes", nargs="+", choices=names, default=names, metavar="DTYPE",
+                        help=f"of parameters/states, or how they are stored: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--no-mask", action="store_true", help="keep_prob 1: nothing is drawn (default: 0.5)")
     return parser.parse_args()
 

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from .machine_code import cuda_model, triton_model
+from .machine_code import cuda_model, stored, triton_model
 from .machine_code.cuda_model import DTYPES, traffic_bytes
 from .machine_code.kernel import GPUS, Kernel, target
+from .machine_code.stored import KINDS
 from .machine_code.variants import VARIANTS
 from .tables import grouped, make_table, terminal
 
@@ -29,10 +30,11 @@ FOOTNOTE = (
     "B (the least traffic), instructions and picoseconds: per parameter of a full chunk, at normal values; slow paths "
     "of square roots and divisions are skipped, other branches take their longer side. Spills: loads and stores of "
     "local memory in the whole kernel. Stack: in parentheses the local accesses that full chunks execute. 128-bit: "
-    "of the accesses of full chunks; of a pair of types the wider decides for Triton. ps: if bound by memory, and if "
-    "bound by issue (masked), both lower bounds: pipes of a lower rate (double, integer multiplication, conversion, "
-    "reciprocal) and waiting are not modelled. AMD: SMs are CUs, scalar instructions, which have their own issue port "
-    "and serve 64 lanes, are not counted, spilled registers are."
+    "of the accesses of full chunks; of a pair of types the wider decides for Triton. Kernels by storage (offload, "
+    "split, stoch. and others) are of at most so many instructions: the longest way of as many bytes. ps: if bound by "
+    "memory, and if bound by issue (masked), both lower bounds: pipes of a lower rate (double, integer multiplication, "
+    "conversion, reciprocal) and waiting are not modelled. AMD: SMs are CUs, scalar instructions, which have their own "
+    "issue port and serve 64 lanes, are not counted, spilled registers are."
 )
 
 DtypeNames = tuple[str, ...]
@@ -55,7 +57,8 @@ class Backend(NamedTuple):
 def triton_kernels(arch: int, rule: str, dtypes: DtypeNames = tuple(DTYPES)) -> list[Kernel]:
     """The rule's Triton kernels, compiled for ``arch``, in the order of ``dtypes``."""
     found = []
-    for dtype, future in [(dtype, triton_model.step_reading(arch, rule, dtype)) for dtype in dtypes]:
+    plain = [dtype for dtype in dtypes if dtype in DTYPES]
+    for dtype, future in [(dtype, triton_model.step_reading(arch, rule, dtype)) for dtype in plain]:
         read = future.result()
         accesses, wide = sum(read.widths.values()), read.widths.get(16, 0)
         size = traffic_bytes(rule, dtype)
@@ -64,8 +67,14 @@ def triton_kernels(arch: int, rule: str, dtypes: DtypeNames = tuple(DTYPES)) -> 
     return found
 
 
+def cuda_kernels(arch: int, rule: str, dtypes: DtypeNames = tuple(DTYPES)) -> list[Kernel]:
+    """The rule's CUDA kernels, those of pairs of types before those by storage."""
+    plain, otherwise = (tuple(name for name in dtypes if name in names) for names in (DTYPES, KINDS))
+    return [*cuda_model.kernels(arch, rule, plain), *stored.kernels(arch, rule, otherwise)]
+
+
 BACKENDS = {
-    "cuda": Backend(cuda_model.why_not, cuda_model.archs, cuda_model.kernels),
+    "cuda": Backend(cuda_model.why_not, cuda_model.archs, cuda_kernels),
     "triton": Backend(triton_model.why_not, lambda: GPUS, triton_kernels),
 }
 
@@ -73,8 +82,8 @@ BACKENDS = {
 def side_by_side(backends: list[str], arch: int, rule: str, dtypes: DtypeNames) -> list[Kernel]:
     """The rows of a rule: of each pair of types those of the backends that have it for this architecture."""
     chosen = [BACKENDS[name] for name in backends]
-    columns = [backend.kernels(arch, rule, dtypes) for backend in chosen if arch in backend.archs()]
-    return [row for rows in zip(*columns, strict=True) for row in rows]
+    rows = [row for backend in chosen if arch in backend.archs() for row in backend.kernels(arch, rule, dtypes)]
+    return sorted(rows, key=lambda row: dtypes.index(row.dtype))
 
 
 def cells(kernel: Kernel) -> tuple[str, ...]:
@@ -136,8 +145,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rules", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="RULE", help=", ".join(VARIANTS)
     )
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="DTYPE",
-                        help=f"of parameters/states: {', '.join(DTYPES)}")  # fmt: skip
+    names = [*DTYPES, *KINDS]
+    parser.add_argument("--dtypes", nargs="+", choices=names, default=names, metavar="DTYPE",
+                        help=f"of parameters/states, or how they are stored: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--markdown", action="store_true", help="print Markdown for the README")
     return parser.parse_args()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lrtricks_fused.step.table import CHUNK
 
-from . import cuda_model, sass
+from . import cuda_model, sass, stored
 from .hardware import BOARDS
 from .issue import operations
 from .trace import Work, trace
@@ -18,6 +18,8 @@ ROWS = 8  # of a tile, which one draw serves
 WIDTHS = (16, 8, 4)  # of the narrowest access to parameters and states, the first that explains the code
 MOST_THREADS = 1024  # of a block, where a kernel does not say
 _STEP = re.compile(rf"step_kernel<{cuda_model.PLAIN}, (lrt::\w+<[^<>]*>), ([\w:]+), ([\w:]+)\b")
+
+_STAGED = re.compile(r"staged_kernel<false, (lrt::\w+<[^<>]*>)")  # of whole tensors
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ def step_kernels(texts: dict[str, sass.Text]) -> Iterator[Kernel]:
         found = _STEP.search(name)
         if found and found[1] in rules and (found[2], found[3]) in dtypes:
             yield Kernel("cuda", rules[found[1]], dtypes[found[2], found[3]], text)
+        otherwise = _STAGED.search(name)
+        if otherwise and otherwise[1] in rules:
+            for kind in stored.KINDS:
+                yield Kernel("cuda", rules[otherwise[1]], kind, text)
 
 
 def read(file: Path) -> dict[str, sass.Text]:
@@ -78,6 +84,9 @@ def work(rule: str, dtype: str, threads: int, masked: bool, wide: int = cuda_mod
 
 def traced(kernel: Kernel, threads: int, masked: bool) -> list[Op]:
     """What a warp issues over a chunk. UnknownStructure if the way through the code cannot be told."""
+    if kernel.dtype in stored.KINDS:
+        way = stored.ways_of(kernel.text, kernel.rule, kernel.dtype, masked).chunk()
+        return operations(kernel.text, way, cuda_model.ACCESS)
     reasons = []
     for wide in WIDTHS:
         try:
@@ -94,6 +103,7 @@ def predict(kernel: Kernel, board: str, masked: bool = True) -> Prediction:
     threads = kernel.threads or (text.section and text.section.threads()) or MOST_THREADS
     ops = traced(kernel, threads, masked)
     launch = occupancy(gpu, text.registers, threads, text.shared_bytes)
-    run = simulate(gpu, launch, ops, CHUNK * cuda_model.traffic_bytes(rule, dtype))
+    of = stored if dtype in stored.KINDS else cuda_model
+    run = simulate(gpu, launch, ops, CHUNK * of.traffic_bytes(rule, dtype))
     instructions = len(ops) * threads / CHUNK
     return Prediction(kernel.backend, rule, dtype, board, masked, text.registers, launch, instructions, run)

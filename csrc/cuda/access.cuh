@@ -21,7 +21,7 @@ LRT_DEVICE int64_t address_of(int64_t base, int64_t element) {
   return base + element * static_cast<int64_t>(sizeof(T));
 }
 
-// One access to global memory, of 2 to 16 bytes; of an integer the compiler does not know where it points, and would
+// One access to global memory, of 1 to 16 bytes; of an integer the compiler does not know where it points, and would
 // use generic accesses. Volatile: the compiler takes some vectors apart, and joins the branches of AnyAccess, which
 // move the same elements of the same addresses, element by element.
 #if defined(__CUDA_ARCH__)
@@ -40,8 +40,10 @@ LRT_DEVICE void load_words(Words<kSize>& to, int64_t from) {
     asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "l"(from));
   } else if constexpr (kSize == 4) {
     asm volatile("ld.global.b32 %0, [%1];" : "=r"(v[0]) : "l"(from));
-  } else {
+  } else if constexpr (kSize == 2) {
     asm volatile("ld.global.u16 %0, [%1];" : "=r"(v[0]) : "l"(from));
+  } else {
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(v[0]) : "l"(from));
   }
 }
 template <size_t kSize>
@@ -54,8 +56,10 @@ LRT_DEVICE void store_words(int64_t to, const Words<kSize>& from) {
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(v[0]), "r"(v[1]) : "memory");
   } else if constexpr (kSize == 4) {
     asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(v[0]) : "memory");
-  } else {
+  } else if constexpr (kSize == 2) {
     asm volatile("st.global.u16 [%0], %1;" ::"l"(to), "r"(v[0]) : "memory");
+  } else {
+    asm volatile("st.global.u8 [%0], %1;" ::"l"(to), "r"(v[0]) : "memory");
   }
 }
 #endif

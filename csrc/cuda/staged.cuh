@@ -21,30 +21,44 @@ struct Dtypes {
         mirror(static_cast<Dtype>(row.mirror_dtype)) {}
 };
 
-// The unit of a thread that begins at an element: what is loaded of it, and then what is stored.
+// A thread's unit, which begins at an element.
 template <class Rule>
 struct StagedUnit {
   const TableRow& row;
   const Dtypes& dtypes;
   int64_t begin;
-  int count;  // of its elements that there are
-  Unit param, low, mirror;
+  int count;                                        // of its elements that there are
+  Unit param, low, mirror, all_states[kMaxStates];  // as they are stored
   float params[kUnit], grads[kUnit], states[kMaxStates][kUnit];
 
   // All loads first, and only then what waits for them. Of a mirror that is written as a whole nothing is read.
-  __device__ __forceinline__ void load(bool reads_mirror) {
-    Unit grad, state[kMaxStates];
-    param = load_unit(is_narrow(dtypes.param), row.param, begin, count);
-    grad = load_unit(is_narrow(dtypes.grad), row.grad, begin, count);
+  template <bool kWide>
+  __device__ __forceinline__ Unit load(bool reads_mirror) {
+    const auto load = [&](bool narrow, int64_t base) { return load_unit<kWide>(narrow, base, begin, count); };
+    param = load(is_narrow(dtypes.param), row.param);
+    const Unit grad = load(is_narrow(dtypes.grad), row.grad);
 #pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) {
-      state[k] = load_unit(is_narrow(dtypes.state), row.states[k], begin, count);
-    }
-    if (row.low) low = load_unit(true, row.low, begin, count);
-    if (row.mirror && reads_mirror) mirror = load_unit(true, row.mirror, begin, count);
+    for (int k = 0; k < Rule::kStates; ++k) all_states[k] = load(is_narrow(dtypes.state), row.states[k]);
+    if (row.low) low = load(true, row.low);
+    if (row.mirror && reads_mirror) mirror = load(true, row.mirror);
+    return grad;
+  }
+  template <bool kWide>
+  __device__ __forceinline__ void store() const {
+    const auto store = [&](bool narrow, int64_t base, const Unit& unit) {
+      store_unit<kWide>(narrow, base, begin, count, unit);
+    };
+    store(is_narrow(dtypes.param), row.param, param);
+#pragma unroll
+    for (int k = 0; k < Rule::kStates; ++k) store(is_narrow(dtypes.state), row.states[k], all_states[k]);
+    if (row.low) store(true, row.low, low);
+    if (row.mirror) store(true, row.mirror, mirror);
+  }
+
+  __device__ __forceinline__ void to_float(const Unit& grad) {
     to_reals(dtypes.grad, grad, grads);
 #pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) to_reals(dtypes.state, state[k], states[k]);
+    for (int k = 0; k < Rule::kStates; ++k) to_reals(dtypes.state, all_states[k], states[k]);
     if (row.low) {
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
@@ -67,55 +81,65 @@ struct StagedUnit {
     }
   }
 
-  __device__ __forceinline__ void store_states(Rounds rounds, const uint32_t* words) const {
+  __device__ __forceinline__ void round_states(Rounds rounds, const uint32_t* words) {
     constexpr uint32_t kMultipliers[] = {kStateMultipliers[0], kStateMultipliers[1], kStateMultipliers[2]};
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) {
-      Unit state;
       with_storage(dtypes.state, [&]<class Storage>() {
-        state = rounded<Storage>(states[k], rounds.states, words, kMultipliers[k]);
+        all_states[k] = rounded<Storage>(states[k], rounds.states, words, kMultipliers[k]);
       });
-      store_unit(is_narrow(dtypes.state), row.states[k], begin, count, state);
     }
   }
 
-  // The parameter, and what lies beside it. Only what is kept becomes another.
-  __device__ __forceinline__ void store_params(Rounds rounds, const uint32_t* words, uint32_t keeps) {
-    uint32_t changed = 0;
-    Unit updated;
+  // The parameter, and what lies beside it, of the elements that are kept.
+  __device__ __forceinline__ void round_params(Rounds rounds, const uint32_t* words, uint32_t keeps) {
+    Unit difference;
     if (row.low) {
-      Unit updated_low;
-#pragma unroll
-      for (int e = 0; e < kUnit; ++e) {
-        const Split own = split(params[e]);
-        updated.put(e, own.high);
-        updated_low.put(e, static_cast<uint16_t>(own.low));
-      }
-      take_kept<BFloat16>(low, updated_low, keeps);
-      store_unit(true, row.low, begin, count, low);
-      changed = take_kept<BFloat16>(param, updated, keeps);
+      difference = split_params(keeps);
     } else {
       with_storage(dtypes.param, [&]<class Storage>() {
-        updated = rounded<Storage>(params, rounds.params, words, kParamMultiplier);
-        changed = take_kept<Storage>(param, updated, keeps);
+        const Unit updated = rounded<Storage>(params, rounds.params, words, kParamMultiplier);
+        difference = take_kept<Storage>(param, updated, keeps);
       });
     }
-    store_unit(is_narrow(dtypes.param), row.param, begin, count, param);
     if (row.mirror) {
-      with_storage(dtypes.mirror, [&]<class Storage>() { updated = rounded<Storage>(params, false, words, 0); });
-      changed = take_kept<uint16_t>(mirror, updated, keeps);
-      store_unit(true, row.mirror, begin, count, mirror);
+      with_storage(dtypes.mirror, [&]<class Storage>() {
+        if constexpr (sizeof(Storage) == 2) {
+          difference = take_kept<Storage>(mirror, rounded<Storage>(params, false, words, 0), keeps);
+        }
+      });
     }
-    if (row.changes && changed) mark(changed);
+    if (row.changes) mark(elements_of(row.mirror || is_narrow(dtypes.param), difference));
   }
 
  private:
-  // The unit's byte of the bitmap, which no other thread has.
+  __device__ __forceinline__ Unit split_params(uint32_t keeps) {
+    Unit high, rest;
+#pragma unroll
+    for (int e = 0; e < kUnit; ++e) {
+      const Split own = split(params[e]);
+      high.put(e, own.high);
+      rest.put(e, static_cast<uint16_t>(own.low));
+    }
+    take_kept<BFloat16>(low, rest, keeps);
+    return take_kept<BFloat16>(param, high, keeps);
+  }
+
+  // Into the unit's byte of the bitmap, which no other thread has.
   __device__ __forceinline__ void mark(uint32_t changed) const {
-    const auto byte = reinterpret_cast<uint8_t*>(row.changes) + begin / kUnit;
-    *byte = static_cast<uint8_t>(*byte | changed);
+    if (!changed) return;
+    const uint8_t before = load_piece<uint8_t, 1>(row.changes, begin / kUnit).value[0];
+    store_piece<uint8_t, 1>(row.changes, begin / kUnit, {static_cast<uint8_t>(before | changed)});
   }
 };
+
+// Whether the widest accesses serve all operands.
+template <class Rule>
+LRT_DEVICE bool are_aligned(const TableRow& row) {
+  int64_t addresses = row.param | row.grad | row.low | row.mirror;
+  for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
+  return addresses % kAccess == 0;
+}
 
 // The tiles of a block's chunk, the last of which may be a part of one, a warp each.
 template <class Rule, class Draw>
@@ -123,6 +147,7 @@ LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds
   constexpr int kWarps = kThreads<BFloat16> / kWarp;
   const int thread = static_cast<int>(threadIdx.x) % kWarp;
   const Dtypes dtypes(chunk.row);
+  const bool aligned = are_aligned<Rule>(chunk.row);
   const bool keeps_all = !chunk.shared.masked && chunk.shared.word_threshold != 0;
 #pragma unroll 1
   for (int64_t tile = begin / kTile + threadIdx.x / kWarp; tile * kTile < chunk.end; tile += kWarps) {
@@ -134,10 +159,12 @@ LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds
     for (int pass = 0; pass < kTilePasses && element < chunk.end; ++pass) {
       const int64_t rest = chunk.end - element;
       StagedUnit<Rule> unit = {chunk.row, dtypes, element, rest < kUnit ? static_cast<int>(rest) : kUnit};
-      unit.load(!keeps_all || chunk.row.changes);
+      const bool wide = aligned && unit.count == kUnit, reads_mirror = !keeps_all || chunk.row.changes;
+      unit.to_float(wide ? unit.template load<true>(reads_mirror) : unit.template load<false>(reads_mirror));
       unit.update(chunk.rule, chunk.shared.scalars);
-      unit.store_states(rounds, words.word[0]);
-      unit.store_params(rounds, words.word[0], keeps & ((1u << unit.count) - 1));
+      unit.round_states(rounds, words.word[0]);
+      unit.round_params(rounds, words.word[0], keeps & ((1u << unit.count) - 1));
+      wide ? unit.template store<true>() : unit.template store<false>();
       words.next();
       keeps >>= kUnit;
       element += kWarp * kUnit;

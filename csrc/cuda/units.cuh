@@ -46,11 +46,12 @@ struct Unit {
   }
 };
 
-// Elements of Word's size. As wide as can be where the address allows and all of them are there, else one by one.
-template <class Word>
+// Elements of Word's size. kWide: all of them are there, at an address that allows the widest accesses; else that is
+// looked at, and they are moved one by one where it is not so.
+template <bool kWide, class Word>
 LRT_DEVICE Unit load_words_of(int64_t base, int64_t begin, int count) {
   Unit unit;
-  if (count == kUnit && base % kAccess == 0) {
+  if (kWide || (count == kUnit && base % kAccess == 0)) {
     const auto whole = AlignedAccess::load<Word, kUnit>(base, begin);
     memcpy(unit.word, &whole, sizeof(whole));
   } else {
@@ -61,9 +62,9 @@ LRT_DEVICE Unit load_words_of(int64_t base, int64_t begin, int count) {
   }
   return unit;
 }
-template <class Word>
+template <bool kWide, class Word>
 LRT_DEVICE void store_words_of(int64_t base, int64_t begin, int count, const Unit& unit) {
-  if (count == kUnit && base % kAccess == 0) {
+  if (kWide || (count == kUnit && base % kAccess == 0)) {
     Vector<Word, kUnit> whole;
     memcpy(&whole, unit.word, sizeof(whole));
     AlignedAccess::store(base, begin, whole);
@@ -75,14 +76,17 @@ LRT_DEVICE void store_words_of(int64_t base, int64_t begin, int count, const Uni
   }
 }
 
+template <bool kWide>
 LRT_DEVICE Unit load_unit(bool narrow, int64_t base, int64_t begin, int count) {
-  return narrow ? load_words_of<uint16_t>(base, begin, count) : load_words_of<uint32_t>(base, begin, count);
+  return narrow ? load_words_of<kWide, uint16_t>(base, begin, count)
+                : load_words_of<kWide, uint32_t>(base, begin, count);
 }
+template <bool kWide>
 LRT_DEVICE void store_unit(bool narrow, int64_t base, int64_t begin, int count, const Unit& unit) {
   if (narrow) {
-    store_words_of<uint16_t>(base, begin, count, unit);
+    store_words_of<kWide, uint16_t>(base, begin, count, unit);
   } else {
-    store_words_of<uint32_t>(base, begin, count, unit);
+    store_words_of<kWide, uint32_t>(base, begin, count, unit);
   }
 }
 
@@ -111,19 +115,33 @@ LRT_DEVICE Unit rounded(const float* reals, bool stochastic, const uint32_t* wor
   return unit;
 }
 
-// Puts the new elements that are kept into the unit; says of which the bits are others now.
+// Puts the new elements that are kept into the unit; returns in which bits they differ from those before.
 template <class Storage>
-LRT_DEVICE uint32_t take_kept(Unit& unit, const Unit& updated, uint32_t keeps) {
-  using Word = std::conditional_t<sizeof(Storage) == 4, uint32_t, uint16_t>;
-  uint32_t changed = 0;
+LRT_DEVICE Unit take_kept(Unit& unit, const Unit& updated, uint32_t keeps) {
+  constexpr int kOfWord = 4 / static_cast<int>(sizeof(Storage));
+  Unit difference;
+#pragma unroll
+  for (int w = 0; w < kUnit / kOfWord; ++w) {
+    uint32_t kept = keeps >> w & 1 ? ~0u : 0u;
+    if constexpr (kOfWord == 2) {
+      const uint32_t pair = keeps >> (2 * w);
+      kept = ((pair & 1) | (pair & 2) << 15) * 0xffffu;
+    }
+    difference.word[w] = (unit.word[w] ^ updated.word[w]) & kept;
+    unit.word[w] = unit.word[w] ^ difference.word[w];
+  }
+  return difference;
+}
+
+// Which elements differ.
+LRT_DEVICE uint32_t elements_of(bool narrow, const Unit& difference) {
+  uint32_t elements = 0;
 #pragma unroll
   for (int e = 0; e < kUnit; ++e) {
-    const Word before = unit.element<Word>(e);
-    const Word after = keeps >> e & 1 ? updated.element<Word>(e) : before;
-    changed |= static_cast<uint32_t>(before != after) << e;
-    unit.put(e, after);
+    const bool differs = narrow ? difference.element<uint16_t>(e) != 0 : difference.word[e] != 0;
+    elements |= static_cast<uint32_t>(differs) << e;
   }
-  return changed;
+  return elements;
 }
 
 }  // namespace lrt::cuda

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from bench import bandwidth_model, gpu_model
-from bench.machine_code import bandwidth, cuda_model, sass
+from bench.machine_code import bandwidth, cuda_model, sass, stored
 from bench.machine_code.hardware import CODE, Gpu
 from bench.machine_code.kernel import Kernel
 from bench.machine_code.scheduling import decode
@@ -22,6 +22,8 @@ by_rule = pytest.mark.parametrize("rule", VARIANTS)
 
 # Of instructions per parameter, what nvcc makes of it now: an H100 issues over 200 while its memory moves 28 bytes.
 BUDGETS = {"f32": 54, "bf16/f32": 63, "bf16": 64}
+# The same of the kernels whose types of storage are known when they run, at most.
+STORED_BUDGETS = {"f32, bf16 grads": 125, "offload": 125, "split": 125, "bf16 stoch.": 145, "f16 stoch.": 180}
 MASK_RATIO = 1.2
 
 # What a thread moves of a tile in SGD, f32.
@@ -235,7 +237,7 @@ def test_no_kernel_of_the_library_spills_or_needs_a_stack(arch):
 def test_step_kernels_tell_that_their_addresses_are_global(arch):
     # LD and ST find out at run time which memory an address lies in.
     for name, text in cuda_model.library(arch).items():
-        if "step_kernel<" in name:
+        if "step_kernel<" in name or "staged_kernel<" in name:
             opcodes = {it.opcode.split(".")[0] for it in text.code}
             assert {"LDG", "STG"} <= opcodes and not {"LD", "ST"} & opcodes, name
 
@@ -247,6 +249,28 @@ def test_instructions_of_adam_stay_in_budget(arch, dtype):
     (kernel,) = cuda_model.kernels(arch, "Adam", (dtype,))
     assert kernel.masked <= BUDGETS[dtype], kernel
     assert kernel.masked <= MASK_RATIO * kernel.unmasked, kernel
+
+
+@reads
+@by_rule
+@pytest.mark.parametrize("arch", cuda_model.archs())
+def test_kernels_by_storage_use_registers_and_wide_accesses(arch, rule):
+    for kernel in stored.kernels(arch, rule):
+        assert kernel.spills == kernel.local_accesses == kernel.stack_bytes == 0, kernel
+        assert kernel.wide_accesses == kernel.accesses, kernel
+        assert kernel.unmasked < kernel.masked, kernel
+        if rule == "Adam" and kernel.dtype in STORED_BUDGETS:
+            assert kernel.masked <= STORED_BUDGETS[kernel.dtype], kernel
+
+
+@reads
+@pytest.mark.parametrize("arch", cuda_model.archs())
+def test_every_rule_has_kernels_by_storage(arch):
+    names = "\n".join(cuda_model.library(arch))
+    staged = Counter(re.findall(r"staged_kernel<\w+, (lrt::.*) >\(", names))
+    plain = Counter(re.findall(r" lrt::cuda::step_kernel<\w+, false, (lrt::.*), float, float>\(", names))
+    rings = {rule for rule in plain if rule.startswith("lrt::AverageSGD")}
+    assert rings and staged == {rule: 2 for rule in plain if rule not in rings}
 
 
 @reads

@@ -1,0 +1,201 @@
+"""The machine code of the CUDA kernels whose types of storage are known when they run: one kernel, several ways.
+
+A way is told by what it moves: of all through the passes over a tile the longest that makes nothing but wide accesses,
+loads and stores just the bytes of a kind of storage and rounds no other way than it. Ways of as many bytes (of bfloat16
+and float16, of a split master and a float32) are so one, the longer: figures are of at most so many instructions.
+"""
+
+import itertools
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lrtricks_fused.step.table import CHUNK
+
+from . import cuda_model
+from .kernel import Kernel
+from .sass import Instruction, Loop, Text, UnknownStructure, exit_after, loops, successors, ways
+from .variants import VARIANTS
+
+THREADS, TILE_ELEMENTS, PASSES = 128, 16, 2  # of a block; of a thread in a tile; over a tile
+ACCESS, BITMAP = 16, 1  # bytes
+UNIT = TILE_ELEMENTS // PASSES
+TILES = CHUNK // (THREADS * TILE_ELEMENTS)  # of a warp
+_PRODUCT = re.compile(r"-0x2daee0ad|0xd2511f53")
+_STATE_PRODUCT = re.compile(r"-0x61c88647|0x9e3779b9|-0x4498517b|0xbb67ae85|-0x2daee0ad|0xd2511f53")
+_SUBNORMAL = re.compile(r"F2I")  # only float16 is rounded stochastically by an integer
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a parameter is stored: bytes of each operand, 0 for one that there is not."""
+
+    param: int = 4
+    grad: int = 4
+    state: int = 4
+    low: int = 0
+    mirror: int = 0
+    stochastic: bool = False  # the parameter, or its states, or both
+    half: bool = False  # float16 is rounded so
+
+    def loaded(self, states: int) -> int:
+        """Bytes per parameter, under a mask."""
+        return self.param + self.grad + states * self.state + self.low + self.mirror
+
+    def stored(self, states: int) -> int:
+        """Bytes per parameter."""
+        return self.loaded(states) - self.grad
+
+
+KINDS = {
+    "f32, bf16 grads": Kind(grad=2),
+    "offload": Kind(grad=2, mirror=2),
+    "split": Kind(param=2, grad=2, low=2),
+    "bf16 stoch./f32": Kind(param=2, grad=2, stochastic=True),
+    "f32/bf16 stoch.": Kind(state=2, stochastic=True),
+    "bf16 stoch.": Kind(param=2, grad=2, state=2, stochastic=True),
+    "f16 stoch.": Kind(param=2, grad=2, state=2, stochastic=True, half=True),
+}
+
+
+def traffic_bytes(rule: str, kind: str) -> int:
+    """Least bytes per parameter under a mask, without bitmaps."""
+    states = VARIANTS[rule].states
+    return KINDS[kind].loaded(states) + KINDS[kind].stored(states)
+
+
+Tally = tuple[int, ...]
+Tallies = Sequence[Tally]  # of one instruction: what it may add to the sums of a way; none where no way may pass
+
+
+def longest(code: Sequence[Instruction], first: int, last: int, of: Callable[[int], Tallies], goal: Tally) -> list[int]:
+    """The longest way from ``first`` to ``last``, both included, without calls and going back, of these sums."""
+    best: dict[int, dict[Tally, tuple[int, int, Tally]]] = {}
+    for i in range(last, first - 1, -1):
+        after = {tuple(0 for _ in goal): (0, -1, goal)}
+        onward = [(after, -1)] if i == last else [(best[way], way) for way in successors(code, i) if way in best]
+        for (sums, way), own in itertools.product(onward, of(i)):
+            for before, (length, *_) in sums.items():
+                total = tuple(map(operator.add, before, own))
+                if all(map(operator.le, total, goal)):
+                    here = best.setdefault(i, {})
+                    here[total] = max(here.get(total, (0, -1, goal)), (length + 1, way, before))
+    if goal not in best.get(first, {}):
+        raise UnknownStructure(f"no way from {first} to {last} of {goal}")
+    found, left = [], goal
+    while first != -1:
+        found.append(first)
+        _, first, left = best[first][left]
+    return found
+
+
+def _nest(code: Sequence[Instruction]) -> tuple[Loop, Loop]:
+    """The loop over tiles, and in it that over passes."""
+    found = loops(code)
+    pairs = [(outer, inner) for outer in found for inner in found if outer.contains(inner)]
+    if len(found) != 2 or len(pairs) != 1:
+        raise UnknownStructure(f"not one loop in another: {found}")
+    return pairs[0]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Indices of instructions: before the tiles, of a tile before its passes, of a pass, behind them, at the end."""
+
+    before: Sequence[int]
+    draws: Sequence[int]
+    one_pass: Sequence[int]
+    rest: Sequence[int]
+    after: Sequence[int]
+
+    def tile(self) -> list[int]:
+        """Of a tile."""
+        return [*self.draws, *self.one_pass * PASSES, *self.rest]
+
+    def chunk(self) -> list[int]:
+        """Of a full chunk."""
+        return [*self.before, *self.tile() * TILES, *self.after]
+
+
+def _has_singles(code: Sequence[Instruction], index: int) -> bool:
+    """Whether the instructions from ``index`` to the next branch access single elements."""
+    for this in code[index:]:
+        if this.access_bytes not in (0, BITMAP, ACCESS):
+            return True
+        if this.target is not None or this.is_exit:
+            break
+    return False
+
+
+def _moved(code: Sequence[Instruction], kind: Kind) -> Callable[[int], Tallies]:
+    """What an instruction of a pass adds to (bytes loaded, stored); a bitmap's byte is accessed where it is to change.
+
+    No way passes a branch one side of which moves single elements: it stands where some operand is not aligned.
+    """
+
+    def of(index: int) -> Tallies:
+        this = code[index]
+        rounds = _STATE_PRODUCT.search(this.operands) and not kind.stochastic
+        if rounds or (_SUBNORMAL.match(this.opcode) and not kind.half):
+            return ()
+        size = this.access_bytes
+        single = this.target is not None and any(_has_singles(code, way) for way in successors(code, index))
+        if single or size not in (0, BITMAP, ACCESS):
+            return ()
+        moved = (0, 0) if size != ACCESS else (0, size) if this.is_store else (size, 0)
+        return (moved, (0, 0)) if size == ACCESS and this.guarded else (moved,)
+
+    return of
+
+
+def _draws(code: Sequence[Instruction], outer: Loop, inner: Loop, masked: bool, stochastic: bool) -> list[int]:
+    """The way to the passes of a tile, with the draws that decide, which threads tell each other, and that round."""
+    first_told = min(i for i in range(outer.head, inner.head) if code[i].opcode.startswith("SHFL"))
+    product = [int(bool(_PRODUCT.search(this.operands))) for this in code]
+    goal = masked * sum(product[outer.head : first_told]), stochastic * sum(product[first_told : inner.head])
+
+    def of(index: int) -> Tallies:
+        if code[index].access_bytes:
+            return ()
+        return ((product[index], 0),) if index < first_told else ((0, product[index]),)
+
+    return longest(code, outer.head, inner.head, of, goal)[:-1]
+
+
+def ways_of(text: Text, rule: str, kind: str, masked: bool = True) -> Ways:
+    """What a warp executes over full chunks; UnknownStructure if the code is not as expected."""
+    code, how, states = text.code, KINDS[kind], VARIANTS[rule].states
+    outer, inner = _nest(code)
+    goal = UNIT * how.loaded(states), UNIT * how.stored(states)
+    return Ways(
+        before=ways(code, 0, outer.head).longest[:-1],
+        draws=_draws(code, outer, inner, masked, how.stochastic),
+        one_pass=longest(code, inner.head, inner.end, _moved(code, how), goal),
+        rest=ways(code, inner.end, outer.end).longest[1:],
+        after=ways(code, outer.end, exit_after(code, outer.end)).longest[1:],
+    )
+
+
+def text_of(arch: int, rule: str) -> Text:
+    """The rule's kernel in the native library, of tensors that are whole and contiguous."""
+    name = f"void lrt::cuda::staged_kernel<false, {VARIANTS[rule].cpp('float')} >(lrt::cuda::Step)"
+    text = cuda_model.library(arch).get(name)
+    if text is None:
+        raise RuntimeError(f"the native library has no kernel of {rule} by storage for sm_{arch}")
+    return text
+
+
+def kernels(arch: int, rule: str, kinds: Sequence[str] = tuple(KINDS)) -> list[Kernel]:
+    """What full chunks of each kind execute at most, in the order of ``kinds``."""
+    text, found = text_of(arch, rule), []
+    for kind in kinds:
+        masked, unmasked = (ways_of(text, rule, kind, masked).tile() for masked in (True, False))
+        sizes = [text.code[i].access_bytes for i in masked if text.code[i].access_bytes > BITMAP]
+        local = sum(text.code[i].is_local for i in masked)
+        spills = sum(this.is_local for this in text.code)
+        found.append(Kernel(
+            arch, rule, kind, text.registers, text.stack_bytes, spills, local, len(sizes), sizes.count(ACCESS),
+            len(masked) / TILE_ELEMENTS, len(unmasked) / TILE_ELEMENTS, traffic_bytes(rule, kind), "cuda",
+        ))  # fmt: skip
+    return found
