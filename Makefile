@@ -91,7 +91,8 @@ sanitize: $(VENV)/.built
 	$(MAKE) -C tests/cpp sanitize
 	LRTRICKS_SANITIZE=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  $(BIN)/python -m pytest -q -n 2 tests/kernels/test_cuda_on_host.py tests/kernels/test_cuda_alignments.py
+	  $(BIN)/python -m pytest -q -n 2 tests/kernels/test_cuda_on_host.py tests/kernels/test_cuda_alignments.py \
+	  tests/kernels/test_storage_in_one_pass.py
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info lrtricks_fused/_native.so

@@ -34,7 +34,8 @@ from test_storage import STORED
 from test_storage import run as run_stored
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step import backends
+from lrtricks_fused.step import backends, device
+from lrtricks_fused.step.staged import step_staged
 from lrtricks_fused.tools import verify
 
 THERE = torch.cuda.is_available()
@@ -251,8 +252,12 @@ def test_metrics(case, dtype, backend):
 @pytest.mark.parametrize("options", [{}, {"track_metrics": True, "max_norm": 0.3}, {"centralize": True}], ids=str)
 @pytest.mark.parametrize("stored", STORED.values(), ids=STORED.keys())
 @pytest.mark.parametrize("case", RICH[1 :: 4 * EVERY], ids=lambda c: c.name)
-def test_storage(case, stored, options, backend):
+def test_storage(case, stored, options, backend, monkeypatch):
+    calls = []
+    monkeypatch.setattr(device, "step_staged", lambda call, step: (calls.append(call), step_staged(call, step)))
     on_both(run_stored, case, stored, shapes=STORED_SHAPES, backend=backend, **options)
+    if THERE and backend == "native":  # which steps the rest in one pass
+        assert bool(calls) == (bool(options) or "momentum_window" in case.kwargs)
 
 
 @two_gpus
