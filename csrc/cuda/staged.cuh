@@ -191,6 +191,7 @@ const char* launch_staged(const Step& call, const typename Variant::Hyper& hyper
   if constexpr (kHasRing<Rule>) {
     return "no kernel for rings that are stored otherwise than they are stepped";
   } else {
+    if (call.param == Dtype::kDouble) return "no kernel for float64 that is stored otherwise than it is stepped";
     const char* error = launch_prepare<Variant, float>(call, hyper);
     if (error || call.chunks == 0) return error;
     const auto launch = [&](auto kernel) { return LAUNCH(kernel, call.chunks, kThreads<BFloat16>, call.stream, call); };

@@ -142,11 +142,11 @@ def test_a_pair_of_dtypes_without_a_kernel_is_an_error():
     param = torch.zeros(5)
     arguments = [torch.zeros(1, table.COLUMNS, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), torch.zeros(128)]
     numbers = [(0.0, 0, False)] * 6
-    with pytest.raises(RuntimeError, match="no kernel"):
-        memory = [*(tensor.data_ptr() for tensor in arguments), 0, 0, 0]
-        module().step(
-            "adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, numbers, 0.0, False, False, 0, 0, 1, False, False, 0
-        )
+    memory = [*(tensor.data_ptr() for tensor in arguments), 0, 0, 0]
+    for dtypes, staged in (((0, 1), False), ((1, 1), True)):
+        told = [numbers, 0.0, False, False, 0, *dtypes, False, staged, 0]
+        with pytest.raises(RuntimeError, match="no kernel"):
+            module().step("adam", [0.9, 0.9, 1e-8], [], 3, memory, 1, 1, 0, 0, *told)
     assert torch.equal(param, torch.zeros(5))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from machine.memory import Allocation, allocation_of
 from torch import Tensor
 
-from lrtricks_fused.step.call import StepCall
+from lrtricks_fused.step.call import StepCall, Storage
 from lrtricks_fused.step.table import AddressTable
 
 # By the names that calls and tables have for them. What lies on the host alone is no memory of a device.
@@ -27,7 +27,7 @@ def tensors(held: Any, writable: bool = True) -> Iterator[tuple[Tensor, bool]]:
     elif isinstance(held, (list, tuple)):
         for value in held:
             yield from tensors(value, writable)
-    elif isinstance(held, StepCall):
+    elif isinstance(held, (StepCall, Storage)):
         yield from tensors({field.name: getattr(held, field.name) for field in fields(held)}, writable)
     elif isinstance(held, AddressTable):
         yield from tensors(vars(held), writable)
