@@ -15,7 +15,7 @@ from lrtricks_fused.step.table import CHUNK
 
 from . import cuda_model
 from .kernel import Kernel
-from .sass import Instruction, Loop, Text, UnknownStructure, exit_after, loops, successors, ways
+from .sass import Instruction, Loop, Text, UnknownStructure, loops, successors, ways
 from .variants import VARIANTS
 
 THREADS, TILE_ELEMENTS, PASSES = 128, 16, 2  # of a block; of a thread in a tile; over a tile
@@ -85,8 +85,11 @@ def longest(code: Sequence[Instruction], first: int, last: int, of: Callable[[in
         raise UnknownStructure(f"no way from {first} to {last} of {goal}")
     found, left = [], goal
     while first != -1:
-        found.append(first)
-        _, first, left = best[first][left]
+        _, onward_to, rest = best[first][left]
+        # A predicated access that this way does without takes a slot, and is left out as trace.py does.
+        if left != rest or first == last or not code[first].access_bytes >= ACCESS:
+            found.append(first)
+        first, left = onward_to, rest
     return found
 
 
@@ -101,13 +104,15 @@ def _nest(code: Sequence[Instruction]) -> tuple[Loop, Loop]:
 
 @dataclass(frozen=True)
 class Ways:
-    """Indices of instructions: before the tiles, of a tile before its passes, of a pass, behind them, at the end."""
+    """Indices of instructions: before the tiles, of a tile before its passes, of a pass, and behind these.
 
-    before: Sequence[int]
-    draws: Sequence[int]
-    one_pass: Sequence[int]
-    rest: Sequence[int]
-    after: Sequence[int]
+    The few at the end of a block are left out.
+    """
+
+    before: list[int]
+    draws: list[int]
+    one_pass: list[int]
+    rest: list[int]
 
     def tile(self) -> list[int]:
         """Of a tile."""
@@ -115,7 +120,7 @@ class Ways:
 
     def chunk(self) -> list[int]:
         """Of a full chunk."""
-        return [*self.before, *self.tile() * TILES, *self.after]
+        return [*self.before, *self.tile() * TILES]
 
 
 def _has_singles(code: Sequence[Instruction], index: int) -> bool:
@@ -169,11 +174,10 @@ def ways_of(text: Text, rule: str, kind: str, masked: bool = True) -> Ways:
     outer, inner = _nest(code)
     goal = UNIT * how.loaded(states), UNIT * how.stored(states)
     return Ways(
-        before=ways(code, 0, outer.head).longest[:-1],
+        before=[*ways(code, 0, outer.head).longest[:-1]],
         draws=_draws(code, outer, inner, masked, how.stochastic),
         one_pass=longest(code, inner.head, inner.end, _moved(code, how), goal),
-        rest=ways(code, inner.end, outer.end).longest[1:],
-        after=ways(code, outer.end, exit_after(code, outer.end)).longest[1:],
+        rest=[*ways(code, inner.end, outer.end).longest[1:]],
     )
 
 
