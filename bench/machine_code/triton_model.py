@@ -71,10 +71,10 @@ def _compile(
     import triton
     from triton.compiler import ASTSource
 
-    from lrtricks_fused.triton_kernels import launch
+    from lrtricks_fused.triton_kernels import instances
 
     target = _target(arch)
-    given = options or launch.options(target.backend)
+    given = options or instances.options(target.backend)
     pointers = [i for i, kind in enumerate(types.values()) if kind[:1] == "*"]
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(kernel, signature, constexprs=constants, attrs={(i,): ALIGNED for i in pointers})
@@ -102,15 +102,15 @@ def _compile_step(
     """The kernel's own figures, its instructions, and its layout."""
     import torch
 
-    from lrtricks_fused.triton_kernels import launch, step
+    from lrtricks_fused.triton_kernels import instances, step
 
     variant = VARIANTS[rule]
     dtypes, warp_size = [getattr(torch, of) for of in DTYPES[dtype]], _target(arch).warp_size
-    given = launch.step_constexprs(
+    given = instances.step_constexprs(
         variant.record.name, variant.flags, variant.states, *dtypes, warp_size, centralize, slope, shards
     )
-    layout = launch.layout_of(*dtypes, warp_size, slope)
-    options = launch.step_options(_target(arch).backend, *dtypes, variant.states, warp_size, slope)
+    layout = instances.layout_of(*dtypes, warp_size, slope)
+    options = instances.step_options(_target(arch).backend, *dtypes, variant.states, warp_size, slope)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 
@@ -142,10 +142,10 @@ def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
     """Compiles prepare_kernel and reads it; of the executed instructions nothing is said."""
     import torch
 
-    from lrtricks_fused.triton_kernels import launch, prepare
+    from lrtricks_fused.triton_kernels import instances, prepare
 
     record = VARIANTS[rule].record
-    given = launch.prepare_constexprs(record.name, getattr(torch, DTYPES[dtype][0]))
+    given = instances.prepare_constexprs(record.name, getattr(torch, DTYPES[dtype][0]))
     types = {"rows": "*i64", "prepared": "*i64", **dict.fromkeys(prepare.NUMBERS, "i64"), "scalars": ("i64",) * 21,
              "hypers": ("i64",) * 2 * len(record.hypers)}  # fmt: skip
     return _compile(prepare.prepare_kernel, given, types, arch)[0]
@@ -155,16 +155,16 @@ def read_means(arch: int, kernel: str, dtype: str) -> Reading:
     """The same of sum_partials or find_means."""
     import torch
 
-    from lrtricks_fused.triton_kernels import launch, slices
+    from lrtricks_fused.triton_kernels import instances, slices
 
     real = "*fp64" if dtype == "f64" else "*fp32"
     numbers = {"sum_partials": ("tensors", "partials"), "find_means": ("tensors", "slices", "partials")}[kernel]
     types = {"rows": "*i64", "scratch": real, **dict.fromkeys(numbers, "i64")}
     if kernel == "sum_partials":
-        given, warps = launch.sum_partials_constexprs(getattr(torch, DTYPES[dtype][0])), launch.WARPS
+        given, warps = instances.sum_partials_constexprs(getattr(torch, DTYPES[dtype][0])), instances.WARPS
     else:
-        given, warps = launch.find_means_constexprs(), 1
-    return _compile(getattr(slices, kernel), given, types, arch, **launch.options(_target(arch).backend, warps))[0]
+        given, warps = instances.find_means_constexprs(), 1
+    return _compile(getattr(slices, kernel), given, types, arch, **instances.options(_target(arch).backend, warps))[0]
 
 
 def _compiler_not_interpreter() -> None:

@@ -29,26 +29,26 @@ ONE_WARP = ("add_columns", "find_clip", "write_words")
 
 
 def _constexprs(kernel: str, dtype: Any, warp_size: int) -> dict[str, object]:
-    from lrtricks_fused.triton_kernels import launch
+    from lrtricks_fused.triton_kernels import instances
 
     if kernel == "square_units":
-        return launch.square_units_constexprs(dtype, warp_size)
+        return instances.square_units_constexprs(dtype, warp_size)
     if kernel == "sum_chunks":
-        return launch.sum_chunks_constexprs(dtype)
-    return {"BLOCK": launch.SUM_BLOCK} if kernel.startswith("sum_tensor") else {}
+        return instances.sum_chunks_constexprs(dtype)
+    return {"BLOCK": instances.SUM_BLOCK} if kernel.startswith("sum_tensor") else {}
 
 
 def read_sums(arch: int, kernel: str, dtype: str) -> Reading:
     """Compiles one of KERNELS and reads it; of the executed instructions nothing is said."""
     import torch
 
-    from lrtricks_fused.triton_kernels import launch
+    from lrtricks_fused.triton_kernels import instances
 
     module, types = KERNELS[kernel]
     target, of = triton_model._target(arch), getattr(torch, triton_model.DTYPES[dtype][0])
-    options = launch.options(target.backend, 1 if kernel in ONE_WARP else launch.WARPS)
+    options = instances.options(target.backend, 1 if kernel in ONE_WARP else instances.WARPS)
     if kernel == "square_units":
-        options = launch.square_options(target.backend, of, target.warp_size)
+        options = instances.square_options(target.backend, of, target.warp_size)
     function = getattr(importlib.import_module(f"lrtricks_fused.triton_kernels.{module}"), kernel)
     given: Mapping[str, Sequence[str]] = types
     return triton_model._compile(function, _constexprs(kernel, of, target.warp_size), given, arch, **options)[0]

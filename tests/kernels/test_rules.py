@@ -110,7 +110,7 @@ def test_numbers_come_out_of_a_tuple_as_they_went_in():
 
 @compiled
 def test_the_constants_of_a_rule_are_counted():
-    from lrtricks_fused.triton_kernels.launch import functions_of
+    from lrtricks_fused.triton_kernels.instances import functions_of
 
     counts = {name: functions_of(name).number for name in RULES}
     assert counts.items() >= {"sgd": 2, "adam": 7, "rmsprop": 4, "radam": 7, "adabelief": 7}.items()

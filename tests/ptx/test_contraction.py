@@ -184,10 +184,11 @@ def test_a_contraction_by_triton_would_be_seen(case, monkeypatch):
     expected = steps(case, DTYPES[0], "reference")
     driver = gpu(monkeypatch, 90)
 
-    from lrtricks_fused.triton_kernels import launch
+    from lrtricks_fused.triton_kernels import instances, launch
 
-    options = launch.options
-    monkeypatch.setattr(launch, "options", lambda *of, **how: {**options(*of, **how), "enable_fp_fusion": True})
+    options = instances.options
+    for module in (instances, launch):
+        monkeypatch.setattr(module, "options", lambda *of, **how: {**options(*of, **how), "enable_fp_fusion": True})
     monkeypatch.setattr(launch, "step_options", launch.step_options.__wrapped__)  # which keeps what options() said
     driver.contracted = True
     given = steps(case, DTYPES[0], "triton")
