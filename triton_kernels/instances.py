@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from lrtricks_fused.step.rule import RULES
-from lrtricks_fused.step.storage import STATE_DTYPES, compute_dtype
+from lrtricks_fused.step.storage import DTYPE_CODES, STATE_DTYPES, compute_dtype
 from lrtricks_fused.step.table import ACCESS, CHUNK
 
 from . import rules
@@ -23,9 +23,10 @@ SUM_BLOCK = 128
 MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over its partials
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
-MANY_REGISTERS = 168  # of three states in float16, whose conversions take more than those of bfloat16: three blocks
+MANY_REGISTERS = 168  # of steps that hold more: three blocks of WARPS warps
 SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
 SLOPE_LANES = 4
+ROUNDING_LANES = 4  # of which the registers hold the words that round beside those that decide
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STATE_DTYPES}
 
@@ -73,23 +74,91 @@ class Layout(NamedTuple):
     warps: int
     block: int  # lanes a pass draws for in a full chunk
     tail_block: int  # the same in others
+    registers: int  # of a thread, where the compiler asks
+
+
+class Kind(NamedTuple):
+    """How the tensors are stored that an instance of step_kernel steps."""
+
+    param: torch.dtype
+    state: torch.dtype
+    grad: torch.dtype
+    mirror: torch.dtype | None = None  # of what the parameter's rounding is written to, too
+    split: bool = False  # whether parameters are halves of float32 masters
+    tracked: bool = False  # whether a bit per element says what has changed
+    stochastic: bool = False  # whether 16-bit parameters are rounded so, as the next says of states
+    stochastic_states: bool = False
+    alone: bool = True  # whether there are no others in the list, of other gradients or mirrors
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a thread's access, to the widest operand of 16 bytes: 4 at most where words round, too."""
+        lanes = ACCESS // max(self.param.itemsize, self.state.itemsize, self.grad.itemsize)
+        return min(lanes, ROUNDING_LANES) if self.rounds else lanes
+
+    @property
+    def rounds(self) -> bool:
+        """Whether something is rounded stochastically."""
+        return self.stochastic or self.stochastic_states
+
+    @property
+    def tail_ahead(self) -> int:
+        """Rows whose loads the registers hold, a lane a thread."""
+        return 2 if self.param.itemsize == 8 else 4 if self.tracked or self.rounds else 8
+
+    def holds_more(self, states: int) -> bool:
+        """Whether threads need more registers: for flags of what changes; of three states, for what rounds them."""
+        three = states == 3 and (self.stochastic_states or self.param == self.state == torch.float16)
+        return self.tracked or three
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """What the table has of the gradient's and the mirror's dtype."""
+        return DTYPE_CODES[self.grad], 0 if self.mirror is None else DTYPE_CODES[self.mirror]
 
 
 @functools.cache
-def layout_of(dtype: torch.dtype, state_dtype: torch.dtype, warp_size: int, slope: bool = False) -> Layout:
+def kinds_of(
+    param: torch.dtype, state: torch.dtype, staged: frozenset[tuple[int, ...]] | None, rounds: int
+) -> tuple[Kind, ...]:
+    """The kinds of a list's tensors, each of which takes a launch.
+
+    Args:
+        param: dtype of the parameters.
+        state: dtype of the states.
+        staged: of AddressTable.
+        rounds: of StepCall.
+    """
+    if staged is None:
+        return (Kind(param, state, param),)
+    split, tracked = any(low for _, low, *_ in staged), any(changes for _, _, changes, *_ in staged)
+    dtypes = list(DTYPE_CODES)
+    stochastic = bool(rounds & 1) and param.itemsize == 2 and not split
+    stored = dict(split=split, tracked=tracked, stochastic=stochastic,
+                  stochastic_states=bool(rounds & 2) and state.itemsize == 2)  # fmt: skip
+    pairs = sorted({kind[-2:] for kind in staged})
+    return tuple(
+        Kind(param, state, dtypes[grad], dtypes[mirror] if mirror else None, alone=len(pairs) == 1, **stored)
+        for grad, mirror in pairs
+    )
+
+
+@functools.cache
+def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False) -> Layout:
     """In full chunks a pass draws for as many lanes as the threads move in one access each, in others one a thread.
 
-    The wider dtype of the two decides: with more lanes its stores would go through shared memory to stay coalesced.
+    The widest operand decides: with more lanes its stores would go through shared memory to stay coalesced.
     There are as many threads as one pass needs, if MOST_THREADS are enough: each pass waits for its first rows.
     Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
     """
-    lanes = ACCESS // max(dtype.itemsize, state_dtype.itemsize)
-    threads = min(LARGEST_BLOCK // lanes, MOST_THREADS)
+    many = kind.holds_more(states)
+    lanes, registers = kind.lanes, MANY_REGISTERS if many else REGISTERS
+    threads = min(LARGEST_BLOCK // lanes, WARPS * warp_size if many else MOST_THREADS)
     if slope:
-        lanes, threads = min(lanes, SLOPE_LANES), WARPS * warp_size
+        lanes, threads, registers = min(lanes, SLOPE_LANES), WARPS * warp_size, SLOPE_REGISTERS
     if INTERPRETED:
-        return Layout(WARPS, LARGEST_BLOCK, LARGEST_BLOCK)
-    return Layout(threads // warp_size, threads * lanes, threads)
+        return Layout(WARPS, LARGEST_BLOCK, LARGEST_BLOCK, registers)
+    return Layout(threads // warp_size, threads * lanes, threads, registers)
 
 
 def real_of(dtype: torch.dtype) -> tl.dtype:
@@ -110,8 +179,7 @@ def step_constexprs(
     rule: str,
     flags: tuple[bool, ...],
     states: int,
-    dtype: torch.dtype,
-    state_dtype: torch.dtype,
+    kind: Kind,
     warp_size: int,
     centralize: bool = False,
     slope: bool = False,
@@ -122,24 +190,25 @@ def step_constexprs(
     ``centralize``: some have slices; ``mapped``: some are shards, or lie in channels_last.
     """
     functions = functions_of(rule)
-    layout = layout_of(dtype, state_dtype, warp_size, slope)
+    layout = layout_of(kind, states, warp_size, slope)
     variant = Variant(
-        FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[dtype],
-        STATE_DTYPE=DTYPES[state_dtype], REAL=real_of(dtype), CENTRALIZE=centralize, MAPPED=mapped,
-        UNIT=ACCESS // dtype.itemsize if slope else 0, BLOCK=layout.block,
-        TAIL_BLOCK=layout.tail_block, AHEAD=1, TAIL_AHEAD=8 if dtype.itemsize < 8 else 2,
+        FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[kind.param],
+        GRAD_DTYPE=DTYPES[kind.grad], STATE_DTYPE=DTYPES[kind.state],
+        MIRROR_DTYPE=None if kind.mirror is None else DTYPES[kind.mirror], SPLIT=kind.split, TRACKED=kind.tracked,
+        STOCHASTIC=kind.stochastic, STOCHASTIC_STATES=kind.stochastic_states,
+        ONLY=None if kind.alone else kind.codes, REAL=real_of(kind.param), CENTRALIZE=centralize, MAPPED=mapped,
+        BACKWARDS=kind.rounds,
+        UNIT=ACCESS // kind.param.itemsize if slope else 0, BLOCK=layout.block,
+        TAIL_BLOCK=layout.tail_block, AHEAD=1, TAIL_AHEAD=kind.tail_ahead,
     )  # fmt: skip
     return dict(DIRECTION=functions.direction, VARIANT=variant)
 
 
 @functools.cache
-def step_options(
-    backend: str, dtype: torch.dtype, state_dtype: torch.dtype, states: int, warp_size: int, slope: bool = False
-) -> dict[str, object]:
+def step_options(backend: str, kind: Kind, states: int, warp_size: int, slope: bool = False) -> dict[str, object]:
     """Of the compiler, for step_kernel."""
-    many = states == 3 and dtype == state_dtype == torch.float16
-    registers = SLOPE_REGISTERS if slope else MANY_REGISTERS if many else REGISTERS
-    return options(backend, layout_of(dtype, state_dtype, warp_size, slope).warps, registers)
+    layout = layout_of(kind, states, warp_size, slope)
+    return options(backend, layout.warps, layout.registers)
 
 
 def sum_partials_constexprs(dtype: torch.dtype) -> dict[str, object]:
@@ -160,9 +229,9 @@ def sum_chunks_constexprs(dtype: torch.dtype) -> dict[str, object]:
 def square_units_constexprs(dtype: torch.dtype, warp_size: int) -> dict[str, object]:
     """What an instance of square_units is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize,
-                BLOCK=layout_of(dtype, dtype, warp_size).block)  # fmt: skip
+                BLOCK=layout_of(Kind(dtype, dtype, dtype), 0, warp_size).block)  # fmt: skip
 
 
 def square_options(backend: str, dtype: torch.dtype, warp_size: int) -> dict[str, object]:
     """Of the compiler, for square_units."""
-    return options(backend, layout_of(dtype, dtype, warp_size).warps)
+    return options(backend, layout_of(Kind(dtype, dtype, dtype), 0, warp_size).warps)

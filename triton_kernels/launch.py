@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.device import on, prepare_on_device, scalar, squares_on_device, step_on_device
+from lrtricks_fused.step.layouts import fits_one_pass
 from lrtricks_fused.step.rule import RULES
 from lrtricks_fused.step.table import SLOPE_COLUMNS, AddressTable
 
@@ -14,6 +15,7 @@ from .instances import (
     PREPARE_BLOCK,
     SUM_BLOCK,
     find_means_constexprs,
+    kinds_of,
     options,
     prepare_constexprs,
     square_options,
@@ -54,7 +56,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
     tensors, prepared = len(table.rows), table.prepared.view(torch.int64)
     states = [column for column in call.states.values() if column]
     dtype = call.params[0].dtype
-    state_dtype = states[0][0].dtype if states else dtype
+    kinds = kinds_of(dtype, states[0][0].dtype if states else dtype, table.staged, call.rounds or 0)
     scratch = table.slope_scratch() if call.sums is not None else None
     centralize = call.centralize and table.slices != 0
     warp_size = 64 if torch.version.hip else 32
@@ -64,15 +66,15 @@ def _run(call: StepCall, table: AddressTable) -> None:
         0 if scratch is None else scratch.data_ptr(), hypers, **prepare_constexprs(call.rule, dtype),
         **options(_compiler()),
     )  # fmt: skip
-    if len(table.chunk_tensors):
+    for kind in kinds if len(table.chunk_tensors) else ():
         step_kernel[(len(table.chunk_tensors),)](
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
-            **step_constexprs(call.rule, call.variant, len(states), dtype, state_dtype, warp_size,
+            **step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
                               centralize, scratch is not None, table.is_mapped),
-            **step_options(_compiler(), dtype, state_dtype, len(states), warp_size, scratch is not None),
+            **step_options(_compiler(), kind, len(states), warp_size, scratch is not None),
         )  # fmt: skip
-        if scratch is not None:
-            _add_slope(call, table, prepared, scratch)
+    if len(table.chunk_tensors) and scratch is not None:
+        _add_slope(call, table, prepared, scratch)
 
 
 def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:
@@ -142,10 +144,10 @@ def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | Non
 
 def prepare(call: StepCall) -> None:
     """Checks the operands and puts their addresses onto the device."""
-    prepare_on_device(call, _run, upload)
+    prepare_on_device(call, _run, upload, fits_one_pass)
 
 
 def triton_step(call: StepCall) -> None:
     """One fused step by the Triton kernels."""
-    step_on_device(call, _run, upload)
+    step_on_device(call, _run, upload, fits_one_pass)
     torch.autograd.graph.increment_version(call.params)

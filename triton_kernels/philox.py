@@ -10,6 +10,7 @@ M1 = tl.constexpr(0xCD9E8D57)
 W0 = tl.constexpr(0x9E3779B9)
 W1 = tl.constexpr(0xBB67AE85)
 ROUNDS = tl.constexpr(keep.ROUNDS)
+ELEMENTS = tl.constexpr(keep.ELEMENTS)  # the stream of keep decisions
 
 LANES = tl.constexpr(keep.LANES)  # consecutive elements that use consecutive counters
 TILE = tl.constexpr(keep.TILE)
@@ -34,15 +35,32 @@ def philox4x32(c0, c1, c2, c3, key0, key1, ROUNDS: tl.constexpr):
 
 
 @triton.jit
-def keep_bits(element, step, param, key0, key1):
-    """The 16 bits of int64 elements, each by a call of its own."""
+def draw(call, stream, STREAM: tl.constexpr, ROUNDS: tl.constexpr):
+    """The four words of uint32 calls, which are counted from the stream's first and do not cross 2**32."""
+    first, step, param, key0, key1 = stream
+    high = (first >> 32).to(tl.uint32) | (STREAM << 24)
+    return philox4x32(first.to(tl.uint32) + call, high, step, param, key0, key1, ROUNDS)
+
+
+@triton.jit
+def draw_alone(element, stream, STREAM: tl.constexpr, ROUNDS: tl.constexpr):
+    """The words of int64 elements, each by a call of its own, by :func:`turned`."""
+    _, step, param, key0, key1 = stream
     i = element.to(tl.uint64)
     n = i // TILE * LANES + i % LANES
     row = (i // LANES % ROWS).to(tl.uint32)
-    zero = row * 0
-    w0, w1, w2, w3 = philox4x32(n.to(tl.uint32), (n >> 32).to(tl.uint32), zero + step, zero + param, key0, key1, ROUNDS)
+    high = (n >> 32).to(tl.uint32) | (STREAM << 24)
+    w0, w1, w2, w3 = philox4x32(n.to(tl.uint32), high, step, param, key0, key1, ROUNDS)
     word = tl.where(row < 4, tl.where(row < 2, w0, w1), tl.where(row < 6, w2, w3))
-    return word >> (16 * (row % 2)) & 0xFFFF
+    return tl.where(row % 2 == 1, word, turned(word, 0))
+
+
+@triton.jit
+def turned(word, ROW: tl.constexpr):
+    """A word with the row's own half on top, which of odd rows it is."""
+    if ROW % 2 == 0:
+        word = word << 16 | word >> 16
+    return word
 
 
 @triton.jit

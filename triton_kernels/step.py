@@ -13,11 +13,16 @@ import triton
 import triton.language as tl
 
 from .layout import (
+    CHANGES,
     CHUNK,
     COLUMNS,
     FIRST_CHUNK,
     GRAD,
+    GRAD_DTYPE,
+    LOW,
     MASKED,
+    MIRROR,
+    MIRROR_DTYPE,
     NUMEL,
     PARAM,
     PARAM_INDEX,
@@ -29,12 +34,14 @@ from .layout import (
     last_word,
     reals,
 )
-from .philox import LANES, ROUNDS, ROWS, TILE, keep_bits, philox4x32
+from .philox import ELEMENTS, LANES, ROUNDS, ROWS, TILE, draw_alone, turned
 from .ring import ring_pitch, update_ring
+from .rounding import ROUNDING, ROUNDING_ROUNDS, STATE_MULTIPLIERS, draw_pass, rounded
 from .runs import elements_of, map_of_chunk
 from .slices import centralized, mean_of, slices_of_chunk
 from .slope import slope_units
-from .storage import from_real, pointer_to, to_real
+from .storage import pointer_to, to_real
+from .stored import add_changes, load_beside, pointers_beside, real_param, store_param, with_flag
 from .update import decayed_grad, moved_param
 
 
@@ -46,10 +53,18 @@ class Variant(NamedTuple):
     CONSTANTS: int  # of a tensor
     RING: bool  # whether the one state is a ring
     PARAM_DTYPE: tl.dtype
+    GRAD_DTYPE: tl.dtype
     STATE_DTYPE: tl.dtype
+    MIRROR_DTYPE: tl.dtype | None  # of what a parameter's rounding is written to, too
+    SPLIT: bool  # whether parameters are halves of float32 masters
+    TRACKED: bool  # whether a bit per element says what has changed
+    STOCHASTIC: bool  # whether parameters are rounded so, as the next says of states
+    STOCHASTIC_STATES: bool
+    ONLY: tuple[int, int] | None  # the table's codes of the gradients' and mirrors' dtypes that are stepped; None: all
     REAL: tl.dtype  # in which is computed
     CENTRALIZE: bool  # whether some tensors have slices
     MAPPED: bool  # whether some are shards, or lie in channels_last
+    BACKWARDS: bool  # whether a pass takes the last of its rows first, see [note: Backwards]
     UNIT: int  # lanes of a unit of the slope; 0: none is asked for
     BLOCK: int  # lanes a pass draws for in a full chunk
     TAIL_BLOCK: int  # the same in others
@@ -70,9 +85,10 @@ def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, VAR
 
 
 @triton.jit
-def load_row(offset, mask, grad_mask, pointers, slices, VARIANT: tl.constexpr):
-    """What is stored of a row: parameters, gradients, states (a ring's are read later), and the means of its slices."""
+def load_row(offset, mask, grad_mask, chunk, VARIANT: tl.constexpr):
+    """What is stored of a row: parameters, gradients, states (a ring's are read later), means of slices, and beside."""
     STATES: tl.constexpr = VARIANT.STATES
+    pointers, beside_pointers, _, slices, _, (masked, _), _, _, limit = chunk
     param, grad, states = pointers
     stored_states = ()
     if not VARIANT.RING:
@@ -81,27 +97,39 @@ def load_row(offset, mask, grad_mask, pointers, slices, VARIANT: tl.constexpr):
     mean = 0.0
     if VARIANT.CENTRALIZE:
         mean = mean_of(offset, mask, slices)
-    return tl.load(param + offset, mask), tl.load(grad + offset, grad_mask), stored_states, mean
+    drops = masked | (limit != 1)  # without a mask it is 0 or 1
+    beside = load_beside(offset, mask, beside_pointers, drops, VARIANT)
+    return tl.load(param + offset, mask), tl.load(grad + offset, grad_mask), stored_states, mean, beside
 
 
 @triton.jit
-def step_row(row, bits, offset, mask, chunk, DIRECTION: tl.constexpr, VARIANT: tl.constexpr):
-    """Steps what :func:`load_row` has loaded; each element's term of the slope.
+def step_row(
+    row, words, offset, mask, chunk,
+    ROW: tl.constexpr, DIRECTION: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    """Steps what :func:`load_row` has loaded; each element's term of the slope, and whether it has changed.
 
     With MAPPED the draws of an element serve no others, and are made where they are needed.
     """
-    PARAM_DTYPE: tl.constexpr = VARIANT.PARAM_DTYPE
     STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
     STATES: tl.constexpr = VARIANT.STATES
-    pointers, pitch, _, index_map, stream, constants, scalars, threshold = chunk
-    param_pointer, _, state_pointers = pointers
-    stored, stored_grad, stored_states, mean = row
-    param, raw_grad = to_real(stored, PARAM_DTYPE), to_real(stored_grad, PARAM_DTYPE)
+    STOCHASTIC_STATES: tl.constexpr = VARIANT.STOCHASTIC_STATES
+    pointers, beside_pointers, pitch, _, index_map, (masked, stream), constants, scalars, limit = chunk
+    stored, stored_grad, stored_states, mean, beside = row
+    bits = words[0][ROW // 2] >> (16 * (ROW % 2)) & 0xFFFF
+    rounding_word = turned(words[1][ROW // 2], ROW)
+    if VARIANT.MAPPED:
+        elements = elements_of(offset, index_map)
+        if masked:
+            bits = draw_alone(elements, stream, ELEMENTS, ROUNDS) >> 16
+        if VARIANT.STOCHASTIC or STOCHASTIC_STATES:
+            rounding_word = draw_alone(elements, stream, ROUNDING, ROUNDING_ROUNDS)
+    param, raw_grad = real_param(stored, beside, VARIANT), to_real(stored_grad, VARIANT.GRAD_DTYPE)
     grad = raw_grad
     if VARIANT.CENTRALIZE:
-        grad = centralized(grad, mean, PARAM_DTYPE)
+        grad = centralized(grad, mean, VARIANT.GRAD_DTYPE)
     if VARIANT.RING:
-        ring_row = state_pointers[0] + offset
+        ring_row = pointers[2][0] + offset
         updated = update_ring(param, grad, ring_row, pitch, mask, constants, scalars, DIRECTION, STATE_DTYPE)
     else:
         states = ()
@@ -109,59 +137,61 @@ def step_row(row, bits, offset, mask, chunk, DIRECTION: tl.constexpr, VARIANT: t
             states = states + (to_real(stored_states[k], STATE_DTYPE),)
         updated, states = update(param, grad, states, constants, scalars, DIRECTION, VARIANT)
         for k in tl.static_range(STATES):
-            tl.store(state_pointers[k] + offset, from_real(states[k], STATE_DTYPE), mask)
-    if VARIANT.MAPPED:
-        masked, _, step, index, key0, key1 = stream
-        if masked:
-            bits = keep_bits(elements_of(offset, index_map), step, index, key0, key1)
-    stored = tl.where(bits < threshold, from_real(updated, PARAM_DTYPE), stored)
-    tl.store(param_pointer + offset, stored, mask)
-    return raw_grad * (param - to_real(stored, PARAM_DTYPE))
+            new_state = rounded(states[k], rounding_word, STATE_MULTIPLIERS[k], STATE_DTYPE, STOCHASTIC_STATES)
+            tl.store(pointers[2][k] + offset, new_state, mask)
+    written = (pointers[0], beside_pointers)
+    keep = bits < limit
+    after, changed = store_param(stored, updated, keep, rounding_word, offset, mask, written, beside, VARIANT)
+    return raw_grad * (param - after), changed
 
 
-@triton.jit
-def draw(call, stream, DRAWS: tl.constexpr):
-    """The four words of each Philox call of a chunk; zeros where none is drawn."""
-    masked, first, step, index, key0, key1 = stream
-    w0 = tl.zeros_like(call).to(tl.uint32)
-    w1, w2, w3 = w0, w0, w0
-    if DRAWS:  # noqa: SIM102 (known to the compiler, unlike the other)
-        if masked:
-            c0 = first.to(tl.uint32) + call.to(tl.uint32)
-            high = w0 + (first.to(tl.uint64) >> 32).to(tl.uint32)
-            w0, w1, w2, w3 = philox4x32(c0, high, w0 + step, w0 + index, key0, key1, ROUNDS)
-    return w0, w1, w2, w3
+# [note: Backwards] Words are drawn in another layout than that of the loads, to which the compiler moves them, or their
+# draws: through shared memory where that seems cheaper. Seen from the last words, which take the fewest operations, it
+# is not, and the others follow.
+
+
+@triton.constexpr_function
+def row_number(k, backwards):
+    """The k-th row of a pass."""
+    return ROWS.value - 1 - k if backwards else k
 
 
 @triton.jit
 def step_pass(
-    call, stepped, chunk, DIRECTION: tl.constexpr, VARIANT: tl.constexpr, FULL: tl.constexpr,
-    GRAD_ALIGNED: tl.constexpr, AHEAD: tl.constexpr,
+    block, stepped, chunk, DIRECTION: tl.constexpr, VARIANT: tl.constexpr, FULL: tl.constexpr,
+    GRAD_ALIGNED: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """The eight rows that these Philox calls of a chunk serve; each lane's sum of slopes, where there is a unit.
+    """The eight rows that BLOCK Philox calls of a chunk serve; each lane's sum of slopes, where there is a unit.
 
     The loads of AHEAD rows are under way before the first of them is stepped. Unrolled: a loop would make the compiler
     move the draws to the loads' layout through shared memory.
     """
+    BACKWARDS: tl.constexpr = VARIANT.BACKWARDS
+    call = block * BLOCK + tl.arange(0, BLOCK)
     lane = call // LANES * TILE + call % LANES
     slopes = tl.zeros_like(call).to(VARIANT.REAL)
-    pointers, _, slices, _, stream, _, _, _ = chunk
+    flags = (tl.zeros_like(call).to(tl.uint32), tl.zeros_like(call).to(tl.uint32))  # of what changes, see stored.py
     rows = ()
     for k in tl.static_range(ROWS + AHEAD):
         if k < ROWS:
-            offset = lane + k * LANES
+            offset = lane + row_number(k, BACKWARDS) * LANES
             inside = offset < stepped
             mask = None if FULL else inside
-            rows = rows + (load_row(offset, mask, None if GRAD_ALIGNED else inside, pointers, slices, VARIANT),)
+            rows = rows + (load_row(offset, mask, None if GRAD_ALIGNED else inside, chunk, VARIANT),)
         if k == AHEAD - 1:
-            words = draw(call, stream, not VARIANT.MAPPED)
+            words = draw_pass(call, stepped, chunk[5], VARIANT)
         if k >= AHEAD:
-            offset = lane + (k - AHEAD) * LANES
+            offset = lane + row_number(k - AHEAD, BACKWARDS) * LANES
             mask = None if FULL else offset < stepped
-            bits = words[(k - AHEAD) // 2] >> (16 * ((k - AHEAD) % 2)) & 0xFFFF
-            term = step_row(rows[k - AHEAD], bits, offset, mask, chunk, DIRECTION, VARIANT)
+            term, changed = step_row(
+                rows[k - AHEAD], words, offset, mask, chunk, row_number(k - AHEAD, BACKWARDS), DIRECTION, VARIANT
+            )
+            if VARIANT.TRACKED:
+                flags = with_flag(flags, changed, row_number(k - AHEAD, BACKWARDS), BACKWARDS)
             if VARIANT.UNIT != 0:
                 slopes = slopes + (term if FULL else tl.where(mask, term, 0.0))
+    if VARIANT.TRACKED:
+        add_changes(chunk[1][2], flags, block, stepped, FULL, BLOCK)
     return slopes
 
 
@@ -183,32 +213,48 @@ def step_chunk(
     BLOCK: tl.constexpr = VARIANT.BLOCK if FULL else VARIANT.TAIL_BLOCK
     AHEAD: tl.constexpr = VARIANT.AHEAD if FULL else VARIANT.TAIL_AHEAD
     param = pointer_to(tl.load(row + PARAM), PARAM_DTYPE, FULL) + begin
-    grad = pointer_to(tl.load(row + GRAD), PARAM_DTYPE, GRAD_ALIGNED) + begin
+    grad = pointer_to(tl.load(row + GRAD), VARIANT.GRAD_DTYPE, GRAD_ALIGNED) + begin
     states = ()
     for k in tl.static_range(STATES):
         states = states + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
     first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
     key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
-    stream = (masked, first, step, tl.load(row + PARAM_INDEX).to(tl.uint32), key0, key1)
+    draws = (masked, (first.to(tl.uint64), step, tl.load(row + PARAM_INDEX).to(tl.uint32), key0, key1))
     index_map = ()
     if VARIANT.MAPPED:
         index_map = map_of_chunk(row, begin)
     pitch = ring_pitch(row, STATE_DTYPE, FULL)
-    chunk = ((param, grad, states), pitch, slices, index_map, stream, constants, scalars, threshold)
+    beside = pointers_beside(row, begin, VARIANT, FULL)
+    chunk = ((param, grad, states), beside, pitch, slices, index_map, draws, constants, scalars, threshold)
     PASSES: tl.constexpr = CHUNK // (ROWS * BLOCK)
     for block in range(PASSES if FULL else tl.cdiv(left, ROWS * BLOCK)):
-        call = block * BLOCK + tl.arange(0, BLOCK)
-        slopes = step_pass(call, stepped, chunk, DIRECTION, VARIANT, FULL, GRAD_ALIGNED, AHEAD)
+        slopes = step_pass(block, stepped, chunk, DIRECTION, VARIANT, FULL, GRAD_ALIGNED, BLOCK, AHEAD)
         if UNIT != 0:
             place = block * (BLOCK // UNIT) + tl.arange(0, BLOCK // UNIT)
             tl.store(units + place, slope_units(slopes, BLOCK, UNIT))
+
+
+@triton.jit
+def written_addresses(row, VARIANT: tl.constexpr):
+    """The bits that some address has of what a step of a tensor writes."""
+    addresses = tl.load(row + PARAM)
+    for k in tl.static_range(VARIANT.STATES):
+        addresses = addresses | tl.load(row + (STATE + k))
+    if VARIANT.SPLIT:
+        addresses = addresses | tl.load(row + LOW)
+    if VARIANT.MIRROR_DTYPE is not None:
+        addresses = addresses | tl.load(row + MIRROR)
+    if VARIANT.TRACKED:
+        addresses = addresses | tl.load(row + CHANGES)
+    if VARIANT.RING:  # from slot to slot
+        addresses = addresses | tl.load(row + NUMEL) * (VARIANT.STATE_DTYPE.primitive_bitwidth // 8)
+    return addresses
 
 
 @triton.jit(do_not_specialize=["seed"])
 def step_kernel(rows, chunk_tensors, prepared, seed: tl.int64, DIRECTION: tl.constexpr, VARIANT: tl.constexpr):
     """Steps one chunk of one tensor."""
     REAL: tl.constexpr = VARIANT.REAL
-    STATES: tl.constexpr = VARIANT.STATES
     CONSTANTS: tl.constexpr = VARIANT.CONSTANTS
     chunk = tl.program_id(0).to(tl.int64)
     tensor = tl.load(chunk_tensors + chunk).to(tl.int64)
@@ -225,21 +271,19 @@ def step_kernel(rows, chunk_tensors, prepared, seed: tl.int64, DIRECTION: tl.con
     begin = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
     left = tl.minimum(tl.load(row + NUMEL) - begin, CHUNK)  # an unaligned chunk ends where the next one begins
     stepped = tl.where(tl.load(last_word(own) + 1) != 0, left, 0)  # nothing is, without a count
-    addresses = tl.load(row + PARAM)  # of what is written, too
-    for k in tl.static_range(STATES):
-        addresses = addresses | tl.load(row + (STATE + k))
-    if VARIANT.RING:  # from slot to slot
-        addresses = addresses | tl.load(row + NUMEL) * (VARIANT.STATE_DTYPE.primitive_bitwidth // 8)
-    full = (stepped == CHUNK) & (addresses % 16 == 0)
+    full = (stepped == CHUNK) & (written_addresses(row, VARIANT) % 16 == 0)
     grad_aligned = tl.load(row + GRAD) % 16 == 0
     masked = flags & MASKED != 0
+    skip = flags & SKIP != 0
+    if VARIANT.ONLY is not None:
+        skip = skip | (tl.load(row + GRAD_DTYPE) != VARIANT.ONLY[0]) | (tl.load(row + MIRROR_DTYPE) != VARIANT.ONLY[1])
     slices = ()
     if VARIANT.CENTRALIZE:
         slices = slices_of_chunk(row, begin, tl.load(prepared + SLICE_MEANS), REAL)
     units = shared
     if VARIANT.UNIT != 0:
         units = tl.load(prepared + SLOPE_UNITS).to(tl.pointer_type(REAL)) + chunk * (CHUNK // ROWS // VARIANT.UNIT)
-    if flags & SKIP != 0:
+    if skip:
         return
     if full & grad_aligned:
         step_chunk(row, begin, left, stepped, slices, constants, scalars, threshold, masked, seed, step, units,

@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,23 @@ DTYPES = {  # of parameters and gradients, of states; names of torch
 }
 MEANS = ("f32", "bf16", "f16", "f64")  # pairs of which the kernels of slices' means have instances of their own
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+# What is stored otherwise than it is stepped: the pair of DTYPES, the gradients' and the mirrors', and the flags.
+STORED: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
+    "f32, bf16 gradients": ("f32", "bfloat16", None, ()),
+    "offload": ("f32", "bfloat16", "bfloat16", ()),
+    "offload, changes": ("f32", "bfloat16", "bfloat16", ("tracked",)),
+    "f32, changes": ("f32", "float32", None, ("tracked",)),
+    "split": ("bf16/f32", "bfloat16", None, ("split",)),
+    "split, changes": ("bf16/f32", "bfloat16", None, ("split", "tracked")),
+    "split, f32 gradients, bf16 states": ("bf16", "float32", None, ("split",)),
+    "stochastic bf16": ("bf16/f32", "bfloat16", None, ("stochastic",)),
+    "stochastic bf16, changes": ("bf16/f32", "bfloat16", None, ("stochastic", "tracked")),
+    "stochastic bf16 and states": ("bf16", "bfloat16", None, ("stochastic", "stochastic_states")),
+    "stochastic f16 and states": ("f16", "float16", None, ("stochastic", "stochastic_states")),
+    "f32, stochastic bf16 states": ("f32/bf16", "float32", None, ("stochastic_states",)),
+    "f32, stochastic bf16 states, changes": ("f32/bf16", "bfloat16", None, ("stochastic_states", "tracked")),
+}
+STORED_DTYPES = {**DTYPES, "f32/bf16": ("float32", "bfloat16")}
 ARCHS = (80, 90, 100, 942)  # 942: gfx942
 ALIGNED = [["tt.divisibility", 16]]  # what Triton finds of a pointer that is
 
@@ -50,6 +68,8 @@ class Reading:
     ahead: int = 0  # loads from the tensors before a full chunk's first store
     unaligned: dict[int, int] = field(default_factory=dict)  # the widths where the gradient is not aligned
     tail_ahead: int = 0  # the most loads of single elements without a store among them
+    loads: dict[int, int] = field(default_factory=dict)  # of the whole kernel, by their bytes; as the next
+    stores: dict[int, int] = field(default_factory=dict)
     section: elf.Section | None = None  # NVIDIA: the kernel's bytes
 
 
@@ -96,21 +116,29 @@ def _compile(
     return Reading(ptx, read.registers, read.stack_bytes, shared, spills, section=read.section), read.code
 
 
+def kind_of(name: str) -> Any:
+    """How one of DTYPES or STORED is stored, as the launcher tells kernels apart."""
+    import torch
+
+    from lrtricks_fused.triton_kernels import instances
+
+    dtype, grad, mirror, flags = STORED.get(name, (name, STORED_DTYPES.get(name, [""])[0], None, ()))
+    dtypes = [None if of is None else getattr(torch, of) for of in (*STORED_DTYPES[dtype], grad, mirror)]
+    return instances.Kind(*dtypes, **dict.fromkeys(flags, True))
+
+
 def _compile_step(
     arch: int, rule: str, dtype: str, centralize: bool, slope: bool, shards: bool = False
 ) -> tuple[Reading, Sequence[sass.Instruction], Any]:
     """The kernel's own figures, its instructions, and its layout."""
-    import torch
-
     from lrtricks_fused.triton_kernels import instances, step
 
-    variant = VARIANTS[rule]
-    dtypes, warp_size = [getattr(torch, of) for of in DTYPES[dtype]], _target(arch).warp_size
+    variant, kind, warp_size = VARIANTS[rule], kind_of(dtype), _target(arch).warp_size
     given = instances.step_constexprs(
-        variant.record.name, variant.flags, variant.states, *dtypes, warp_size, centralize, slope, shards
+        variant.record.name, variant.flags, variant.states, kind, warp_size, centralize, slope, shards
     )
-    layout = instances.layout_of(*dtypes, warp_size, slope)
-    options = instances.step_options(_target(arch).backend, *dtypes, variant.states, warp_size, slope)
+    layout = instances.layout_of(kind, variant.states, warp_size, slope)
+    options = instances.step_options(_target(arch).backend, kind, variant.states, warp_size, slope)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 
@@ -136,6 +164,14 @@ def read_slope_step(arch: int, rule: str, dtype: str, centralize: bool) -> Readi
 def read_shard_step(arch: int, rule: str, dtype: str) -> Reading:
     """The same of a step with shards among the parameters; of the executed instructions nothing is said."""
     return _compile_step(arch, rule, dtype, False, False, True)[0]
+
+
+def read_stored_step(arch: int, rule: str, name: str, shards: bool) -> Reading:
+    """The same of one of STORED; of the executed instructions nothing is said."""
+    reading, code, _ = _compile_step(arch, rule, name, False, False, shards)
+    accesses = Counter((this.is_store, this.access_bytes) for this in code if this.access_bytes)
+    loads, stores = ({size: n for (kind, size), n in accesses.items() if kind == of} for of in (False, True))
+    return Reading(**{**vars(reading), "loads": loads, "stores": stores})
 
 
 def read_prepare(arch: int, rule: str, dtype: str) -> Reading:
@@ -193,6 +229,12 @@ def slope_reading(arch: int, rule: str, dtype: str, centralize: bool) -> Future[
 def shard_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
     """The same of read_shard_step."""
     return _pool().submit(read_shard_step, arch, rule, dtype)
+
+
+@cache
+def stored_reading(arch: int, rule: str, name: str, shards: bool = False) -> Future[Reading]:
+    """The same of read_stored_step."""
+    return _pool().submit(read_stored_step, arch, rule, name, shards)
 
 
 @cache

@@ -2,11 +2,13 @@
 
 LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
 every target, and two more pairs of Adam's for sm_90 and one for an AMD GPU; with centralized gradients, f32 of Adam for
-sm_90 and an AMD GPU; with a slope, and of shards, f32 of Adam for sm_90; of the kernels that add up and upload, f32.
+sm_90 and an AMD GPU; with a slope, and of shards, f32 of Adam for sm_90; two kinds of what is stored otherwise than it
+is stepped, of Adam for sm_90; of the kernels that add up and upload, f32.
 """
 
 import os
 import re
+from collections import Counter
 
 import pytest
 
@@ -41,6 +43,14 @@ SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in VARIANTS for d in tr
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 SHARDS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
           if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
+STORED = [
+    (a, r, n)
+    for a in triton_model.ARCHS
+    for r in VARIANTS
+    for n in triton_model.STORED
+    if FULL or (a, r, n) in ((90, "Adam", "offload, changes"), (90, "Adam", "f32, stochastic bf16 states"))
+]
+STORED_SHARDS = [(a, r, n) for a, r, n in STORED if FULL and r == "Adam"]
 MEANS = [(a, k, d) for a in triton_model.ARCHS for k in ("sum_partials", "find_means") for d in triton_model.MEANS
          if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
 PREPARES = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in ("f32", "f64")
@@ -59,6 +69,10 @@ def _all_at_once():
             triton_model.slope_reading(*key)
         for key in SHARDS:
             triton_model.shard_reading(*key)
+        for key in STORED:
+            triton_model.stored_reading(*key)
+        for key in STORED_SHARDS:
+            triton_model.stored_reading(*key, True)
         for key in PREPARES:
             triton_model.prepare_reading(*key)
         for key in MEANS:
@@ -151,6 +165,42 @@ def test_step_kernel_with_a_slope(key):
 def test_step_kernel_of_shards(key):
     reading = triton_model.shard_reading(*key).result()
     check_memory(reading)
+    check_arithmetic(key[0], reading)
+
+
+def check_registers(arch: int, reading: triton_model.Reading) -> None:
+    """Nothing goes to memory; scalar registers of AMD's GPUs may go to others."""
+    if arch == AMD:
+        assert (reading.local_accesses, reading.stack_bytes) == (0, 0)
+    else:
+        check_memory(reading)
+
+
+@pytest.mark.parametrize("key", STORED, ids=name)
+def test_step_kernel_of_what_is_stored_otherwise(key):
+    arch, rule, stored = key
+    reading = triton_model.stored_reading(*key).result()
+    check_registers(arch, reading)
+    check_arithmetic(arch, reading)
+    dtype, grad, mirror, flags = triton_model.STORED[stored]
+    assert bool(reading.shared_bytes) == ("tracked" in flags)  # where bits of lanes become bytes
+    param, state = (triton_model.BYTES[of] for of in triton_model.STORED_DTYPES[dtype])
+    beside = [2] * ((mirror is not None) + ("split" in flags))  # bytes of elements
+    lanes = 16 // max(param, state, triton_model.BYTES[grad])
+    lanes = min(lanes, 4) if "stochastic" in stored else lanes
+    written = Counter(lanes * size for size in [param, *[state] * VARIANTS[rule].states, *beside])
+    paths = 2  # where the gradient is aligned, and where it is not
+    assert {size: n for size, n in reading.stores.items() if size >= 8} == {
+        s: paths * ROWS * n for s, n in written.items()
+    }
+    read = Counter({size: paths * n for size, n in written.items()}) + Counter([lanes * triton_model.BYTES[grad]])
+    assert all(reading.loads[size] >= ROWS * n for size, n in read.items())
+
+
+@pytest.mark.parametrize("key", STORED_SHARDS, ids=name)
+def test_step_kernel_of_shards_of_what_is_stored_otherwise(key):
+    reading = triton_model.stored_reading(*key, True).result()
+    check_registers(key[0], reading)
     check_arithmetic(key[0], reading)
 
 
