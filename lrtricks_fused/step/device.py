@@ -53,7 +53,7 @@ def on(device: torch.device) -> AbstractContextManager:
 def _norms(call: StepCall) -> StepCall:
     """A call of the gradients as they are given, whose squares are summed in the order of their indices."""
     grads = [grad.contiguous() for grad in call.grads]
-    norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={}, kept=None)
+    norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={}, table=None, kept=None)
     norms.storage = norms.index_maps = norms.clip = None
     if len({grad.dtype for grad in grads}) > 1:
         norms.pieces = one_by_one(norms)
