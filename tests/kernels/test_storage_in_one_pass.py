@@ -101,19 +101,21 @@ def test_what_is_staged(on_host, staged):
         assert staged
 
 
+def of_several_types(backend, max_norm):
+    """What three steps make of parameters whose gradients are of three types, one of which has a mirror."""
+    params = make_params([TensorCase((n,)) for n in (700, 65, 1300)], F32)
+    optimizer = ADAM.make(params, keep_prob=0.5, backend=backend, track_changes=True, max_norm=max_norm)
+    optimizer.mirror(params[0], torch.empty(700, dtype=F16))
+    for step, dtypes in enumerate([(F32, BF16, F16), (F32, BF16, F16), (F16, F32, F32)]):
+        for param, dtype in zip(params, dtypes, strict=True):
+            set_grads([param], dtype, step)
+        optimizer.step()
+    return [*everything(optimizer), *(change.bitmap for change in optimizer.pop_changes().values())]
+
+
 @pytest.mark.parametrize("max_norm", [None, 0.3])
 def test_gradients_and_mirrors_of_several_types(max_norm, one_pass):
-    def mixed(backend):
-        params = make_params([TensorCase((n,)) for n in (700, 65, 1300)], F32)
-        optimizer = ADAM.make(params, keep_prob=0.5, backend=backend, track_changes=True, max_norm=max_norm)
-        optimizer.mirror(params[0], torch.empty(700, dtype=F16))
-        for step, dtypes in enumerate([(F32, BF16, F16), (F32, BF16, F16), (F16, F32, F32)]):
-            for param, dtype in zip(params, dtypes, strict=True):
-                set_grads([param], dtype, step)
-            optimizer.step()
-        return [*everything(optimizer), *(change.bitmap for change in optimizer.pop_changes().values())]
-
-    assert_same_bits(mixed("native"), mixed("reference"))
+    assert_same_bits(*(of_several_types(backend, max_norm) for backend in ("native", "reference")))
 
 
 def test_a_skipped_step_changes_nothing(one_pass):

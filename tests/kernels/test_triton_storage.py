@@ -15,7 +15,7 @@ from tensors import GUARD, TensorCase, channels_last, guards_of, make_params
 from test_cuda_alignments import operands
 from test_metrics import run as run_metrics
 from test_storage import BF16, F16, F32, SHAPES, STORED, by_storage, run, set_grads
-from test_storage_in_one_pass import FEW, GUARD_BYTE, beside, shift, stepped
+from test_storage_in_one_pass import FEW, GUARD_BYTE, beside, of_several_types, shift, stepped
 from triton_worker import interpreted
 
 import lrtricks_fused as lrt
@@ -113,18 +113,8 @@ def test_metrics_equal_the_reference(dtype):
 @pytest.mark.parametrize("max_norm", [None, 0.3])
 @interpreted
 def test_gradients_and_mirrors_of_several_types(max_norm):
-    def mixed(backend):
-        params = make_params([TensorCase((n,)) for n in (700, 65, 1300)], F32)
-        optimizer = ADAM.make(params, keep_prob=0.5, backend=backend, track_changes=True, max_norm=max_norm)
-        optimizer.mirror(params[0], torch.empty(700, dtype=F16))
-        for step, dtypes in enumerate([(F32, BF16, F16), (F32, BF16, F16), (F16, F32, F32)]):
-            for param, dtype in zip(params, dtypes, strict=True):
-                set_grads([param], dtype, step)
-            optimizer.step()
-        return [*everything(optimizer), *(change.bitmap for change in optimizer.pop_changes().values())]
-
     with Staged():
-        assert_same_bits(*map(mixed, BACKENDS))
+        assert_same_bits(*(of_several_types(backend, max_norm) for backend in BACKENDS))
 
 
 @interpreted
