@@ -88,7 +88,7 @@ def update(param, grad, states, constants, scalars, DIRECTION: tl.constexpr, VAR
 def load_row(offset, mask, grad_mask, chunk, VARIANT: tl.constexpr):
     """What is stored of a row: parameters, gradients, states (a ring's are read later), means of slices, and beside."""
     STATES: tl.constexpr = VARIANT.STATES
-    pointers, beside_pointers, _, slices, _, (masked, _), _, _, limit = chunk
+    pointers, beside_pointers, _, slices, _, draws, _, _, limit = chunk
     param, grad, states = pointers
     stored_states = ()
     if not VARIANT.RING:
@@ -97,7 +97,7 @@ def load_row(offset, mask, grad_mask, chunk, VARIANT: tl.constexpr):
     mean = 0.0
     if VARIANT.CENTRALIZE:
         mean = mean_of(offset, mask, slices)
-    drops = masked | (limit != 1)  # without a mask it is 0 or 1
+    drops = draws[0] | (limit != 1)  # without a mask it is 0 or 1
     beside = load_beside(offset, mask, beside_pointers, drops, VARIANT)
     return tl.load(param + offset, mask), tl.load(grad + offset, grad_mask), stored_states, mean, beside
 
@@ -114,7 +114,8 @@ def step_row(
     STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
     STATES: tl.constexpr = VARIANT.STATES
     STOCHASTIC_STATES: tl.constexpr = VARIANT.STOCHASTIC_STATES
-    pointers, beside_pointers, pitch, _, index_map, (masked, stream), constants, scalars, limit = chunk
+    pointers, beside_pointers, pitch, _, index_map, draws, constants, scalars, limit = chunk
+    masked, stream = draws
     stored, stored_grad, stored_states, mean, beside = row
     bits = words[0][ROW // 2] >> (16 * (ROW % 2)) & 0xFFFF
     rounding_word = turned(words[1][ROW // 2], ROW)
@@ -237,8 +238,9 @@ def step_chunk(
 @triton.jit
 def written_addresses(row, VARIANT: tl.constexpr):
     """The bits that some address has of what a step of a tensor writes."""
+    STATES: tl.constexpr = VARIANT.STATES
     addresses = tl.load(row + PARAM)
-    for k in tl.static_range(VARIANT.STATES):
+    for k in tl.static_range(STATES):
         addresses = addresses | tl.load(row + (STATE + k))
     if VARIANT.SPLIT:
         addresses = addresses | tl.load(row + LOW)

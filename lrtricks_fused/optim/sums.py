@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..step.call import SUMS
+from ..step.reference import sqrt_rn
 from .devices import moved
 from .shards import counts, is_dtensor, sum_over_mesh
 
@@ -63,6 +64,6 @@ def metrics(sums: Tensor) -> dict[str, Tensor]:
     return {
         "keep_rate": of["kept"] / of["elements"],
         "change_rate": of["changed"] / of["elements"],
-        "update_norm": (of["squared_update"] * one).sqrt(),
-        "param_norm": (of["squared_param"] * one).sqrt(),
+        "update_norm": sqrt_rn(of["squared_update"] * one),
+        "param_norm": sqrt_rn(of["squared_param"] * one),
     }
