@@ -53,7 +53,7 @@ def sum_chunks(
     for tile in range(CHUNK_TILES):
         mask = inside & (tile * TILE < left)
         of_tile = tl.zeros([BLOCK], tl.float64)
-        for unit in range(tile_units):
+        for unit in tl.static_range(tile_units):  # unrolled: all are read at once
             of_tile = of_tile + tl.load(first + tile * tile_units + unit, mask, 0).to(tl.float64)
         total = total + of_tile
     tl.store(sums + chunk, total, inside)
@@ -69,12 +69,21 @@ def sum_columns(sums, chunks: tl.int64):
     tl.store(sums + chunks + column, total)
 
 
+@triton.jit
+def total_of_columns(columns):
+    """From the first to the last; a batch of them is read at once."""
+    BATCH: tl.constexpr = (SLOPE_COLUMNS - 1) // 5
+    total = tl.load(columns) + 0.0
+    for first in range(1, SLOPE_COLUMNS, BATCH):
+        for k in tl.static_range(BATCH):
+            total = total + tl.load(columns + first + k)
+    return total
+
+
 @triton.jit(do_not_specialize=["chunks"])
 def add_columns(sums, chunks: tl.int64, slope, prepared):
     """Columns to the total, which ``slope`` gains times 1 / grad_scale, unless the step was skipped."""
     if tl.load(last_word(prepared) + 1) & SKIP == 0:
-        total = tl.load(sums + chunks) + 0.0
-        for column in range(1, SLOPE_COLUMNS):
-            total = total + tl.load(sums + chunks + column)
+        total = total_of_columns(sums + chunks)
         inv_scale = tl.load(reals(prepared + INV_SCALE, tl.float64))
         tl.store(slope, tl.load(slope) + total * inv_scale)

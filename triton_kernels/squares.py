@@ -7,8 +7,10 @@ from .doubles import from_halves, read_scalar
 from .layout import CHUNK, COLUMNS, FIRST_CHUNK, GRAD, NUMEL, reals
 from .philox import LANES, ROWS, TILE
 from .rules import sqrt_rn
-from .slope import SLOPE_COLUMNS, slope_units
+from .slope import SLOPE_COLUMNS, slope_units, total_of_columns
 from .storage import pointer_to, to_real
+
+BATCH = tl.constexpr(16)  # of a tensor's columns, that are read at once
 
 
 @triton.jit
@@ -84,18 +86,16 @@ def sum_tensors(rows, sums, squares, tensors: tl.int64, BLOCK: tl.constexpr):
     columns = tl.minimum(chunks_of(row, inside), SLOPE_COLUMNS)
     first = sums + tl.load(row + FIRST_CHUNK, inside, 0)
     total = tl.zeros([BLOCK], tl.float64)
-    for column in range(tl.max(columns, 0)):
-        total = total + tl.load(first + column, inside & (column < columns), 0.0)
+    for begin in range(0, tl.max(columns, 0), BATCH):
+        for k in tl.static_range(BATCH):
+            total = total + tl.load(first + begin + k, inside & (begin + k < columns), 0.0)
     tl.store(squares + tensor, total, inside)
 
 
 @triton.jit(do_not_specialize=["count"])
 def find_clip(squares, norm, factor, count: tl.int64, grad_scale, max_norm):
     """Columns, which lie behind ``count`` squares, to the norm and the factor; the numbers by doubles.py."""
-    total = tl.load(squares + count) + 0.0
-    for column in range(1, SLOPE_COLUMNS):
-        total = total + tl.load(squares + count + column)
-    value = sqrt_rn(total) * (1.0 / read_scalar(grad_scale, 0))
+    value = sqrt_rn(total_of_columns(squares + count)) * (1.0 / read_scalar(grad_scale, 0))
     (largest,) = from_halves(max_norm)
     wanted = largest / (value + 1e-6)
     tl.store(norm, value)

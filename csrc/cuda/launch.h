@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+namespace lrt::cuda {
+constexpr int kWarp = 32;  // threads that run together
+}
+
 #if defined(LRT_CUDA_ON_HOST)
 #include "cuda_on_host.h"
 #else
@@ -18,18 +22,18 @@ inline const char* launch_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 // What of(t) is for each thread t of a warp, all of which make one of these: each finds its own, and tells the others.
-template <class Of>
+template <class Value, class Of>
 struct WarpValues {
-  uint32_t own;
-  __device__ __forceinline__ explicit WarpValues(const Of& of) : own(of(static_cast<int>(threadIdx.x % 32))) {}
-  __device__ __forceinline__ uint32_t of_thread(int thread) const { return __shfl_sync(0xffffffffu, own, thread); }
+  Value own;
+  __device__ __forceinline__ explicit WarpValues(const Of& of) : own(of(static_cast<int>(threadIdx.x % kWarp))) {}
+  __device__ __forceinline__ Value of_thread(int thread) const { return __shfl_sync(0xffffffffu, own, thread); }
 };
 // The same of so many values, which of(t, values) is to fill.
-template <int kCount, class Of>
-struct WarpWords {
-  uint32_t own[kCount];
-  __device__ __forceinline__ explicit WarpWords(const Of& of) { of(static_cast<int>(threadIdx.x % 32), own); }
-  __device__ __forceinline__ uint32_t of_thread(int thread, int i) const {
+template <class Value, int kCount, class Of>
+struct WarpArrays {
+  Value own[kCount];
+  __device__ __forceinline__ explicit WarpArrays(const Of& of) { of(static_cast<int>(threadIdx.x % kWarp), own); }
+  __device__ __forceinline__ Value of_thread(int thread, int i) const {
     return __shfl_sync(0xffffffffu, own[i], thread);
   }
 };

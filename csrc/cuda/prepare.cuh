@@ -38,7 +38,7 @@ __global__ void prepare_kernel(Step call, Hyper hyper) {
 
 template <class Variant, class Real>
 const char* launch_prepare(const Step& call, const typename Variant::Hyper& hyper) {
-  const int64_t blocks = (call.tensors + kListThreads - 1) / kListThreads;
+  const int64_t blocks = blocks_of_threads(call.tensors);
   return LAUNCH((prepare_kernel<typename Variant::template Rule<Real>, typename Variant::Hyper, Real>), blocks,
                 kListThreads, call.stream, call, hyper);
 }

@@ -39,7 +39,7 @@ LRT_DEVICE void draw_words(const WholeDraw<Rule, float>& draws, int64_t tile, in
       for (int w = 0; w < kWords; ++w) own[e * kWords + w] = block.word[w];
     }
   };
-  const WarpWords<kShare * kWords, decltype(draw_share)> drawn(draw_share);
+  const WarpArrays<uint32_t, kShare * kWords, decltype(draw_share)> drawn(draw_share);
   const int first_row = thread / kRowUnits;
 #pragma unroll
   for (int pass = 0; pass < kTilePasses; ++pass) {

@@ -77,11 +77,8 @@ struct SliceMeans {
 
 template <class Param>
 const char* launch_means(const Step& call) {
-  const char* error =
-      LAUNCH((sum_partials<Param>), (call.partials + kListThreads - 1) / kListThreads, kListThreads, call.stream, call);
-  return error ? error
-               : LAUNCH((find_means<Param>), (call.slices + kListThreads - 1) / kListThreads, kListThreads, call.stream,
-                        call);
+  const char* error = LAUNCH((sum_partials<Param>), blocks_of_threads(call.partials), kListThreads, call.stream, call);
+  return error ? error : LAUNCH((find_means<Param>), blocks_of_threads(call.slices), kListThreads, call.stream, call);
 }
 
 }  // namespace lrt::cuda

@@ -1,5 +1,6 @@
 // The later stages of a slope (core/slope.h): units to chunks, chunks to columns where there are more of them, columns
-// to the total. No barriers: each is a launch of its own, and a thread owns what it sums.
+// to the total. No barriers: each is a launch of its own. The order of the sums is fixed, and they are few: what takes
+// time is waiting for memory, so a warp reads at once what one of its threads would read one after another.
 #pragma once
 
 #include "cuda/launch.h"
@@ -17,27 +18,49 @@ LRT_HD double* slope_chunks(const Step& call) {  // which the host hands to a ke
   return reinterpret_cast<double*>(static_cast<char*>(call.slope_scratch) + slope_unit_bytes<Param>(call.chunks));
 }
 
+// The number of a thread, or of its warp, in all of a launch.
+LRT_DEVICE int64_t launch_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+LRT_DEVICE int64_t launch_warp() { return launch_thread() / kWarp; }
+LRT_DEVICE bool leads_warp() { return threadIdx.x % kWarp == 0; }
+
+LRT_HD int64_t blocks_of_warps(int64_t count) { return blocks_of_threads(count * kWarp); }
+
+// The sum of kSlopeColumns numbers at most, from the first to the last, which all threads of a warp learn.
+LRT_DEVICE double warp_sum(const double* values, int64_t count) {
+  constexpr int kShare = static_cast<int>(kSlopeColumns) / kWarp;
+  const auto read = [&](int thread, double* own) {
+#pragma unroll
+    for (int k = 0; k < kShare; ++k) own[k] = k * kWarp + thread < count ? values[k * kWarp + thread] : 0.0;
+  };
+  const WarpArrays<double, kShare, decltype(read)> shares(read);
+  double sum = 0.0;
+#pragma unroll
+  for (int k = 0; k < kShare; ++k) {
+    if (k * kWarp >= count) break;
+#pragma unroll
+    for (int thread = 0; thread < kWarp; ++thread) sum = sum + shares.of_thread(thread, k);
+  }
+  return sum;
+}
+
+// A warp a chunk, a thread a tile; tiles that are not there add nothing.
 template <class Param>
 __global__ void sum_chunks(Step call) {
-  const int64_t chunk = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t chunk = launch_warp();
   if (chunk >= call.chunks) return;
   const TableRow& row = call.rows[call.chunk_tensors[chunk]];
   const int64_t begin = (chunk - row.first_chunk) * kChunk;
   const int64_t end = begin + kChunk < row.numel ? begin + kChunk : row.numel;
   const Real<Param>* units = slope_units<Param>(call) + chunk * kChunkTiles * kTileUnits<Param>;
-  constexpr int kBatch = 4;  // tiles whose sums wait for memory at the same time; those that are not there add nothing
+  const auto sum_tile = [&](int tile) {
+    const bool there = tile < kChunkTiles && tile * kTile < end - begin;
+    return there ? slope_sum(units + tile * kTileUnits<Param>, kTileUnits<Param>) : 0.0;
+  };
+  const WarpValues<double, decltype(sum_tile)> tiles(sum_tile);
   double sum = 0.0;
-  for (int64_t tile = 0; tile * kTile < end - begin; tile += kBatch) {
-    double tiles[kBatch];
 #pragma unroll
-    for (int k = 0; k < kBatch; ++k) {
-      const bool there = (tile + k) * kTile < end - begin;
-      tiles[k] = there ? slope_sum(units + (tile + k) * kTileUnits<Param>, kTileUnits<Param>) : 0.0;
-    }
-#pragma unroll
-    for (int k = 0; k < kBatch; ++k) sum = sum + tiles[k];
-  }
-  slope_chunks<Param>(call)[chunk] = sum;
+  for (int tile = 0; tile < kChunkTiles; ++tile) sum = sum + tiles.of_thread(tile);
+  if (leads_warp()) slope_chunks<Param>(call)[chunk] = sum;
 }
 
 // Columns, a thread each, lie behind the values. Values that are no more than the columns are these themselves. Columns
@@ -48,7 +71,7 @@ LRT_DEVICE void sum_column(double* values, int64_t count) {
       slope_sum(values + column, (count - column + kSlopeColumns - 1) / kSlopeColumns, kSlopeColumns);
 }
 LRT_DEVICE double columns_sum(const double* values, int64_t count) {
-  return count <= kSlopeColumns ? slope_sum(values, count) : slope_sum(values + count, kSlopeColumns);
+  return count <= kSlopeColumns ? warp_sum(values, count) : warp_sum(values + count, kSlopeColumns);
 }
 
 template <class Param>
@@ -56,16 +79,15 @@ __global__ void add_slope(Step call, bool columns) {
   if (columns) return sum_column(slope_chunks<Param>(call), call.chunks);
   if (call.arguments.skips()) return;
   const double sum = columns_sum(slope_chunks<Param>(call), call.chunks);
-  *call.slope = *call.slope + sum * call.arguments.inverse_grad_scale();
+  if (leads_warp()) *call.slope = *call.slope + sum * call.arguments.inverse_grad_scale();
 }
 
 template <class Param>
 const char* launch_slope(const Step& call) {
-  const int64_t blocks = (call.chunks + kListThreads - 1) / kListThreads;
-  const char* error = LAUNCH((sum_chunks<Param>), blocks, kListThreads, call.stream, call);
+  const char* error = LAUNCH((sum_chunks<Param>), blocks_of_warps(call.chunks), kListThreads, call.stream, call);
   if (!error && call.chunks > kSlopeColumns)
     error = LAUNCH((add_slope<Param>), 1, static_cast<int>(kSlopeColumns), call.stream, call, true);
-  return error ? error : LAUNCH((add_slope<Param>), 1, 1, call.stream, call, false);
+  return error ? error : LAUNCH((add_slope<Param>), 1, kWarp, call.stream, call, false);
 }
 
 }  // namespace lrt::cuda

@@ -57,41 +57,44 @@ __global__ void __launch_bounds__(kListThreads) square_units(Step call) {
 // A thread a column, in the place of the column's first chunk, which no other thread reads.
 template <class Param>
 __global__ void sum_tensor_columns(Step call) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t first = launch_thread();
   if (first >= call.chunks) return;
   const TableRow& row = call.rows[call.chunk_tensors[first]];
   if (first - row.first_chunk >= kSlopeColumns) return;
   double* const chunks = slope_chunks<Param>(call);
-  const int64_t end = row.first_chunk + chunks_of(row.numel);
-  double sum = 0.0;
-  for (int64_t chunk = first; chunk < end; chunk += kSlopeColumns) sum = sum + chunks[chunk];
-  chunks[first] = sum;
+  const int64_t left = row.first_chunk + chunks_of(row.numel) - first;
+  chunks[first] = slope_sum(chunks + first, (left + kSlopeColumns - 1) / kSlopeColumns, kSlopeColumns);
 }
 
+// A warp a tensor.
 template <class Param>
 __global__ void sum_tensors(Step call, double* squares) {
-  const int64_t tensor = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t tensor = launch_warp();
   if (tensor >= call.tensors) return;
   const TableRow& row = call.rows[tensor];
-  squares[tensor] = slope_sum(slope_chunks<Param>(call) + row.first_chunk, columns_of(chunks_of(row.numel)));
+  const double sum = warp_sum(slope_chunks<Param>(call) + row.first_chunk, columns_of(chunks_of(row.numel)));
+  if (leads_warp()) squares[tensor] = sum;
 }
 
 template <class Param>
 const char* launch_of(const Step& call, double* squares) {
-  const auto blocks = [](int64_t items) { return (items + kListThreads - 1) / kListThreads; };
+  const auto launch = [&](auto kernel, int64_t blocks, auto... more) {
+    return LAUNCH(kernel, blocks, kListThreads, call.stream, call, more...);
+  };
   const char* error = nullptr;
   if (call.chunks != 0) {
-    error = LAUNCH((square_units<Param>), call.chunks, kListThreads, call.stream, call);
-    if (!error) error = LAUNCH((sum_chunks<Param>), blocks(call.chunks), kListThreads, call.stream, call);
-    if (!error) error = LAUNCH((sum_tensor_columns<Param>), blocks(call.chunks), kListThreads, call.stream, call);
+    error = launch(square_units<Param>, call.chunks);
+    if (!error) error = launch(sum_chunks<Param>, blocks_of_warps(call.chunks));
+    if (!error) error = launch(sum_tensor_columns<Param>, blocks_of_threads(call.chunks));
   }
-  return error ? error : LAUNCH((sum_tensors<Param>), blocks(call.tensors), kListThreads, call.stream, call, squares);
+  return error ? error : launch(sum_tensors<Param>, blocks_of_warps(call.tensors), squares);
 }
 
 __global__ void find_clip(double* squares, int64_t count, bool columns, Scalar grad_scale, double max_norm,
                           double* norm, double* clip) {
   if (columns) return sum_column(squares, count);
   const Clip found = clip_of(columns_sum(squares, count), grad_scale.read(), max_norm);
+  if (!leads_warp()) return;
   *norm = found.norm;
   *clip = found.clip;
 }
@@ -106,7 +109,7 @@ const char* launch_squared_norms(const Step& call, double* squares) {
 const char* launch_clip(double* squares, int64_t count, Scalar grad_scale, double max_norm, double* norm, double* clip,
                         void* stream) {
   const auto launch = [&](bool columns) {
-    const int threads = columns ? static_cast<int>(kSlopeColumns) : 1;
+    const int threads = columns ? static_cast<int>(kSlopeColumns) : kWarp;
     return LAUNCH(find_clip, 1, threads, stream, squares, count, columns, grad_scale, max_norm, norm, clip);
   };
   const char* error = count > kSlopeColumns ? launch(true) : nullptr;

@@ -29,6 +29,7 @@ struct Step {
 
 constexpr int64_t kPreparedBytes = 128;
 constexpr int kListThreads = 128;  // of a block whose threads have an item of a list each: a tensor, a slice, a chunk
+LRT_HD constexpr int64_t blocks_of_threads(int64_t items) { return (items + kListThreads - 1) / kListThreads; }
 
 // The partial sums of a slope: units in the compute type, then chunks and columns in double.
 template <class Param>

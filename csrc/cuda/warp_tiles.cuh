@@ -6,7 +6,6 @@
 
 namespace lrt::cuda {
 
-constexpr int kWarp = 32;
 // Rows that a warp accesses at once, an access a thread.
 template <class Param>
 constexpr int kSpan = kWarp / kTileUnits<Param>;
@@ -51,7 +50,7 @@ __device__ __forceinline__ uint32_t WholeDraw<Rule, Real>::passes(int64_t tile, 
   const auto draw = [&](int of) {
     return static_cast<uint32_t>(keeps_of<kShare>(chunk, tile, of % kUnits * kUnit + of / kUnits * kShare));
   };
-  const WarpValues<decltype(draw)> drawn(draw);
+  const WarpValues<uint32_t, decltype(draw)> drawn(draw);
   uint32_t keeps = 0;
 #pragma unroll
   for (int part = 0; part < kSpan<Param>; ++part) {

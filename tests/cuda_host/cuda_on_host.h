@@ -1,6 +1,6 @@
 // CUDA's words as ordinary C++: a launch runs every thread of every block, one after another.
 // Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they shuffle
-// goes through WarpValues); code that uses one of those does not compile here.
+// goes through WarpValues or WarpArrays); code that uses one of those does not compile here.
 #pragma once
 
 #include <cstdint>
@@ -37,20 +37,20 @@ const char* launch_on_host(Kernel kernel, int64_t grid, int block, Arguments... 
 }
 
 // Of cuda/launch.h: here each thread finds what the others would tell it.
-template <class Of>
+template <class Value, class Of>
 struct WarpValues {
   const Of& of;
   explicit WarpValues(const Of& of) : of(of) {}
-  uint32_t of_thread(int thread) const { return of(thread); }
+  Value of_thread(int thread) const { return of(thread); }
 };
-template <int kCount, class Of>
-struct WarpWords {
+template <class Value, int kCount, class Of>
+struct WarpArrays {
   const Of& of;
-  explicit WarpWords(const Of& of) : of(of) {}
-  uint32_t of_thread(int thread, int i) const {
-    uint32_t words[kCount];
-    of(thread, words);
-    return words[i];
+  explicit WarpArrays(const Of& of) : of(of) {}
+  Value of_thread(int thread, int i) const {
+    Value values[kCount];
+    of(thread, values);
+    return values[i];
   }
 };
 

@@ -3,6 +3,7 @@
 Without a GPU: the kernels are compiled for one, and a stub notes the launches.
 """
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, train
 from inventory import RICH
+from test_storage import STORED
+from test_storage import run as run_stored
 from triton_worker import compiled, interpreted, stub_gpu
 
 import lrtricks_fused as lrt
@@ -27,9 +30,13 @@ on_each_gpu = pytest.mark.parametrize(
 )
 OLDEST = f"{'.'.join(map(str, OLDEST_TRITON))}.0"
 OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbers, which later ones refuse
-# Of these files, a variant of each rule in two dtypes, and what versions may do their own way.
+FULL = os.environ.get("LRTRICKS_FULL") == "1"
+# Of these files, a variant of each rule in two dtypes, and what versions may do their own way; else what they compile.
 OLD_FILES = [f"tests/kernels/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
-OLD_TESTS = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
+OLD_COMPILED = "compiles_once and not hip or is_compiled"
+OLD_TESTS = (
+    "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once or compiled"
+)
 
 
 @on_each_gpu
@@ -51,6 +58,17 @@ def test_a_schedule_compiles_once(gpu):
             train(optimizer, range(n, n + 1))
         assert stub.compilations == ["prepare_kernel", "step_kernel"]
         assert stub.launches == [("prepare_kernel", 1), ("step_kernel", 2)] * 100
+
+
+@compiled
+@pytest.mark.skipif(importlib.metadata.version("triton") != OLDEST, reason="test_triton_code.py compiles these")
+@pytest.mark.parametrize("stored", ["nothing", *(STORED if FULL else ["offload", "stochastic fp16"])])
+def test_every_kernel_is_compiled(stored):
+    options = {"track_metrics": True, "centralize": True} if stored == "nothing" else {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stub = stub_gpu(monkeypatch, "cuda", 90, 32)
+        run_stored(RICH[1], STORED.get(stored, (torch.float32, torch.float32, {})), "triton", max_norm=0.3, **options)
+        assert {"step_kernel", "find_clip"} <= set(stub.compilations)
 
 
 @compiled
@@ -233,12 +251,21 @@ def old_triton() -> Path:
     return directory
 
 
-@pytest.mark.skipif(os.environ.get("LRTRICKS_FULL") != "1", reason="make test-all: another triton, 180 MB of it")
 def test_the_oldest_triton():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(old_triton()), os.environ.get("PYTHONPATH", "")])}
     here = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
     version = subprocess.run([sys.executable, "-c", "import triton; print(triton.__version__)"], **here)
     assert version.stdout.strip() == OLDEST, version.stderr
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *OLD_FILES, "-k", OLD_TESTS]
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *OLD_FILES,
+        "-k",
+        OLD_TESTS if FULL else OLD_COMPILED,
+    ]
     done = subprocess.run(tests, **here)
     assert done.returncode == 0, done.stdout[-5000:]
