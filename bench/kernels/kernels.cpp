@@ -123,8 +123,13 @@ struct Candidate {
   std::vector<double> times = {};
 };
 
+// One step of the list that all candidates step.
+cpu::ListStep list_of(const Work& work, uint32_t threshold) {
+  return {work.hyper, {1e-3, 0.0, 1.0, false}, 0x1234, threshold};
+}
+
 Run run_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t threshold, cpu::Prefetch prefetch) {
-  const cpu::ListStep list = {work.hyper, {1e-3, 0.0, 1.0, false}, 0x1234, threshold};
+  const cpu::ListStep list = list_of(work, threshold);
   const int64_t param_size = size_of(work.param), state_size = size_of(work.state);
   return [=, &data](int64_t begin, int64_t end) {
     const int64_t first = begin * kTile;
@@ -137,7 +142,7 @@ Run run_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t 
 
 Run run_staged_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t threshold,
                   cpu::Prefetch prefetch) {
-  const cpu::ListStep list = {work.hyper, {1e-3, 0.0, 1.0, false}, 0x1234, threshold};
+  const cpu::ListStep list = list_of(work, threshold);
   const Storing& storing = *work.storing;
   const cpu::Stage stage = {.param = work.param,
                             .grad = storing.grad,

@@ -31,6 +31,9 @@ constexpr int64_t size_of(Dtype dtype) {
   return with_dtype(dtype, [&]<class Storage>() { return static_cast<int64_t>(sizeof(Storage)); });
 }
 
+// Whether it has 16 bits.
+LRT_HD constexpr bool is_narrow(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kHalf; }
+
 template <class ParamType, class StateType>
 struct Pair {
   using Param = ParamType;

@@ -17,8 +17,6 @@ struct Buffers {
 };
 thread_local Buffers buffers;
 
-bool is_narrow(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kHalf; }
-
 // body(i) for `count` elements; of whole rows and tiles their number is known to the compiler.
 template <int kWhole, class Body>
 LRT_HD void for_each(int count, const Body& body) {

@@ -9,8 +9,6 @@ namespace lrt::cuda {
 
 constexpr int kUnit = 8;  // elements: of 16 bits one access
 
-LRT_HD bool is_narrow(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kHalf; }
-
 // visit.operator()<Storage>() with the type of that code, which is not double.
 template <class Visit>
 LRT_DEVICE void with_storage(Dtype dtype, const Visit& visit) {
