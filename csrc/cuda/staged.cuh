@@ -29,6 +29,7 @@ struct StagedUnit {
   int64_t begin;
   int count;                                        // of its elements that there are
   Unit param, low, mirror, all_states[kMaxStates];  // as they are stored
+  uint8_t marked;                                   // the unit's byte of the bitmap, which no other thread has
   float params[kUnit], grads[kUnit], states[kMaxStates][kUnit];
 
   // All loads first, and only then what waits for them. Of a mirror that is written as a whole nothing is read.
@@ -41,6 +42,7 @@ struct StagedUnit {
     for (int k = 0; k < Rule::kStates; ++k) all_states[k] = load(is_narrow(dtypes.state), row.states[k]);
     if (row.low) low = load(true, row.low);
     if (row.mirror && reads_mirror) mirror = load(true, row.mirror);
+    if (row.changes) marked = load_piece<uint8_t, 1>(row.changes, begin / kUnit).value[0];
     return grad;
   }
   template <bool kWide>
@@ -125,11 +127,9 @@ struct StagedUnit {
     return take_kept<BFloat16>(param, high, keeps);
   }
 
-  // Into the unit's byte of the bitmap, which no other thread has.
   __device__ __forceinline__ void mark(uint32_t changed) const {
-    if (!changed) return;
-    const uint8_t before = load_piece<uint8_t, 1>(row.changes, begin / kUnit).value[0];
-    store_piece<uint8_t, 1>(row.changes, begin / kUnit, {static_cast<uint8_t>(before | changed)});
+    if (!(changed & ~marked)) return;
+    store_piece<uint8_t, 1>(row.changes, begin / kUnit, {static_cast<uint8_t>(marked | changed)});
   }
 };
 
