@@ -18,11 +18,12 @@ from ..step.host import same
 from ..step.native import TableStep, native_step
 from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
+from .clipping import Clipping
 from .groups import CheckedGroup, Group
 from .parts import PLAIN, Part
 
 SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas"})
-UNREAD = frozenset({"_tables", "_checked_groups", "_maps", "_repeats"})  # they follow from the others
+UNREAD = frozenset({"_tables", "_checked_groups", "_maps", "_repeats", "_measured"})  # they follow from the others
 FIRST_PATIENCE, MOST_PATIENCE, WORTHWHILE = 2, 256, 8  # steps
 
 
@@ -65,7 +66,7 @@ class _Piece:
 
 def _piece(part: Part, call: StepCall, backend: Backend, tables: dict[Any, Any]) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
-    told = call.storage, call.sums, call.clip, call.copies, call.norms, call.grad_scale, call.found_inf
+    told = call.storage, call.sums, call.copies, call.norms, call.grad_scale, call.found_inf
     plain = not (part.sharded or call.staged or call.pieces) and all(value is None for value in told)
     if not plain or call.table is None or call.table is not tables.get(call.table_key):
         return None
@@ -85,6 +86,7 @@ class Repeats:
     def __init__(self) -> None:
         self._record: Record | None = None
         self._pieces: list[_Piece] = []
+        self._clipping: Clipping | None = None
         self._devices: set[torch.device] = set()  # whose tables lie there
         self._patience, self._waited, self._repeated = FIRST_PATIENCE, 0, 0
 
@@ -97,7 +99,7 @@ class Repeats:
         if self._record is not None:
             in_vain = self._repeated < WORTHWHILE
             self._patience = min(2 * self._patience, MOST_PATIENCE) if in_vain else FIRST_PATIENCE
-            self._record, self._pieces, self._waited, self._repeated = None, [], 0, 0
+            self._record, self._pieces, self._clipping, self._waited, self._repeated = None, [], None, 0, 0
 
     def step(self, optimizer: Any) -> bool:
         """Take the step, if it repeats the one before; else forget that.
@@ -111,6 +113,8 @@ class Repeats:
             self.forget()
             return False
         self._repeated += 1
+        if self._clipping is not None:
+            optimizer._measured["grad_norm"] = self._clipping.measure([piece.backend for piece in self._pieces])
         for piece in self._pieces:
             piece.step()
         return True
@@ -136,7 +140,14 @@ class Repeats:
         record.take_numbers()
         return True
 
-    def note(self, optimizer: Any, work: list[Part], calls: list[StepCall], backends: list[Backend]) -> None:
+    def note(
+        self,
+        optimizer: Any,
+        work: list[Part],
+        calls: list[StepCall],
+        backends: list[Backend],
+        clipping: Clipping | None,
+    ) -> None:
         """Make a record of a step that was just taken, if it can be repeated and enough like it were waited for."""
         self._waited += 1
         if self._waited < self._patience or not calls or len(work) != len(calls) or layout() is None:
@@ -150,12 +161,13 @@ class Repeats:
         if not all(pieces):
             return
         self._pieces = [piece for piece in pieces if piece is not None]
+        self._clipping = clipping
         self._devices = {piece.call.params[0].device for piece in self._pieces if piece.native is None}
         try:
             entries = Entries(optimizer.__dict__, SCHEDULED, UNREAD)
             self._record = Record(entries, _operands(self._pieces, params))
         except ValueError:
-            self._pieces = []
+            self._pieces, self._clipping = [], None
 
 
 def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:

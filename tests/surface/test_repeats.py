@@ -131,6 +131,34 @@ def test_a_schedule_repeats_steps(whole_steps):
     assert_same_bits(*map(contents, opts))
 
 
+@pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
+def test_clipped_steps_are_repeated(event, whole_steps):
+    opts = [optimizer(max_norm=0.5), optimizer("reference", max_norm=0.5)]
+    told = [[], []]
+    for opt in opts:
+        warm(opt)
+    whole_steps.clear()
+    for _ in range(3):
+        for opt, norms in zip(opts, told, strict=True):
+            event(opt)
+            opt.step()
+            norms.append(opt.grad_norm)  # which the next step must leave as it is
+    assert whole_steps.count(opts[0]) == 0 and len({norm.data_ptr() for norm in told[0]}) == 3
+    assert_same_bits(told[0], told[1])
+    assert_same_bits(*map(contents, opts))
+
+
+def test_another_norm_to_clip_to_is_noticed(whole_steps):
+    opts = [optimizer(max_norm=0.5), optimizer("reference", max_norm=0.5)]
+    for opt in opts:
+        warm(opt)
+        for opt.max_norm in (0.25, None, float("inf")):
+            whole_steps.clear()
+            opt.step()
+            assert whole_steps == [opt] and (opt.grad_norm is None) == (opt.max_norm is None)
+    assert_same_bits(*map(contents, opts))
+
+
 def test_gradients_come_back_to_where_they_were():
     # Between a repeated step and one that is not, a table must not take the addresses it last looked at for present.
     opts = [optimizer(), optimizer("reference")]
