@@ -15,6 +15,7 @@ from ..step.backends import Backend
 from ..step.call import StepCall
 from ..step.device import is_captured, on
 from ..step.host import same
+from ..step.layouts import columns_beside
 from ..step.native import TableStep, native_step
 from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
@@ -66,7 +67,7 @@ class _Piece:
 
 def _piece(part: Part, call: StepCall, backend: Backend, tables: dict[Any, Any]) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
-    told = call.storage, call.sums, call.copies, call.norms, call.grad_scale, call.found_inf
+    told = call.sums, call.copies, call.norms, call.grad_scale, call.found_inf
     plain = not (part.sharded or call.staged or call.pieces) and all(value is None for value in told)
     if not plain or call.table is None or call.table is not tables.get(call.table_key):
         return None
@@ -176,6 +177,7 @@ def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:
     for piece in pieces:
         call, table = piece.call, piece.call.table
         states = [column for column in (*call.states.values(), *call.scalar_states.values()) if column]
+        states += columns_beside(call)
         table.watched.forget_gradients()  # which may move unseen
         for number, (param, count, *own) in enumerate(zip(call.params, call.steps, *states, strict=True)):
             operands.add(param, table.gradient_slot(number), count, *own)

@@ -257,8 +257,9 @@ def test_a_repeated_step_is_a_few_calls():
     assert len(calls) <= 20  # of whole steps 150
 
 
-def test_steps_on_a_device_are_repeated(on_host, whole_steps, monkeypatch):
-    native, reference = warm(optimizer()), warm(optimizer("reference"))
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+def test_steps_on_a_device_are_repeated(max_norm, on_host, whole_steps, monkeypatch):
+    native, reference = warm(optimizer(max_norm=max_norm)), warm(optimizer("reference", max_norm=max_norm))
     whole_steps.clear()
     for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
         for opt in (native, reference):
@@ -266,6 +267,45 @@ def test_steps_on_a_device_are_repeated(on_host, whole_steps, monkeypatch):
             opt.step()
     assert native not in whole_steps
     assert_same_bits(contents(native), contents(reference))
+    assert max_norm is None or torch.equal(native.grad_norm, reference.grad_norm)
+
+
+def in_sixteen_bits(backend, mirrored, **options):
+    """As optimizer(); gradients are bf16."""
+    opt = optimizer(backend, **options)
+    for param in parameters(opt):
+        grad, param.grad = param.grad, None
+        param.grad_dtype = torch.bfloat16
+        param.grad = None if grad is None else grad.bfloat16()
+        if mirrored:
+            opt.mirror(param, torch.empty(param.shape, dtype=torch.bfloat16))
+    return opt
+
+
+def beside(opt):
+    return [*opt._mirrors.values(), *opt._changes.values()]
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_what_is_stored_otherwise_is_repeated_on_a_device(mirrored, on_host, whole_steps):
+    options = dict(track_changes=True, state_dtype=torch.bfloat16, state_rounding="stochastic", max_norm=0.5)
+    opts = [warm(in_sixteen_bits(backend, mirrored, **options)) for backend in ("native", "reference")]
+    for opt in opts:
+        opt.pop_changes()  # makes the bitmap of the parameter that is not stepped, too
+        warm(opt)
+    whole_steps.clear()
+    told = [[], []]
+    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+        for opt, own in zip(opts, told, strict=True):
+            event(opt)
+            opt.step()
+            own += [t.clone() for change in opt.pop_changes().values() for t in (change.bitmap, change.values)]
+    assert opts[0] not in whole_steps
+    for opt in opts if mirrored else ():
+        opt.mirror(parameters(opt)[0], torch.zeros(parameters(opt)[0].shape, dtype=torch.bfloat16))
+        opt.step()
+    assert (opts[0] in whole_steps) == mirrored  # another place to write to
+    assert_same_bits([*told[0], *contents(opts[0]), *beside(opts[0])], [*told[1], *contents(opts[1]), *beside(opts[1])])
 
 
 def test_a_captured_step_is_not_repeated(on_host, whole_steps, monkeypatch):
