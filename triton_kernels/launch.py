@@ -8,6 +8,7 @@ from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.device import on, prepare_on_device, scalar, squares_on_device, step_on_device
 from lrtricks_fused.step.layouts import fits_one_pass
 from lrtricks_fused.step.rule import RULES
+from lrtricks_fused.step.storage import DTYPE_CODES
 from lrtricks_fused.step.table import SLOPE_COLUMNS, AddressTable
 
 from .doubles import in_halves, scalars_in_halves
@@ -108,7 +109,7 @@ def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: T
 
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
-    dtype, scratch = call.grads[0].dtype, table.slope_scratch()
+    dtype, scratch = list(DTYPE_CODES)[table.grad_code], table.slope_scratch()
     chunks, tensors = len(table.chunk_tensors), len(table.rows)
     sums, warp_size = scratch.view(torch.float64), 64 if torch.version.hip else 32
     if chunks:

@@ -7,6 +7,7 @@ few rules and kinds of storage; with LRTRICKS_FULL=1 (``make test-all``) all.
 import os
 
 import pytest
+import repeat_events
 import test_storage
 import torch
 from helpers import assert_same_bits, everything
@@ -115,6 +116,21 @@ def test_metrics_equal_the_reference(dtype):
 def test_gradients_and_mirrors_of_several_types(max_norm):
     with Staged():
         assert_same_bits(*(of_several_types(backend, max_norm) for backend in BACKENDS))
+
+
+@pytest.mark.parametrize("make", [repeat_events.optimizer, repeat_events.in_sixteen_bits])
+@interpreted
+def test_clipped_steps_are_repeated(make):
+    results = []
+    options = {} if make is repeat_events.optimizer else dict(track_changes=True, state_dtype=BF16)
+    for backend in ("triton", "reference"):
+        optimizer = make(backend, max_norm=0.5, **options)
+        for event in [repeat_events.new_gradients, repeat_events.scheduled] * 3:
+            event(optimizer)
+            optimizer.step()
+        results.append([optimizer.grad_norm, *repeat_events.contents(optimizer), *repeat_events.beside(optimizer)])
+        assert (optimizer._repeats._record is None) == (backend == "reference")
+    assert_same_bits(*results)
 
 
 @interpreted

@@ -28,6 +28,23 @@ def contents(opt):
     return parameters(opt) + [value for state in own for value in state.values() if torch.is_tensor(value)]
 
 
+def in_sixteen_bits(backend, mirrored=True, **options):
+    """As optimizer(); gradients are bf16."""
+    opt = optimizer(backend, **options)
+    for param in parameters(opt):
+        grad, param.grad = param.grad, None
+        param.grad_dtype = torch.bfloat16
+        param.grad = None if grad is None else grad.bfloat16()
+        if mirrored:
+            opt.mirror(param, torch.empty(param.shape, dtype=torch.bfloat16))
+    return opt
+
+
+def beside(opt):
+    """What lies beside the parameters."""
+    return [*opt._mirrors.values(), *opt._changes.values()]
+
+
 def new_gradients(opt):
     for param in parameters(opt)[:-1]:
         param.grad = param.grad * 2

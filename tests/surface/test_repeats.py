@@ -9,7 +9,18 @@ import weakref
 import pytest
 import torch
 from helpers import assert_same_bits
-from repeat_events import NOTICED, REPEATED, contents, new_gradients, optimizer, parameters, scheduled, state_of
+from repeat_events import (
+    NOTICED,
+    REPEATED,
+    beside,
+    contents,
+    in_sixteen_bits,
+    new_gradients,
+    optimizer,
+    parameters,
+    scheduled,
+    state_of,
+)
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import lrtricks_fused as lrt
@@ -268,22 +279,6 @@ def test_steps_on_a_device_are_repeated(max_norm, on_host, whole_steps, monkeypa
     assert native not in whole_steps
     assert_same_bits(contents(native), contents(reference))
     assert max_norm is None or torch.equal(native.grad_norm, reference.grad_norm)
-
-
-def in_sixteen_bits(backend, mirrored, **options):
-    """As optimizer(); gradients are bf16."""
-    opt = optimizer(backend, **options)
-    for param in parameters(opt):
-        grad, param.grad = param.grad, None
-        param.grad_dtype = torch.bfloat16
-        param.grad = None if grad is None else grad.bfloat16()
-        if mirrored:
-            opt.mirror(param, torch.empty(param.shape, dtype=torch.bfloat16))
-    return opt
-
-
-def beside(opt):
-    return [*opt._mirrors.values(), *opt._changes.values()]
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
