@@ -211,6 +211,11 @@ def step_options(backend: str, kind: Kind, states: int, warp_size: int, slope: b
     return options(backend, layout.warps, layout.registers)
 
 
+def total_constexprs(backend: str) -> dict[str, object]:
+    """What add_columns and find_clip are compiled for: on AMD's GPUs scalar registers hold what they read at once."""
+    return dict(BATCH=51 if backend == "cuda" else 5)  # which divide one less than the columns
+
+
 def sum_partials_constexprs(dtype: torch.dtype) -> dict[str, object]:
     """What an instance of sum_partials is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)

@@ -25,6 +25,7 @@ from .instances import (
     step_options,
     sum_chunks_constexprs,
     sum_partials_constexprs,
+    total_constexprs,
 )
 from .prepare import DECOUPLED_WEIGHT_DECAY, MAXIMIZE, prepare_kernel
 from .slices import find_means, sum_partials
@@ -105,7 +106,9 @@ def _sum_chunks(table: AddressTable, scratch: Tensor, dtype: torch.dtype) -> Ten
 def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
     chunks, sums = len(table.chunk_tensors), _sum_chunks(table, scratch, call.params[0].dtype)
     sum_columns[(1,)](sums, chunks, **options(_compiler()))
-    add_columns[(1,)](sums, chunks, call.sums, prepared, **options(_compiler(), warps=1))
+    add_columns[(1,)](
+        sums, chunks, call.sums, prepared, **total_constexprs(_compiler()), **options(_compiler(), warps=1)
+    )
 
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
@@ -139,7 +142,7 @@ def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | Non
         sum_columns[(1,)](squares, count, **options(_compiler()))
         find_clip[(1,)](
             squares, norm, factor, count, scalars_in_halves([scale]), in_halves([max_norm]),
-            **options(_compiler(), warps=1),
+            **total_constexprs(_compiler()), **options(_compiler(), warps=1),
         )  # fmt: skip
 
 

@@ -70,9 +70,8 @@ def sum_columns(sums, chunks: tl.int64):
 
 
 @triton.jit
-def total_of_columns(columns):
-    """From the first to the last; a batch of them is read at once."""
-    BATCH: tl.constexpr = (SLOPE_COLUMNS - 1) // 5
+def total_of_columns(columns, BATCH: tl.constexpr):
+    """From the first to the last; after the first, BATCH of them are read at once."""
     total = tl.load(columns) + 0.0
     for first in range(1, SLOPE_COLUMNS, BATCH):
         for k in tl.static_range(BATCH):
@@ -81,9 +80,9 @@ def total_of_columns(columns):
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def add_columns(sums, chunks: tl.int64, slope, prepared):
+def add_columns(sums, chunks: tl.int64, slope, prepared, BATCH: tl.constexpr):
     """Columns to the total, which ``slope`` gains times 1 / grad_scale, unless the step was skipped."""
     if tl.load(last_word(prepared) + 1) & SKIP == 0:
-        total = total_of_columns(sums + chunks)
+        total = total_of_columns(sums + chunks, BATCH)
         inv_scale = tl.load(reals(prepared + INV_SCALE, tl.float64))
         tl.store(slope, tl.load(slope) + total * inv_scale)

@@ -10,7 +10,7 @@ from .rules import sqrt_rn
 from .slope import SLOPE_COLUMNS, slope_units, total_of_columns
 from .storage import pointer_to, to_real
 
-BATCH = tl.constexpr(16)  # of a tensor's columns, that are read at once
+AT_ONCE = tl.constexpr(16)  # of a tensor's columns, that are read at once
 
 
 @triton.jit
@@ -86,16 +86,16 @@ def sum_tensors(rows, sums, squares, tensors: tl.int64, BLOCK: tl.constexpr):
     columns = tl.minimum(chunks_of(row, inside), SLOPE_COLUMNS)
     first = sums + tl.load(row + FIRST_CHUNK, inside, 0)
     total = tl.zeros([BLOCK], tl.float64)
-    for begin in range(0, tl.max(columns, 0), BATCH):
-        for k in tl.static_range(BATCH):
+    for begin in range(0, tl.max(columns, 0), AT_ONCE):
+        for k in tl.static_range(AT_ONCE):
             total = total + tl.load(first + begin + k, inside & (begin + k < columns), 0.0)
     tl.store(squares + tensor, total, inside)
 
 
 @triton.jit(do_not_specialize=["count"])
-def find_clip(squares, norm, factor, count: tl.int64, grad_scale, max_norm):
+def find_clip(squares, norm, factor, count: tl.int64, grad_scale, max_norm, BATCH: tl.constexpr):
     """Columns, which lie behind ``count`` squares, to the norm and the factor; the numbers by doubles.py."""
-    value = sqrt_rn(total_of_columns(squares + count)) * (1.0 / read_scalar(grad_scale, 0))
+    value = sqrt_rn(total_of_columns(squares + count, BATCH)) * (1.0 / read_scalar(grad_scale, 0))
     (largest,) = from_halves(max_norm)
     wanted = largest / (value + 1e-6)
     tl.store(norm, value)

@@ -35,6 +35,8 @@ def _constexprs(kernel: str, dtype: Any, warp_size: int) -> dict[str, object]:
         return instances.square_units_constexprs(dtype, warp_size)
     if kernel == "sum_chunks":
         return instances.sum_chunks_constexprs(dtype)
+    if kernel in ("add_columns", "find_clip"):
+        return instances.total_constexprs("hip" if warp_size == 64 else "cuda")
     return {"BLOCK": instances.SUM_BLOCK} if kernel.startswith("sum_tensor") else {}
 
 

@@ -38,11 +38,14 @@ def test_chunks_to_columns_to_the_total(chunks):
     prepared = torch.zeros(table.PREPARED_BYTES // 8, dtype=torch.int64)
     prepared.view(torch.float64)[-2] = 0.25  # 1 / grad_scale; the last word holds flags, none of which is set
 
+    from lrtricks_fused.triton_kernels.instances import total_constexprs
     from lrtricks_fused.triton_kernels.slope import add_columns, sum_columns
 
     sum_columns[(1,)](sums, chunks)
-    add_columns[(1,)](sums, chunks, slope, prepared)
-    assert torch.equal(slope, expected)
+    for backend in ("cuda", "hip"):
+        gaining = slope.clone()
+        add_columns[(1,)](sums, chunks, gaining, prepared, **total_constexprs(backend))
+        assert torch.equal(gaining, expected)
 
 
 @interpreted

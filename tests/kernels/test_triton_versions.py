@@ -33,8 +33,8 @@ OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbe
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 # Of these files, a variant of each rule in two dtypes, and what versions may do their own way; else what they compile.
 OLD_FILES = [f"tests/kernels/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
-OLD_COMPILED = "compiles_once and not hip or is_compiled"
-OLD_STEPPED = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or hip"
+OLD_COMPILED = "is_compiled"
+OLD_STEPPED = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
 OLD_TESTS = f"{OLD_COMPILED} or {OLD_STEPPED}" if FULL else OLD_COMPILED
 
 
