@@ -12,7 +12,10 @@ namespace lrt {
 constexpr int kRoundingRounds = 7;
 
 // x: the word that an element of `row` shares with another, its own half on top.
-LRT_HD uint32_t rounding_word(uint32_t word, int row) { return row % 2 ? word : word << 16 | word >> 16; }
+LRT_HD uint32_t rounding_word(uint32_t word, int row) {
+  const uint32_t turned = row % 2 ? 0 : 16;
+  return word << turned | word >> (-turned & 31);
+}
 // 16 bits of x, for the parameter and for each state: uniform, and any two independent.
 constexpr uint32_t kParamMultiplier = 1, kStateMultipliers[kMaxStates] = {kPhiloxW0, kPhiloxW1, kPhiloxM0};
 LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * multiplier >> 16; }
@@ -21,10 +24,13 @@ LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * mult
 template <class Storage>
 LRT_HD Storage stochastically_rounded(float x, uint32_t bits);
 
+// In the upper half of a word, as rounded_to_upper_half(); what is in the lower half is of no meaning.
+LRT_HD uint32_t stochastically_rounded_to_upper_half(float x, uint32_t bits) {
+  return x != x ? 0x7fc00000u : bit_cast<uint32_t>(x) + bits;
+}
 template <>
 LRT_HD BFloat16 stochastically_rounded<BFloat16>(float x, uint32_t bits) {
-  const uint32_t rounded = (bit_cast<uint32_t>(x) + bits) >> 16;
-  return static_cast<BFloat16>(static_cast<uint16_t>(x != x ? 0x7fc0u : rounded));
+  return static_cast<BFloat16>(static_cast<uint16_t>(stochastically_rounded_to_upper_half(x, bits) >> 16));
 }
 
 template <>
@@ -45,11 +51,15 @@ struct Split {
   BFloat16 high;
   int16_t low;
 };
-LRT_HD Split split(float master) {
+// `high` in the upper half of a word, `low` in the lower.
+LRT_HD uint32_t split_word(float master) {
   const uint32_t bits = bit_cast<uint32_t>(master);
   const uint32_t word = (bits & 0x7fffffffu) >= 0x7fff8000u ? bits & 0xffff7fffu : bits;
-  const uint32_t high = (word + 0x8000u) >> 16;
-  return {static_cast<BFloat16>(static_cast<uint16_t>(high)), static_cast<int16_t>(static_cast<uint16_t>(word))};
+  return ((word + 0x8000u) & 0xffff0000u) | (word & 0xffffu);
+}
+LRT_HD Split split(float master) {
+  const uint32_t word = split_word(master);
+  return {static_cast<BFloat16>(static_cast<uint16_t>(word >> 16)), static_cast<int16_t>(static_cast<uint16_t>(word))};
 }
 LRT_HD float joined(BFloat16 high, int16_t low) {
   return bit_cast<float>((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(low)));

@@ -24,7 +24,7 @@ Range part_of(const ListWork& work, const TensorWork& tensor, int64_t first_tile
 void prefetch_first_lines(const TensorWork& tensor) {
   static constexpr int64_t kBytes = 1024;
   const auto ask_first = [](const void* base, int64_t bytes) {
-    for (int64_t b = 0; b < std::min(bytes, kBytes); b += 64) ask<Hint::kFirst>(static_cast<const char*>(base) + b);
+    ask_lines<Hint::kFirst>(base, std::min(bytes, kBytes));
   };
   ask_first(tensor.whole.param, tensor.step.numel * tensor.param_size);
   ask_first(tensor.whole.grad, tensor.step.numel * tensor.param_size);

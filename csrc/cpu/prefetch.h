@@ -22,4 +22,10 @@ inline __attribute__((always_inline)) void ask(const void* address) {
   if constexpr (kHint == Hint::kWrite) __builtin_prefetch(address, 1, 3);
 }
 
+// Asks for all lines of so many bytes.
+template <Hint kHint>
+inline __attribute__((always_inline)) void ask_lines(const void* begin, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) ask<kHint>(static_cast<const char*>(begin) + b);
+}
+
 }  // namespace lrt::cpu

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "core/pairs.h"
-#include "core/rounding.h"
 #include "core/sums.h"
+#include "cpu/stored_row.h"
 
 namespace lrt::cpu {
 namespace {
@@ -93,18 +93,15 @@ LRT_HD void with_rounded(const float* from, RowRounding by, const Visit& visit) 
 // bits are others now.
 template <class Narrow, class Rounded>
 LRT_HD void write_kept(const Rounded& rounded, const int32_t* keeps, int count, Narrow* to, int32_t* changed) {
-  const auto kept = [=](int i) __attribute__((always_inline)) {
-    return static_cast<Narrow>(
-        static_cast<uint16_t>(select(keeps[i], static_cast<uint16_t>(rounded(i)), static_cast<uint16_t>(to[i]))));
-  };
   if (changed) {
     for_each<kLanes>(count, [=](int i) __attribute__((always_inline)) {
-      const Narrow stored = kept(i);
+      const Narrow stored = kept_bits(keeps[i], rounded(i), to[i]);
       changed[i] = stored == to[i] ? 0 : -1;
       to[i] = stored;
     });
   } else {
-    for_each<kLanes>(count, [=](int i) __attribute__((always_inline)) { to[i] = kept(i); });
+    for_each<kLanes>(count,
+                     [=](int i) __attribute__((always_inline)) { to[i] = kept_bits(keeps[i], rounded(i), to[i]); });
   }
 }
 
@@ -122,21 +119,12 @@ LRT_HD void split_kept_row(const float* from, const int32_t* keeps, int count, B
   write_kept([=](int i) __attribute__((always_inline)) { return split(from[i]).low; }, keeps, count, low, nullptr);
 }
 
-// Adds a row to the bits of what has changed.
-template <class Isa>
-LRT_HD void mark_row(const int32_t* changed, int64_t element, int count, uint8_t* bitmap) {
-  uint64_t bits = sign_bits<Isa>(changed);
-  if (count < kLanes) bits &= (uint64_t{1} << count) - 1;
-  uint8_t* const bytes = bitmap + element / 8;
-  for_each<8>((count + 7) / 8, [=](int b) { bytes[b] |= static_cast<uint8_t>(bits >> (8 * b)); });
-}
-
 template <Hint kHint>
 void ask_tile_ahead(const StagedTiles& tiles, int64_t element) {
   const Stage& stage = tiles.stage;
   const auto ahead = [&](const void* base, int64_t size) {
-    const char* const p = static_cast<const char*>(base) + (element + kTile) * size + tiles.prefetch.bytes;
-    for (int64_t b = 0; b < kLanes * size; b += 64) ask<kHint>(p + b);
+    const int64_t first = (element + kTile) * size + tiles.prefetch.bytes;
+    ask_lines<kHint>(static_cast<const char*>(base) + first, kLanes * size);
   };
   ahead(tiles.range.param, size_of(stage.param));
   ahead(tiles.range.grad, size_of(stage.grad));
@@ -149,11 +137,10 @@ void ask_tile_ahead(const StagedTiles& tiles, int64_t element) {
 void bring_words(StagedTiles& tiles, int64_t begin, int count) {
   uint32_t* const out = buffers.words;
   if (!tiles.stage.map) {
-    const TileWords& words = tiles.words[begin / kTile % 2];
 #pragma GCC unroll 8
     for (int row = 0; row < 8; ++row) {
       for (int lane = 0; lane < kLanes; ++lane) {
-        out[row * kLanes + lane] = rounding_word(words.word[row / 2][lane], row);
+        out[row * kLanes + lane] = rounding_word(tiles.words->word[row / 2][lane], row);
       }
     }
     return;

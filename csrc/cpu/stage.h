@@ -8,6 +8,15 @@
 
 namespace lrt::cpu {
 
+// What of it decides by which code a tensor is stepped.
+struct StoredAs {
+  Dtype param, grad, state, mirror = Dtype::kFloat;  // of a mirror that there is not: float32
+  bool split = false, changes = false, stochastic = false, stochastic_states = false;
+
+  constexpr bool rounds() const { return stochastic || stochastic_states; }
+  bool operator==(const StoredAs&) const = default;
+};
+
 // How one tensor is stored. What is float32 in memory is stepped there.
 struct Stage {
   Dtype param, grad, state;
@@ -18,7 +27,17 @@ struct Stage {
   bool stochastic, stochastic_states;
   const IndexMap* map;  // of a shard whose elements are not those of tiles, or null
 
-  bool rounds() const { return stochastic || stochastic_states; }
+  StoredAs stored_as() const {
+    return {.param = param,
+            .grad = grad,
+            .state = state,
+            .mirror = mirror ? mirror_dtype : Dtype::kFloat,
+            .split = low != nullptr,
+            .changes = changes != nullptr,
+            .stochastic = stochastic,
+            .stochastic_states = stochastic_states};
+  }
+  bool rounds() const { return stored_as().rounds(); }
 };
 
 // The tiles of a range.
@@ -27,8 +46,8 @@ struct StagedTiles {
   const Stage& stage;
   KeepStream key;
   Prefetch prefetch;
-  int states;          // of the variant
-  TileWords words[2];  // what rounds one tile, and the next
+  int states;                        // of the variant
+  const TileWords* words = nullptr;  // what rounds the tile that is stored, where it is not drawn element by element
 };
 
 // Where a tile is in float32: in memory, or in buffers.

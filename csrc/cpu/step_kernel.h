@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cpu/stage_kernel.h"
+#include "cpu/stored_kernel.h"
 
 namespace lrt::cpu {
 
@@ -44,19 +45,13 @@ LRT_HD void update_pairs(const Rule& rule, const UpdateScalars<float>& scalars, 
   }
 }
 
-template <Hint kHint, class T>
-LRT_HD void ask_row(const T* row, int64_t ahead) {
-  const char* const p = reinterpret_cast<const char*>(row) + ahead;
-  for (unsigned b = 0; b < kLanes * sizeof(T); b += 64) ask<kHint>(p + b);
-}
-
 // Asks for the lines that a later row will need.
 template <Hint kHint, Hint kHintToRead, class Rule, class Param, class State>
 LRT_HD void ask_rows(const Prefetch& prefetch, const Param* params, const Param* grads,
                      State* const (&states)[kMaxStates]) {
-  ask_row<kHint>(params, prefetch.bytes);
-  ask_row<kHintToRead>(grads, prefetch.grad_bytes ? prefetch.grad_bytes : prefetch.bytes);
-  for (int k = 0; k < Rule::kStates; ++k) ask_row<kHint>(states[k], prefetch.bytes);
+  ask_row_ahead<kHint>(params, prefetch.bytes);
+  ask_row_ahead<kHintToRead>(grads, prefetch.grad_bytes ? prefetch.grad_bytes : prefetch.bytes);
+  for (int k = 0; k < Rule::kStates; ++k) ask_row_ahead<kHint>(states[k], prefetch.bytes);
 }
 
 // The row that begins at element `begin` of a range.
@@ -200,7 +195,7 @@ __attribute__((noinline)) void run_given(const ListStep& list, const TensorStep&
 template <class Isa, class Rule, class Hyper, class Param, class State>
 void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& range) {
   if constexpr (std::is_same_v<Param, float> && std::is_same_v<State, float>) {
-    if (range.stage) return run_staged<Isa, Rule, Hyper>(list, tensor, range);
+    if (range.stage) return run_stored<Isa, Rule, Hyper>(list, tensor, range);
   }
   if (range.keeps && !range.slopes && !range.row_means) {
     return run_given<Isa, Rule, Hyper, Param, State>(list, tensor, range);

@@ -6,8 +6,15 @@
 #include "core/slice_mean.h"
 #include "core/sums.h"
 #include "core/update.h"
+#include "cpu/prefetch.h"
 
 namespace lrt::cpu {
+
+// Asks for the lines of the row that lies so many bytes behind this one.
+template <Hint kHint, class T>
+LRT_HD void ask_row_ahead(const T* row, int64_t bytes) {
+  ask_lines<kHint>(reinterpret_cast<const char*>(row) + bytes, kLanes * sizeof(T));
+}
 
 // Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored, and
 // with this all that a step can sum.

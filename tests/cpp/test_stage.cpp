@@ -1,10 +1,11 @@
 // Tensors that are stored otherwise than they are stepped: the kernels against a loop over single elements, which
 // brings each to float32, has the scalar kernel step it, and stores it. Blocks of exactly their sizes, as in lists.h.
-#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "check.h"
 #include "core/rounding.h"
+#include "cpu/stored_kernel.h"
 #include "lists.h"
 #include "variants.h"
 
@@ -12,17 +13,27 @@ namespace lrt::test {
 namespace {
 
 struct Storage {
-  const char* name;
-  Dtype param, grad, state;
-  bool mirror, low, stochastic, stochastic_states;
+  std::string name;
+  cpu::StoredAs as;
 };
-constexpr Storage kStorages[] = {
-    {"offload", Dtype::kFloat, Dtype::kBFloat16, Dtype::kFloat, true, false, false, false},
-    {"narrow states", Dtype::kFloat, Dtype::kFloat, Dtype::kBFloat16, false, false, false, true},
-    {"split", Dtype::kBFloat16, Dtype::kBFloat16, Dtype::kFloat, false, true, false, false},
-    {"stochastic bf16", Dtype::kBFloat16, Dtype::kFloat, Dtype::kBFloat16, false, false, true, true},
-    {"stochastic fp16", Dtype::kHalf, Dtype::kHalf, Dtype::kHalf, false, false, true, true},
-};
+
+// Some of those that are staged in buffers, and all that are stepped in registers.
+std::vector<Storage> storages() {
+  constexpr Dtype f32 = Dtype::kFloat, bf16 = Dtype::kBFloat16, f16 = Dtype::kHalf;
+  std::vector<Storage> all = {
+      {"offload, fp16", {.param = f32, .grad = f16, .state = f32, .mirror = f16, .changes = true}},
+      {"narrow states", {.param = f32, .grad = f32, .state = bf16, .changes = true, .stochastic_states = true}},
+      {"split", {.param = bf16, .grad = bf16, .state = f32, .split = true, .changes = true}},
+      {"stochastic bf16",
+       {.param = bf16, .grad = f32, .state = bf16, .changes = true, .stochastic = true, .stochastic_states = true}},
+      {"stochastic fp16",
+       {.param = f16, .grad = f16, .state = f16, .changes = true, .stochastic = true, .stochastic_states = true}},
+  };
+  for (const cpu::StoredAs& as : cpu::kInRegisters) all.push_back({text("in registers ", all.size()), as});
+  return all;
+}
+
+bool has_mirror(const cpu::StoredAs& as) { return as.mirror != Dtype::kFloat; }
 
 // One tensor, as it is stored.
 struct Stored {
@@ -40,16 +51,13 @@ Bytes random_bytes(Dtype dtype, int64_t count, double low, Random& random) {
 
 Stored random_stored(const Variant& variant, const Storage& storage, int64_t count) {
   Random random = {static_cast<uint64_t>(count) + 7};
-  Stored stored = {random_bytes(storage.param, count, -0.1, random),
-                   random_bytes(storage.grad, count, -0.1, random),
-                   {},
-                   {},
-                   {},
-                   {}};
-  for (int k = 0; k < variant.states; ++k) stored.states[k] = random_bytes(storage.state, count, 0.5, random);
-  if (storage.mirror) stored.mirror.assign(count, 0x1234);
-  for (int64_t i = 0; storage.low && i < count; ++i) stored.low.push_back(static_cast<int16_t>(random.next()));
-  stored.changes.assign((count + 7) / 8, 0);
+  const cpu::StoredAs& as = storage.as;
+  Stored stored = {
+      random_bytes(as.param, count, -0.1, random), random_bytes(as.grad, count, -0.1, random), {}, {}, {}, {}};
+  for (int k = 0; k < variant.states; ++k) stored.states[k] = random_bytes(as.state, count, 0.5, random);
+  if (has_mirror(as)) stored.mirror.assign(count, 0x1234);
+  for (int64_t i = 0; as.split && i < count; ++i) stored.low.push_back(static_cast<int16_t>(random.next()));
+  if (as.changes) stored.changes.assign((count + 7) / 8, 0);
   return stored;
 }
 
@@ -76,14 +84,15 @@ bool put(Dtype dtype, float value, const uint32_t* word, uint32_t multiplier, ui
 const cpu::TensorStep kStep = {.count = 3, .scalar = 0.625, .param_index = 5, .numel = 0};
 
 // The step of every element by itself.
-void expect(const Variant& variant, const Storage& storage, const cpu::ListStep& list, int64_t count, Stored& own) {
+void expect(const Variant& variant, const cpu::StoredAs& storage, const cpu::ListStep& list, int64_t count,
+            Stored& own) {
   const KeepStream key = keep_stream(list, kStep);
   for (int64_t i = 0; i < count; ++i) {
     const int32_t keep = keep_bits(key, i) < list.threshold ? -1 : 0;
     const auto [half, half_row] = element_word<kRoundingRounds>(key, i, Stream::kRounding);
     const uint32_t word = rounding_word(half, half_row);
     const float stored = real_at(storage.param, own.param, i);
-    float param = storage.low ? joined(from_real<BFloat16>(stored), own.low[i]) : stored;
+    float param = storage.split ? joined(from_real<BFloat16>(stored), own.low[i]) : stored;
     const float grad = real_at(storage.grad, own.grad, i), before = param;
     float states[kMaxStates] = {};
     cpu::Range range = {.param = &param, .grad = &grad, .states = {}, .first_tile = 0, .count = 1};
@@ -104,7 +113,7 @@ void expect(const Variant& variant, const Storage& storage, const cpu::ListStep&
     if (!keep) continue;
     uint8_t* const to = &own.param[i * size_of(storage.param)];
     bool changed = bit_cast<uint32_t>(param) != bit_cast<uint32_t>(before);
-    if (storage.low) {
+    if (storage.split) {
       const Split halves = split(param);
       changed = std::memcmp(to, &halves.high, 2) != 0;
       std::memcpy(to, &halves.high, 2);
@@ -114,25 +123,26 @@ void expect(const Variant& variant, const Storage& storage, const cpu::ListStep&
     } else {
       changed = put(storage.param, param, storage.stochastic ? &word : nullptr, kParamMultiplier, to);
     }
-    if (storage.mirror) {
-      changed = put<BFloat16>(param, nullptr, 0, reinterpret_cast<uint8_t*>(&own.mirror[i]));
+    if (has_mirror(storage)) {
+      changed = put(storage.mirror, param, nullptr, 0, reinterpret_cast<uint8_t*>(&own.mirror[i]));
     }
-    own.changes[i / 8] |= static_cast<uint8_t>(changed << i % 8);
+    if (storage.changes) own.changes[i / 8] |= static_cast<uint8_t>(changed << i % 8);
   }
 }
 
-void run(const Variant& variant, const Storage& storage, cpu::Isa isa, const cpu::ListStep& list, int64_t count,
+void run(const Variant& variant, const cpu::StoredAs& as, cpu::Isa isa, const cpu::ListStep& list, int64_t count,
          Stored& own) {
-  const cpu::Stage stage = {.param = storage.param,
-                            .grad = storage.grad,
-                            .state = storage.state,
-                            .mirror = storage.mirror ? own.mirror.data() : nullptr,
-                            .mirror_dtype = Dtype::kBFloat16,
-                            .low = storage.low ? own.low.data() : nullptr,
-                            .changes = own.changes.data(),
-                            .stochastic = storage.stochastic,
-                            .stochastic_states = storage.stochastic_states,
+  const cpu::Stage stage = {.param = as.param,
+                            .grad = as.grad,
+                            .state = as.state,
+                            .mirror = has_mirror(as) ? own.mirror.data() : nullptr,
+                            .mirror_dtype = as.mirror,
+                            .low = as.split ? own.low.data() : nullptr,
+                            .changes = as.changes ? own.changes.data() : nullptr,
+                            .stochastic = as.stochastic,
+                            .stochastic_states = as.stochastic_states,
                             .map = nullptr};
+  require(stage.stored_as() == as, "is stored otherwise");
   cpu::Range range = {
       .param = own.param.data(), .grad = own.grad.data(), .states = {}, .first_tile = 0, .count = count};
   for (int k = 0; k < variant.states; ++k) range.states[k] = own.states[k].data();
@@ -145,7 +155,7 @@ void run(const Variant& variant, const Storage& storage, cpu::Isa isa, const cpu
 void test_stage() {
   for (const Variant& variant : variants()) {
     if (variant.slots != 1) continue;  // a ring
-    for (const Storage& storage : kStorages) {
+    for (const Storage& storage : storages()) {
       for (const int64_t count : {1, 63, 64, 65, 513, 1300}) {
         run_case(text(variant.name, ", ", storage.name, ", ", count, " elements"), [&] {
           const cpu::ListStep list = {.hyper = variant.hyper,
@@ -153,10 +163,10 @@ void test_stage() {
                                       .seed = 0x123456789abcdef0u,
                                       .threshold = keep_threshold(0.5)};
           Stored expected = random_stored(variant, storage, count);
-          expect(variant, storage, list, count, expected);
+          expect(variant, storage.as, list, count, expected);
           for (const cpu::Isa isa : available_isas()) {
             Stored got = random_stored(variant, storage, count);
-            run(variant, storage, isa, list, count, got);
+            run(variant, storage.as, isa, list, count, got);
             const char* const name = cpu::isa_name(isa);
             require(got.param == expected.param, name, ": other parameters");
             for (int k = 0; k < variant.states; ++k) require(got.states[k] == expected.states[k], name, ": state ", k);
