@@ -128,8 +128,7 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
   for (int k = 0; k < kCount; ++k) range.slopes[k * range.metrics_pitch + tile] = tile_slope<Isa, Param>(sums[k]);
 }
 
-// Of which types a loop is compiled for each way in which weight decay enters, which saves some 10 % of what it
-// computes.
+// Of which types a loop is compiled for each way in which weight decay enters.
 template <class Param>
 constexpr bool kChoosesDecay = std::is_same_v<Param, float> || std::is_same_v<Param, BFloat16>;
 
@@ -153,12 +152,8 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
   } else if (!masked) {
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
-    switch (kChoosesDecay<Param> ? decay_of(list.scalars) : Decay::kSelect) {
-      case Decay::kNone: full_tiles.template operator()<true, Decay::kNone>(); break;
-      case Decay::kCoupled: full_tiles.template operator()<true, Decay::kCoupled>(); break;
-      case Decay::kDecoupled: full_tiles.template operator()<true, Decay::kDecoupled>(); break;
-      case Decay::kSelect: full_tiles.template operator()<true, Decay::kSelect>(); break;
-    }
+    with_decay(kChoosesDecay<Param> ? decay_of(list.scalars) : Decay::kSelect,
+               [&]<Decay kDecay>() __attribute__((always_inline)) { full_tiles.template operator()<true, kDecay>(); });
   }
   const int64_t tile = range.count / kTile;
   if (range.count % kTile != 0)

@@ -47,7 +47,7 @@ LRT_HD int32_t differ(uint32_t stored, uint32_t old) { return (stored ^ old) < 0
 
 // Row `row` of a tile, a whole one, from element `element` of the tensor on. `words` are those of the row, if it is
 // rounded by any; the signs of `changed` say of which elements the stored bits are others now.
-template <StoredAs kAs, class Rule, int... K>
+template <StoredAs kAs, Decay kDecay, class Rule, int... K>
 LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalars, const Range& range, int64_t element,
                             int row, const int32_t* keeps, const uint32_t* words, int32_t* changed,
                             std::integer_sequence<int, K...>) {
@@ -70,7 +70,7 @@ LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalar
     } else {
       old = to_real(old_param);
     }
-    const float moved = update<Decay::kSelect>(rule, scalars, old, to_real(grads[i]), state);
+    const float moved = update<kDecay>(rule, scalars, old, to_real(grads[i]), state);
     const uint32_t word = kAs.rounds() ? rounding_word(words[i], row) : 0;
     if constexpr (kAs.state == kF32) {
       ((states[K][i] = state[K]), ...);
@@ -109,7 +109,7 @@ LRT_HD void ask_stored_row(const Range& range, int64_t element, int64_t bytes) {
 }
 
 // The whole tiles of a range.
-template <StoredAs kAs, class Isa, class Rule, class Hyper>
+template <StoredAs kAs, Decay kDecay, class Isa, class Rule, class Hyper>
 __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<float> scalars(list.scalars);
@@ -130,8 +130,8 @@ __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const Tens
         case Hint::kFirst:
         case Hint::kWrite: ask_stored_row<kAs, Hint::kFirst, Rule>(range, element, prefetch.bytes); break;
       }
-      step_stored_row<kAs>(rule, scalars, range, element, row, keeps + row * kLanes, words.word[row / 2], changed,
-                           std::make_integer_sequence<int, Rule::kStates>{});
+      step_stored_row<kAs, kDecay>(rule, scalars, range, element, row, keeps + row * kLanes, words.word[row / 2],
+                                   changed, std::make_integer_sequence<int, Rule::kStates>{});
       if (kAs.changes) mark_row<Isa>(changed, element, kLanes, range.stage->changes);
     }
   }
@@ -146,8 +146,11 @@ void run_stored(const ListStep& list, const TensorStep& tensor, const Range& ran
     if constexpr (!kInRegistersOf<Isa>(kAs)) {
       return false;
     } else {
-      if (as == kAs) run_stored_tiles<kAs, Isa, Rule, Hyper>(list, tensor, range);
-      return as == kAs;
+      if (as != kAs) return false;
+      with_decay(decay_of(list.scalars), [&]<Decay kDecay>() {
+        if constexpr (kDecay != Decay::kSelect) run_stored_tiles<kAs, kDecay, Isa, Rule, Hyper>(list, tensor, range);
+      });
+      return true;
     }
   };
   const auto run_whole_tiles = [&]<size_t... I>(std::index_sequence<I...>) {

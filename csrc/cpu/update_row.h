@@ -16,6 +16,18 @@ LRT_HD void ask_row_ahead(const T* row, int64_t bytes) {
   ask_lines<kHint>(reinterpret_cast<const char*>(row) + bytes, kLanes * sizeof(T));
 }
 
+// visit.operator()<Decay>() with the way in which weight decay enters: a loop compiled for it saves some 10 % of what
+// it computes.
+template <class Visit>
+LRT_HD void with_decay(Decay decay, const Visit& visit) {
+  switch (decay) {
+    case Decay::kNone: return visit.template operator()<Decay::kNone>();
+    case Decay::kCoupled: return visit.template operator()<Decay::kCoupled>();
+    case Decay::kDecoupled: return visit.template operator()<Decay::kDecoupled>();
+    case Decay::kSelect: return visit.template operator()<Decay::kSelect>();
+  }
+}
+
 // Whether lanes sum the slopes of their elements; of the gradient that the rule sees, or of another that is stored, and
 // with this all that a step can sum.
 enum class Slopes { kNone, kOfGrad, kOfStored, kAndMetrics };
