@@ -13,8 +13,8 @@ struct StoredAs {
   Dtype param, grad, state, mirror = Dtype::kFloat;  // of a mirror that there is not: float32
   bool split = false, changes = false, stochastic = false, stochastic_states = false;
 
-  constexpr bool rounds() const { return stochastic || stochastic_states; }
-  bool operator==(const StoredAs&) const = default;
+  LRT_HD constexpr bool rounds() const { return stochastic || stochastic_states; }
+  LRT_HD constexpr bool operator==(const StoredAs&) const = default;
 };
 
 // How one tensor is stored. What is float32 in memory is stepped there.
@@ -27,7 +27,7 @@ struct Stage {
   bool stochastic, stochastic_states;
   const IndexMap* map;  // of a shard whose elements are not those of tiles, or null
 
-  StoredAs stored_as() const {
+  LRT_HD StoredAs stored_as() const {
     return {.param = param,
             .grad = grad,
             .state = state,
@@ -37,7 +37,7 @@ struct Stage {
             .stochastic = stochastic,
             .stochastic_states = stochastic_states};
   }
-  bool rounds() const { return stored_as().rounds(); }
+  LRT_HD bool rounds() const { return stored_as().rounds(); }
 };
 
 // The tiles of a range.

@@ -47,10 +47,11 @@ LRT_HD int32_t differ(uint32_t stored, uint32_t old) { return (stored ^ old) < 0
 
 // Row `row` of a tile, a whole one, from element `element` of the tensor on. `words` are those of the row, if it is
 // rounded by any; the signs of `changed` say of which elements the stored bits are others now.
-template <StoredAs kAs, Decay kDecay, class Rule, int... K>
+template <int kKind, Decay kDecay, class Rule, int... K>
 LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalars, const Range& range, int64_t element,
                             int row, const int32_t* keeps, const uint32_t* words, int32_t* changed,
                             std::integer_sequence<int, K...>) {
+  constexpr StoredAs kAs = kInRegisters[kKind];
   using Param = StorageOf<kAs.param>;
   using Grad = StorageOf<kAs.grad>;
   using State = StorageOf<kAs.state>;
@@ -98,8 +99,9 @@ LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalar
   }
 }
 
-template <StoredAs kAs, Hint kHint, class Rule>
+template <int kKind, Hint kHint, class Rule>
 LRT_HD void ask_stored_row(const Range& range, int64_t element, int64_t bytes) {
+  constexpr StoredAs kAs = kInRegisters[kKind];
   const auto ahead = [=]<class T>(const T* base) { ask_row_ahead<kHint>(base + element, bytes); };
   ahead(static_cast<const StorageOf<kAs.param>*>(range.param));
   ahead(static_cast<const StorageOf<kAs.grad>*>(range.grad));
@@ -109,8 +111,9 @@ LRT_HD void ask_stored_row(const Range& range, int64_t element, int64_t bytes) {
 }
 
 // The whole tiles of a range.
-template <StoredAs kAs, Decay kDecay, class Isa, class Rule, class Hyper>
+template <int kKind, Decay kDecay, class Isa, class Rule, class Hyper>
 __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const TensorStep& tensor, const Range& range) {
+  constexpr StoredAs kAs = kInRegisters[kKind];
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<float> scalars(list.scalars);
   const Prefetch prefetch = tensor.prefetch;
@@ -126,12 +129,12 @@ __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const Tens
       const int64_t element = range.stage_begin + t * kTile + row * kLanes;
       switch (prefetch.hint) {
         case Hint::kNone: break;
-        case Hint::kSecond: ask_stored_row<kAs, Hint::kSecond, Rule>(range, element, prefetch.bytes); break;
+        case Hint::kSecond: ask_stored_row<kKind, Hint::kSecond, Rule>(range, element, prefetch.bytes); break;
         case Hint::kFirst:
-        case Hint::kWrite: ask_stored_row<kAs, Hint::kFirst, Rule>(range, element, prefetch.bytes); break;
+        case Hint::kWrite: ask_stored_row<kKind, Hint::kFirst, Rule>(range, element, prefetch.bytes); break;
       }
-      step_stored_row<kAs, kDecay>(rule, scalars, range, element, row, keeps + row * kLanes, words.word[row / 2],
-                                   changed, std::make_integer_sequence<int, Rule::kStates>{});
+      step_stored_row<kKind, kDecay>(rule, scalars, range, element, row, keeps + row * kLanes, words.word[row / 2],
+                                     changed, std::make_integer_sequence<int, Rule::kStates>{});
       if (kAs.changes) mark_row<Isa>(changed, element, kLanes, range.stage->changes);
     }
   }
@@ -142,23 +145,24 @@ template <class Isa, class Rule, class Hyper>
 void run_stored(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const StoredAs as = range.stage->stored_as();
   const int64_t whole = range.count / kTile * kTile;
-  const auto run_as = [&]<StoredAs kAs>() {
-    if constexpr (!kInRegistersOf<Isa>(kAs)) {
+  const auto run_as = [&]<int kKind>() {
+    constexpr StoredAs kAs = kInRegisters[kKind];
+    if constexpr (!steps_in_registers<Isa>(kAs)) {
       return false;
     } else {
       if (as != kAs) return false;
       with_decay(decay_of(list.scalars), [&]<Decay kDecay>() {
-        if constexpr (kDecay != Decay::kSelect) run_stored_tiles<kAs, kDecay, Isa, Rule, Hyper>(list, tensor, range);
+        if constexpr (kDecay != Decay::kSelect) run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
       });
       return true;
     }
   };
-  const auto run_whole_tiles = [&]<size_t... I>(std::index_sequence<I...>) {
-    return (run_as.template operator()<kInRegisters[I]>() || ...);
+  const auto run_whole_tiles = [&]<int... I>(std::integer_sequence<int, I...>) {
+    return (run_as.template operator()<I>() || ...);
   };
   Range rest = range;
   if (whole != 0 && !range.slopes && !range.stage->map &&
-      run_whole_tiles(std::make_index_sequence<std::size(kInRegisters)>{})) {
+      run_whole_tiles(std::make_integer_sequence<int, std::size(kInRegisters)>{})) {
     rest.first_tile += whole / kTile;
     rest.stage_begin += whole;
     rest.count -= whole;
