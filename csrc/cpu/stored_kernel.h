@@ -27,7 +27,7 @@ constexpr StoredAs kInRegisters[] = {
 // Of which of them that is faster: with 16 registers, not of masters; and with instructions of 128 bits of
 // none.
 template <class Isa>
-constexpr bool kInRegistersOf(const StoredAs& as) {
+constexpr bool steps_in_registers(const StoredAs& as) {
   return std::is_same_v<Isa, Avx512> || (std::is_same_v<Isa, Avx2> && as.grad == as.param);
 }
 
