@@ -51,15 +51,11 @@ struct Split {
   BFloat16 high;
   int16_t low;
 };
-// `high` in the upper half of a word, `low` in the lower.
-LRT_HD uint32_t split_word(float master) {
+LRT_HD Split split(float master) {
   const uint32_t bits = bit_cast<uint32_t>(master);
   const uint32_t word = (bits & 0x7fffffffu) >= 0x7fff8000u ? bits & 0xffff7fffu : bits;
-  return ((word + 0x8000u) & 0xffff0000u) | (word & 0xffffu);
-}
-LRT_HD Split split(float master) {
-  const uint32_t word = split_word(master);
-  return {static_cast<BFloat16>(static_cast<uint16_t>(word >> 16)), static_cast<int16_t>(static_cast<uint16_t>(word))};
+  const uint32_t high = (word + 0x8000u) >> 16;
+  return {static_cast<BFloat16>(static_cast<uint16_t>(high)), static_cast<int16_t>(static_cast<uint16_t>(word))};
 }
 LRT_HD float joined(BFloat16 high, int16_t low) {
   return bit_cast<float>((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(low)));

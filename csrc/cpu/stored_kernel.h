@@ -1,5 +1,5 @@
 // The CPU step of the most usual kinds of storage in 16 bits, whose rows are brought to float32, stepped and rounded in
-// registers, without the buffers of stage.h: half of what a row costs there.
+// registers, without the buffers of stage.h (docs/speed.md has what that saves).
 #pragma once
 
 #include <iterator>
@@ -24,8 +24,7 @@ constexpr StoredAs kInRegisters[] = {
     {.param = kBf16, .grad = kBf16, .state = kBf16, .stochastic = true, .stochastic_states = true},
 };
 
-// Of which of them that is faster: with 16 registers, not of masters; and with instructions of 128 bits of
-// none.
+// Of which of them that is faster: with 16 registers not of masters, and with instructions of 128 bits of none.
 template <class Isa>
 constexpr bool steps_in_registers(const StoredAs& as) {
   return std::is_same_v<Isa, Avx512> || (std::is_same_v<Isa, Avx2> && as.grad == as.param);
