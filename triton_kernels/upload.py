@@ -10,6 +10,8 @@ from torch import Tensor
 from .doubles import HALF_BASE
 
 WORDS = 480  # of one launch: with the rest below the 4 KB that arguments may take
+PROGRAM_WORDS = 32  # of one program: its instructions, a few for each word, come from memory first
+_PROGRAM_WORDS = tl.constexpr(PROGRAM_WORDS)
 LARGEST_WORD = 2**61  # words are smaller: twice one, and HALF_BASE, is an int64
 _BASE = tl.constexpr(HALF_BASE)
 
@@ -28,8 +30,11 @@ def in_odd_numbers(words: list[int]) -> tuple[int, ...]:
 @triton.jit(do_not_specialize=["target", "pitch", "count"])
 def write_words(target, pitch: tl.int64, count: tl.int64, words):
     """Words that travel as arguments, by in_odd_numbers: a graph that captures the launch captures them."""
-    for k in tl.static_range(len(words)):
-        tl.store(target + k * pitch, (words[k] - _BASE) >> 1, k < count)
+    program = tl.program_id(0)
+    for first in tl.static_range(0, len(words), _PROGRAM_WORDS):
+        if program * _PROGRAM_WORDS == first:
+            for k in tl.static_range(first, first + _PROGRAM_WORDS):
+                tl.store(target + k * pitch, (words[k] - _BASE) >> 1, k < count)
 
 
 @functools.cache
@@ -59,4 +64,4 @@ def upload(target: Tensor, words: Tensor) -> None:
         parts = [(column[first:], flat[first : first + WORDS]) for first in range(0, len(flat), WORDS)]
         arguments = [(part, column.stride(0), len(own), in_odd_numbers(own)) for part, own in parts]  # all checked
         for given in arguments:
-            write_words[(1,)](*given, num_warps=1)
+            write_words[(-(-given[2] // PROGRAM_WORDS),)](*given, num_warps=1)

@@ -80,6 +80,7 @@ class AddressTable:
         self.prepared: Any = None
         self.slice_scratch: Any = None
         self._slope_scratch: Any = None
+        self._uploaded_grads: Any = None  # addresses, on the host, that the device's table has
         self._streams: dict[int, torch.cuda.Stream] = {}  # that have read this table, by their addresses
         self.kernels: dict[Hashable, Hashable] = {}  # that are launched, by what is asked for: see device.py
         self._apart: dict[str, AddressTable] = {}  # of copies, see apart
@@ -153,6 +154,7 @@ class AddressTable:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
         self.rows = torch.empty_like(self._host_rows, device=device)
         upload(self.rows, self._host_rows)
+        self._uploaded_grads = self._host_rows[:, GRAD].clone()
         tensors = torch.repeat_interleave((self._host_rows[:, NUMEL] + CHUNK - 1) // CHUNK).int()
         # Whole words; an odd one out is never read.
         pairs = torch.zeros(len(tensors) // 2 + 1, 2, dtype=torch.int32, device=HOST)
@@ -228,9 +230,13 @@ class AddressTable:
         return self._host_rows.data_ptr() + (number * COLUMNS + GRAD) * self._host_rows.element_size()
 
     def upload_gradients(self) -> None:
-        """Take the addresses of the gradients from the host's table to the device's."""
-        if self._upload is not None:
-            self._upload(self.rows[:, GRAD], self._host_rows[:, GRAD].contiguous())
+        """Take the addresses of the gradients from the host's table to the device's, if it has others."""
+        if self._upload is None:
+            return
+        own = self._host_rows[:, GRAD].clone()
+        if not torch.equal(own, self._uploaded_grads):
+            self._upload(self.rows[:, GRAD], own)
+            self._uploaded_grads = own
 
     def _update(self, call: StepCall) -> bool:
         if not (

@@ -132,7 +132,7 @@ def test_a_capture_finds_write_words_loaded():
         capturing = False
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
         monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-        for count, launches in ((40, 1), (161, 1), (480, 1), (481, 2), (1000, 3)):
+        for count, programs in ((40, [2]), (161, [6]), (480, [15]), (481, [15, 1]), (1000, [15, 15, 2])):
             capturing = False
             upload._load.cache_clear()
             stub.launches.clear()
@@ -143,7 +143,8 @@ def test_a_capture_finds_write_words_loaded():
                 assert stub.launches == [("write_words", 1)]
             capturing = True
             upload.upload(target, words)
-            assert stub.launches == [("write_words", 1)] * (1 + launches) and stub.compilations == ["write_words"]
+            assert stub.launches == [("write_words", number) for number in [1, *programs]]
+            assert stub.compilations == ["write_words"]
         upload._load.cache_clear()
 
 
