@@ -117,6 +117,7 @@ constexpr int kWidest = kAccess / static_cast<int>(sizeof(T)) < kCount ? kAccess
 
 // Vectors at addresses that are multiples of kAccess, or of a vector's size where that is less.
 struct AlignedAccess {
+  using OfGradients = AlignedAccess;
   template <class T, int kCount>
   LRT_DEVICE Vector<T, kCount> load(int64_t base, int64_t element) {
     return load_pieces<kWidest<T, kCount>, T, kCount>(base, element);
@@ -130,6 +131,7 @@ struct AlignedAccess {
 // Vectors anywhere, each in the widest accesses that its address allows. The threads of a block take the same branch:
 // what they access is multiples of kAccess apart.
 struct AnyAccess {
+  using OfGradients = AnyAccess;
   template <class T, int kCount>
   LRT_DEVICE Vector<T, kCount> load(int64_t base, int64_t element) {
     Vector<T, kCount> vector;
@@ -155,6 +157,11 @@ struct AnyAccess {
       in_pieces<kPiece / 2, T>(address, move);
     }
   }
+};
+
+// All but the gradients at such multiples: gradients are views into buckets oftener than anything else is.
+struct AlignedButGradients : AlignedAccess {
+  using OfGradients = AnyAccess;
 };
 
 }  // namespace lrt::cuda

@@ -14,7 +14,7 @@ struct Elements {
   template <class Access>
   __device__ __forceinline__ void load(const TableRow& row, int64_t begin) {
     params = Access::template load<Param, kCount>(row.param, begin);
-    grads = Access::template load<Param, kCount>(row.grad, begin);
+    grads = Access::OfGradients::template load<Param, kCount>(row.grad, begin);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) states[k] = Access::template load<State, kCount>(row.states[k], begin);
   }

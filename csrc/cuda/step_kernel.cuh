@@ -50,15 +50,18 @@ LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t 
 }
 
 // Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers, and fewer where
-// that spills; with 16-bit states, which are not loaded ahead, 768. Left alone it aims at more for some kernels, and
-// spills a few registers for it.
+// that spills; 768 with 16-bit states, which are not loaded ahead, and with few states. Left alone it aims at more for
+// some kernels, and spills a few registers for it.
 template <bool kMapped, bool kSloped, class Rule, class Param, class State>
 constexpr int kMinBlocks = [] {
   constexpr bool kMost = Rule::kStates == kMaxStates;
-  if (sizeof(Param) == 4) return 2;
+  if (sizeof(Param) == 4) return Rule::kStates < 2 && !kMapped && !kSloped ? 3 : 2;
   if (sizeof(Param) == 8) return 3 - (kMost || (kMapped && kSloped));
   return sizeof(State) == 2 && !kSloped ? 6 - (kMost || kMapped || kHasRing<Rule>) : 4 - (kMost || kMapped);
 }();
+
+// Which operands of a tensor are at multiples of kAccess.
+enum class Aligned { kAll, kAllButGradient, kOthers };
 
 // One block's chunk. kSloped: a slope is asked for.
 template <bool kSloped, class Rule, class Param, class State>
@@ -104,27 +107,29 @@ struct BlockStep {
 
   // Few tiles are stepped a lane a thread: that takes the time of one access to memory, a whole tile that of eight.
   template <class Draw>
-  __device__ __forceinline__ void run(bool aligned, bool plain, const Draw& draw) const {
+  __device__ __forceinline__ void run(Aligned aligned, bool plain, const Draw& draw) const {
     const bool few = !kSloped && end - begin <= kThreads<Param> * kRows;
     const int64_t last = few ? begin / kTile : end / kTile;
     step_rest(last, draw);  // first: what only it needs is out of the registers then
     if constexpr (kSloped) {
       step_tiles(last, draw);
-    } else if (aligned && plain) {
+    } else if (aligned == Aligned::kAll && plain) {
       step_warp_tiles<AlignedAccess, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
+    } else if (aligned == Aligned::kAllButGradient && plain) {
+      step_warp_tiles<AlignedButGradients, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
     } else {
       step_warp_tiles<AnyAccess, false, Rule, Param, State>(chunk, begin / kTile, last, draw);
     }
   }
 };
 
-// The operands' addresses, of which the lowest bits say how they are aligned.
 template <class Rule, class State>
-LRT_DEVICE int64_t addresses_of(const TableRow& row) {
-  int64_t addresses = row.param | row.grad;
+LRT_DEVICE Aligned aligned_of(const TableRow& row) {
+  int64_t addresses = row.param;  // the lowest bits say how they are aligned
   for (int k = 0; k < Rule::kStates; ++k) addresses |= row.states[k];
   if constexpr (kHasRing<Rule>) addresses |= row.numel * static_cast<int64_t>(sizeof(State));  // from slot to slot
-  return addresses;
+  if (addresses % kAccess != 0) return Aligned::kOthers;
+  return row.grad % kAccess == 0 ? Aligned::kAll : Aligned::kAllButGradient;
 }
 
 // The slopes of a chunk that is left alone.
@@ -142,7 +147,7 @@ __global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kMapped, kSloped,
     step_kernel(Step call) {
   const bool stepped = with_chunk<Rule, Param>(call, [&](const Chunk<Rule, Real<Param>>& chunk, int64_t begin) {
     const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, chunk.end};
-    const bool aligned = addresses_of<Rule, State>(chunk.row) % kAccess == 0;
+    const Aligned aligned = aligned_of<Rule, State>(chunk.row);
     if constexpr (kMapped) {
       block.run(aligned, !chunk.means.first, MappedDraw<Rule, Real<Param>>{chunk, ChunkMap(chunk.row, begin)});
     } else {
