@@ -11,6 +11,7 @@ namespace lrt {
 
 constexpr uint64_t kLine = 64;
 constexpr uint64_t kObjectBytes = 48, kImplementationBytes = 192, kStorageBytes = 64;  // what is read of each, at most
+constexpr uint64_t kWrapperBytes = 64, kWrapperImplementationBytes = 64, kVersionBytes = 24;
 
 inline void ask_for_span(uint64_t begin, uint64_t bytes) {
   for (uint64_t line = begin / kLine * kLine; line < begin + bytes; line += kLine) {

@@ -99,6 +99,25 @@ bool is_defined(uint64_t handle) {
   return !ask(aoti_torch_is_defined, handle, &defined) || defined;
 }
 
+bool is_gradient(const StepTensor& row) {
+  return row.of.role == StepTensorRole::kGradient || row.of.role == StepTensorRole::kWrappedGradient;
+}
+
+// Where the implementation of the owner's gradient is named; 0: it is not what the row takes it for. A wrapper must be
+// cut as the owner is, by the very same object; the gradient is what is in it.
+uint64_t handle_of_gradient(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row,
+                            const StepTensor& owner) {
+  const uint64_t handle = gradient_of(layout, owner.implementation);
+  if (row.of.role != StepTensorRole::kWrappedGradient) return handle;
+  if (!is_defined(handle)) return 0;
+  row.outer_implementation = word(handle, 0);
+  const uint64_t object = word(row.outer_implementation, layout.object) & ~uint64_t{7};  // without who owns it
+  row.outer_object = object;
+  if (object == 0 || word(object, layout.type) != wrapper->type || word(object, wrapper->spec) != owner.spec) return 0;
+  const uint64_t wrapped = word(object, wrapper->wrapped);
+  return wrapped != 0 && word(wrapped, layout.type) == wrapper->wrapped_type ? wrapped + layout.implementation : 0;
+}
+
 // Whether a tensor, wherever it lies, is what the row says: its dispatch keys (device, layout, what is lazy), dtype,
 // sizes and strides.
 bool is_alike(const HostLayout& layout, StepTensor& row, uint64_t handle) {
@@ -112,11 +131,15 @@ bool is_alike(const HostLayout& layout, StepTensor& row, uint64_t handle) {
          std::memcmp(shape.strides, layout_of(row) + row.dims, bytes) == 0;
 }
 
+bool is_same_object(const HostLayout& layout, const StepTensor& row) {
+  return word(row.of.object, layout.type) == row.type &&
+         word(row.of.object, layout.implementation) == row.implementation;
+}
+
 bool has_stayed(const HostLayout& layout, StepTensor& row) {
   uint64_t address;
-  if (word(row.of.object, layout.type) != row.type ||
-      word(row.of.object, layout.implementation) != row.implementation || !is_alike(layout, row, row.handle) ||
-      !address_of(row.handle, address) || address != row.address) {
+  if (!is_same_object(layout, row) || !is_alike(layout, row, row.handle) || !address_of(row.handle, address) ||
+      address != row.address) {
     return false;
   }
   return row.of.role != StepTensorRole::kCount || is_step_count(*reinterpret_cast<const double*>(address));
@@ -132,23 +155,43 @@ bool is_in_memory(const StepTensor& row, uint64_t handle) {
 }
 
 // Whether the gradient of a tensor can take the place of the one before.
-bool can_follow(const HostLayout& layout, StepTensor& row, const StepTensor& owner) {
-  const uint64_t handle = gradient_of(layout, owner.implementation);
+bool can_follow(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row, const StepTensor& owner) {
+  const uint64_t handle = handle_of_gradient(layout, wrapper, row, owner);
   int32_t device;
-  return is_alike(layout, row, handle) && ask(aoti_torch_get_device_index, handle, &device) && device == row.device &&
-         address_of(handle, row.moved_to) && is_in_memory(row, handle);
+  return handle != 0 && is_alike(layout, row, handle) && ask(aoti_torch_get_device_index, handle, &device) &&
+         device == row.device && address_of(handle, row.moved_to) && is_in_memory(row, handle);
 }
 
-bool is_as_before(const HostLayout& layout, StepTensor& row, const StepTensor& before) {
+bool holds_the_same(const HostLayout& layout, const HostWrapper& wrapper, const StepTensor& row) {
+  return is_same_object(layout, row) && word(row.of.object, wrapper.wrapped) == row.wrapped &&
+         word(row.of.object, wrapper.spec) == row.spec;
+}
+
+bool is_as_before(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row, const StepTensor& before) {
   switch (row.of.role) {
-    case StepTensorRole::kGradient: return can_follow(layout, row, before);
+    case StepTensorRole::kGradient:
+    case StepTensorRole::kWrappedGradient: return can_follow(layout, wrapper, row, before);
     case StepTensorRole::kNone: return !is_defined(gradient_of(layout, before.implementation));
+    case StepTensorRole::kWrapper: return holds_the_same(layout, *wrapper, row);
     default: return has_stayed(layout, row);
   }
 }
 
 void ask_for(const StepTensor& row) {
-  ask_for_span(row.of.object, kObjectBytes);
+  if (row.of.role == StepTensorRole::kWrapper) {
+    ask_for_span(row.of.object, kWrapperBytes);
+    if (row.version == 0) return;
+    ask_for_span(row.implementation, kWrapperImplementationBytes);
+    return ask_for_span(row.version, kVersionBytes);
+  }
+  if (row.of.role == StepTensorRole::kWrappedGradient) {
+    ask_for_span(row.outer_implementation, kWrapperImplementationBytes);
+    ask_for_span(row.outer_object, kWrapperBytes);
+  }
+  if (!is_gradient(row)) {
+    ask_for_span(row.of.object, kObjectBytes);
+    if (row.version != 0) ask_for_span(row.version, kVersionBytes);
+  }
   ask_for_span(row.handle, sizeof(row.handle));
   ask_for_span(row.implementation, kImplementationBytes);
   ask_for_span(row.storage, kStorageBytes);
@@ -171,7 +214,7 @@ bool for_all(const StepRecord& record, const Visit& visit) {
 void move_gradients(const StepRecord& record) {
   StepTensor* row = reinterpret_cast<StepTensor*>(record.tensors);
   for (int64_t i = 0; i < record.count; ++i, row = &next(*row)) {
-    if (row->of.role == StepTensorRole::kGradient) *row->of.slot = row->address = row->moved_to;
+    if (is_gradient(*row)) *row->of.slot = row->address = row->moved_to;
   }
 }
 
@@ -187,12 +230,22 @@ bool fill_layout(StepTensor& row) {
   return true;
 }
 
-bool fill(const HostLayout& layout, StepTensor& row, const StepTensor& before) {
+bool fill(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row, const StepTensor& before) {
+  const bool wraps = row.of.role == StepTensorRole::kWrapper || row.of.role == StepTensorRole::kWrappedGradient;
+  if (wraps && (!wrapper || layout.object < 0)) return false;
   const bool of_owner = row.of.object == 0;
-  row.handle = of_owner ? gradient_of(layout, before.implementation) : row.of.object + layout.implementation;
+  row.handle = of_owner ? handle_of_gradient(layout, wrapper, row, before) : row.of.object + layout.implementation;
   if (row.of.role == StepTensorRole::kNone) return !is_defined(row.handle);
+  if (row.handle == 0) return false;
   if (!of_owner) row.type = word(row.of.object, layout.type);
   row.implementation = word(row.handle, 0);
+  // The word before the object's, as torch has it; were it another, a line would be asked for in vain.
+  if (!of_owner && row.of.slot && layout.object > 0) row.version = word(row.implementation, layout.object - 8);
+  if (row.of.role == StepTensorRole::kWrapper) {
+    row.wrapped = word(row.of.object, wrapper->wrapped);
+    row.spec = word(row.of.object, wrapper->spec);
+    return row.type == wrapper->type;
+  }
   row.storage = word(row.implementation, layout.storage);
   row.keys = word(row.implementation, layout.keys);
   return ask(aoti_torch_get_dtype, row.handle, &row.dtype) &&
@@ -209,7 +262,7 @@ int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, co
   for (int64_t i = 0; i < record->count; ++i, before = row, row = &lrt::next(*row)) {
     *row = {};
     row->of = given[i];
-    if (!lrt::fill(*layout, *row, *before)) return 0;
+    if (!lrt::fill(*layout, record->wrapper, *row, *before)) return 0;
   }
   return 1;
 }
@@ -219,8 +272,8 @@ int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record, vo
   if (!entries.match(attributes, false)) return lrt::kOther;
   bool moved = false;
   const bool same = lrt::for_all(*record, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
-    if (!lrt::is_as_before(*layout, row, before)) return false;
-    moved = moved || (row.of.role == lrt::StepTensorRole::kGradient && row.moved_to != row.address);
+    if (!lrt::is_as_before(*layout, record->wrapper, row, before)) return false;
+    moved = moved || (lrt::is_gradient(row) && row.moved_to != row.address);
     return true;
   });
   if (!same) return lrt::kOther;

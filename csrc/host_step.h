@@ -16,7 +16,7 @@ struct HostLayout {
   void* (*list_item)(void* list, intptr_t place);
   const void* (*grad_of)(const void* implementation);  // where its gradient's implementation is named
   int64_t type, implementation;                        // in a tensor's object
-  int64_t storage, keys;                               // in its implementation in C++
+  int64_t storage, keys, object;                       // in its implementation in C++; -1: not found
 };
 
 // An entry of a dict or list, or the end of one. After an entry that is a dict or list come those that it has.
@@ -27,30 +27,54 @@ struct HostEntry {
 };
 
 // A tensor that stays, one float64 on the CPU that counts steps, the gradient of the row before, which may have moved,
-// or that the row before has no gradient.
-enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone };
+// or that the row before has no gradient; a wrapper that stays with what is in its slots, and the tensor in the wrapper
+// that is the gradient of the row before, which may be another.
+enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone, kWrapper, kWrappedGradient };
 
 // What is given of a row.
 struct StepTensorOf {
   StepTensorRole role;
-  uint64_t object;  // 0: a gradient, which its tensor knows
-  uint64_t* slot;   // of a gradient: where a table has its address
+  uint64_t object;  // 0: a gradient, which its tensor knows, or none
+  uint64_t* slot;   // of a gradient: where a table has its address; of a parameter: not null
 };
 
-// A row of the record, read off the tensor; 2 * dims words follow it, its sizes and then its strides.
+// A row of the record, read off the tensor; 2 * dims words follow it, its sizes and then its strides. What only some
+// rows have shares its place with what these have not: a row is as small as can be, because all are read at each step.
 struct StepTensor {
   StepTensorOf of;
-  uint64_t type, implementation, storage;
+  union {
+    uint64_t type;
+    uint64_t outer_object;  // of the wrapper of a gradient, the last time
+  };
+  union {
+    uint64_t version;  // where a parameter's is counted, which is only asked for; else 0
+    uint64_t outer_implementation;
+  };
+  uint64_t implementation, storage;
   uint64_t handle;  // where its implementation is named
-  uint64_t keys, address;
+  union {
+    uint64_t keys;
+    uint64_t wrapped;  // what a wrapper's slots hold
+  };
+  union {
+    uint64_t address;
+    uint64_t spec;
+  };
   uint64_t moved_to;  // of a gradient, while it is looked at
   int64_t extent;     // elements from its first to its last in memory
   int32_t dtype, device;
   int64_t dims;
 };
 
+// The wrappers of a step (DTensors): their type, that of the tensors in them, and where in an object its slots are.
+struct HostWrapper {
+  uint64_t type, wrapped_type;
+  int64_t wrapped, spec;
+};
+
 struct StepRecord {
   const HostEntry* entries;
+  const HostWrapper* wrapper;  // null: there is none
   uint64_t* tensors;
   int64_t count;
 };

@@ -33,9 +33,6 @@ constexpr bool steps_in_registers(const StoredAs& as) {
 template <Dtype kDtype>
 using StorageOf = std::conditional_t<kDtype == kBf16, BFloat16, float>;
 
-// A bfloat16 in the upper half of a word, where all is done to it: a width of 32 bits throughout saves shuffles.
-LRT_HD uint32_t in_upper_half(BFloat16 x) { return static_cast<uint32_t>(x) << 16; }
-LRT_HD BFloat16 of_upper_half(uint32_t word) { return static_cast<BFloat16>(static_cast<uint16_t>(word >> 16)); }
 template <bool kStochastic>
 LRT_HD uint32_t to_upper_half(float x, uint32_t word, uint32_t multiplier) {
   return kStochastic ? stochastically_rounded_to_upper_half(x, rounding_bits(word, multiplier))

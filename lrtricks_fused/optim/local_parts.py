@@ -33,9 +33,9 @@ class LocalParts:
         self._looks = 0
 
     @property
-    def params(self) -> list[Tensor]:
-        """Those that it is of."""
-        return self._columns[0]
+    def wholes(self) -> list[list[Any]]:
+        """The columns that it is of."""
+        return self._columns
 
     def hold(self, columns: list[list[Any]]) -> bool:
         """Whether it holds of these columns."""

@@ -21,7 +21,9 @@ from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
 from .clipping import Clipping
 from .groups import CheckedGroup, Group
+from .local_parts import LocalParts
 from .parts import PLAIN, Part
+from .shards import dtensor_type, local
 
 SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas"})
 UNREAD = frozenset({"_tables", "_checked_groups", "_maps", "_repeats", "_measured"})  # they follow from the others
@@ -30,13 +32,17 @@ FIRST_PATIENCE, MOST_PATIENCE, WORTHWHILE = 2, 256, 8  # steps
 
 @dataclass(slots=True)
 class _Piece:
-    """A call that can be repeated, with the backend that took it; ``native`` is what the CPU's op takes."""
+    """A call that can be repeated, with the backend that took it; ``native`` is what the CPU's op takes.
+
+    ``wholes``: the columns of the call's parameters and states as the optimizer has them, of which some are DTensors.
+    """
 
     group: Group
     checked: CheckedGroup
     call: StepCall
     backend: Backend
     native: TableStep | None
+    wholes: list[list[Any]]
 
     def has_moved(self) -> None:
         """Take the addresses of gradients, which the host's table has, to the device's."""
@@ -59,23 +65,30 @@ class _Piece:
             self.native = TableStep(self.call)
 
     def step(self) -> None:
+        if self.wholes[0] is not self.call.params:
+            torch.autograd.graph.increment_version(self.wholes[0])
         if self.native is None:
             self.backend.step(self.call)
         else:
             self.native()
 
 
-def _piece(part: Part, call: StepCall, backend: Backend, tables: dict[Any, Any]) -> _Piece | None:
+def _piece(
+    part: Part, call: StepCall, backend: Backend, tables: dict[Any, Any], maps: dict[Any, LocalParts]
+) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
     told = call.sums, call.copies, call.norms, call.grad_scale, call.found_inf
-    plain = not (part.sharded or call.staged or call.pieces) and all(value is None for value in told)
+    plain = not (call.staged or call.pieces) and all(value is None for value in told)
     if not plain or call.table is None or call.table is not tables.get(call.table_key):
         return None
-    if not same([param.grad for param in call.params], call.grads):
+    if part.sharded and (call.clip is not None or call.storage is not None):  # of which other ranks have parts, too
+        return None
+    wholes = maps[call.table_key].wholes if part.sharded else [call.params, *call.states.values()]
+    if not same([local(param.grad) for param in wholes[0]], call.grads):
         return None
     call.grads = []  # which come and go
     on_cpu = backend.step is native_step and call.params[0].is_cpu
-    return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None)
+    return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None, wholes)
 
 
 class Repeats:
@@ -155,10 +168,10 @@ class Repeats:
             return
         params = list(optimizer._params())
         constant = all(optimizer._checked_group(group).is_constant for group in optimizer.param_groups)
-        if not constant or not {*map(type, params)} <= PLAIN:
+        if not constant or not all(kind in PLAIN or kind is dtensor_type() for kind in {*map(type, params)}):
             return
         zipped = zip(work, calls, backends, strict=True)
-        pieces = [_piece(part, call, backend, optimizer._tables) for part, call, backend in zipped]
+        pieces = [_piece(*of, optimizer._tables, optimizer._maps) for of in zipped]
         if not all(pieces):
             return
         self._pieces = [piece for piece in pieces if piece is not None]
@@ -176,13 +189,18 @@ def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:
     operands = Operands()
     for piece in pieces:
         call, table = piece.call, piece.call.table
-        states = [column for column in (*call.states.values(), *call.scalar_states.values()) if column]
-        states += columns_beside(call)
+        parts = [call.params, *call.states.values()]
+        states = [list(zip(*pair, strict=True)) for pair in zip(piece.wholes[1:], parts[1:], strict=True) if pair[0]]
+        states += [
+            list(zip(own, own, strict=True)) for own in (*call.scalar_states.values(), *columns_beside(call)) if own
+        ]
         table.watched.forget_gradients()  # which may move unseen
-        for number, (param, count, *own) in enumerate(zip(call.params, call.steps, *states, strict=True)):
-            operands.add(param, table.gradient_slot(number), count, *own)
-    stepped = {param for piece in pieces for param in piece.call.params}
+        for number, (whole, part, count, *own) in enumerate(
+            zip(piece.wholes[0], call.params, call.steps, *states, strict=True)
+        ):
+            operands.add(whole, part, table.gradient_slot(number), count, *own)
+    stepped = {param for piece in pieces for param in piece.wholes[0]}
     for param in params:
         if param not in stepped:
-            operands.add(param, None)
+            operands.add(param, local(param), None)
     return operands

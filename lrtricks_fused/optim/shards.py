@@ -23,14 +23,14 @@ _spec, _local_tensor = attrgetter("_spec"), attrgetter("_local_tensor")
 _mesh, _placements = attrgetter("_spec.mesh"), attrgetter("_spec.placements")
 
 
-def _dtensor() -> Any:
+def dtensor_type() -> Any:
     """The class, or nothing: the module, which takes long to import, is there where one has been made."""
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
 
 
 def is_dtensor(tensor: object) -> bool:
     """Whether it is a DTensor."""
-    return isinstance(tensor, _dtensor())
+    return isinstance(tensor, dtensor_type())
 
 
 def local(tensor: Any) -> Tensor:
@@ -161,7 +161,7 @@ def placed(values: Tensor, param: Any) -> Tensor:
 
 def gradients(params: list[Tensor], grads: list[Any]) -> list[Any]:
     """The plain tensors of gradients, some of which are wrappers or None; see :func:`gradient`."""
-    if {*map(type, params)} == {*map(type, grads)} == {_dtensor()} and _are_cut_alike(params, grads):
+    if {*map(type, params)} == {*map(type, grads)} == {dtensor_type()} and _are_cut_alike(params, grads):
         held = list(map(_local_tensor, grads))  # nothing else to ask of many
         return held if {*map(type, held)} == {Tensor} else list(map(waited, held))
     return [grad if grad is None else gradient(param, grad) for param, grad in zip(params, grads, strict=True)]

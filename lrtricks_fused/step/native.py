@@ -201,8 +201,9 @@ class TableStep:
         self._op, self._arguments, self._params = _table_op(call.rule), _arguments(call, call.table), call.params
 
     def __call__(self) -> None:
-        self._op(*self._arguments)
+        # First: the objects of the parameters, which have just been looked at, are in the cache, and not after the step.
         torch.autograd.graph.increment_version(self._params)
+        self._op(*self._arguments)
 
 
 def _run_on_lists(call: StepCall) -> None:

@@ -1,8 +1,8 @@
 """What Python and torch publish of their objects, by which the native library looks at them itself, see host.py.
 
-Functions are found by their names. Where an object names its type, its implementation in C++, and this its storage and
-its dispatch keys, is found by looking for what Python says of some tensors: so it holds for the torch and the Python
-that are here, or is not used.
+Functions are found by their names. Where an object names its type, its implementation in C++, and this its storage, its
+dispatch keys and its object, is found by looking for what Python says of some tensors: so it holds for the torch and
+the Python that are here, or is not used.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ class HostLayout(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "grad_of")),
-        *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys")),
+        *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys", "object")),
     ]
 
 
@@ -50,6 +50,14 @@ def _place(samples: list[Tensor], start: Callable[[Any], int], size: int, value:
     ]
     (place,) = found
     return place
+
+
+def _place_or_none(find: Callable[[], int]) -> int:
+    """What only some steps need; -1 where it is not found."""
+    try:
+        return find()
+    except ValueError:
+        return -1
 
 
 def _keys(tensor: Tensor) -> int:
@@ -83,6 +91,7 @@ def _found() -> HostLayout:
         implementation=_place(samples, id, object_size, implementation),
         storage=in_implementation(lambda tensor: tensor.untyped_storage()._cdata),
         keys=in_implementation(_keys),
+        object=_place_or_none(lambda: in_implementation(id)),
     )
 
 

@@ -2,8 +2,9 @@
 
 [note: What is recorded] Of an optimizer all attributes, and what the dicts and lists among them have, by which objects
 these are: groups, options, parameters, states, hooks. Of parameters, states and counts where they are, and what they
-are, which an address alone does not say. Of gradients what they are; where, may change. Everything but the gradients is
-held, so that no other object can take an address meanwhile.
+are, which an address alone does not say. Of gradients what they are; where, may change. Of DTensors which tensors are
+in them, and by which objects they are cut: a gradient's must be its parameter's, as fully_shard has it. Everything but
+the gradients is held, so that no other object can take an address meanwhile.
 """
 
 import ctypes
@@ -15,20 +16,40 @@ from torch import Tensor
 
 from . import host
 from .published import layout
+from .slots import place_of
 
 _MOST_DEPTH = 4  # attributes, groups, a group, its parameters
-_FIXED_WORDS = 13  # of a StepTensor of csrc/host_step.h
+_FIXED_WORDS = 14  # of a StepTensor of csrc/host_step.h
 
 
 # Plain integers, of which there are many.
 _OBJECT, _SCHEDULED, _DICT, _LIST, _END = range(5)  # HostEntryKind of csrc/host_step.h
-_HELD, _COUNT, _GRADIENT, _NONE = range(4)  # StepTensorRole
+_HELD, _COUNT, _GRADIENT, _NONE, _WRAPPER, _WRAPPED_GRADIENT = range(6)  # StepTensorRole
 # What is told of a step, bits; 0: it is another. Plain integers, which a step asks without a call.
 SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS = 1, 2, 4
 
 
 class _StepRecord(ctypes.Structure):
-    _fields_ = [("entries", ctypes.c_void_p), ("tensors", ctypes.c_void_p), ("count", ctypes.c_int64)]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("entries", "wrapper", "tensors")),
+        ("count", ctypes.c_int64),
+    ]
+
+
+class _HostWrapper(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("type", "wrapped_type", "wrapped", "spec")]
+
+
+def _wrapper(sample: Any) -> _HostWrapper:
+    """What is known of DTensors.
+
+    Raises:
+        ValueError: where they have what is asked of them is not found.
+    """
+    places = [place_of(sample, name) for name in ("_local_tensor", "_spec")]
+    if None in places:
+        raise ValueError("Invalid record: a DTensor does not tell what it holds")
+    return _HostWrapper(id(type(sample)), id(Tensor), *places)
 
 
 def _integers(rows: list[int]) -> Tensor:
@@ -36,28 +57,44 @@ def _integers(rows: list[int]) -> Tensor:
 
 
 class Operands:
-    """The tensors of a record, as its rows."""
+    """The tensors of a record, as its rows. What is added may be a DTensor: then this rank's part of it is, too."""
 
     def __init__(self) -> None:
         self.held: list[Any] = []
         self.given: list[int] = []  # a StepTensorOf of each row
         self.words = 0
+        self.wrapper: Any = None  # one of those, if there is any
 
-    def _add(self, role: int, tensor: Tensor, slot: int = 0) -> None:
-        self.words += _FIXED_WORDS + 2 * tensor.dim()
-        self.given += role, 0 if role >= _GRADIENT else id(tensor), slot
+    def _add(self, role: int, at: int = 0, dims: int = 0, slot: int = 0) -> None:
+        self.words += _FIXED_WORDS + 2 * dims
+        self.given += role, at, slot
 
-    def add(self, param: Tensor, slot: int | None, count: Tensor | None = None, *states: Tensor) -> None:
-        """A parameter, with the address at which its gradient's is kept (None: it has no gradient), and its states."""
-        self.held += [param, count, *states]
-        self._add(_HELD, param)
+    def _hold(self, tensor: Any, role: int = _HELD, is_param: bool = False) -> None:
+        self.held.append(tensor)
+        if role == _WRAPPER:
+            self.wrapper = tensor
+        self._add(role, id(tensor), 0 if role == _WRAPPER else tensor.dim(), int(is_param))
+
+    def add(
+        self, param: Any, part: Tensor, slot: int | None, count: Tensor | None = None, *states: tuple[Any, Tensor]
+    ) -> None:
+        """A parameter with its count and states, and of each DTensor among them this rank's part (else itself again).
+
+        ``slot``: the address at which its gradient's is kept; None: it has no gradient.
+        """
+        wraps = param is not part
+        self._hold(param, _WRAPPER if wraps else _HELD, is_param=True)
         if slot is None:
-            return self._add(_NONE, param)
-        self._add(_GRADIENT, param, slot)
+            return self._add(_NONE)
+        self._add(_WRAPPED_GRADIENT if wraps else _GRADIENT, 0, part.dim(), slot)
+        if wraps:
+            self._hold(part, is_param=True)
         if count is not None:
-            self._add(_COUNT if count.is_cpu else _HELD, count)
-        for state in states:
-            self._add(_HELD, state)
+            self._hold(count, _COUNT if count.is_cpu else _HELD)
+        for state, own in states:
+            if state is not own:
+                self._hold(state, _WRAPPER)
+            self._hold(own)
 
 
 class Entries:
@@ -116,7 +153,12 @@ class Record:
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
         self._entries = _integers(entries.rows)
         self._tensors = torch.empty(operands.words, dtype=torch.int64, device="cpu")
-        self._record = _StepRecord(self._entries.data_ptr(), self._tensors.data_ptr(), len(operands.given) // 3)
+        wrapper = None if operands.wrapper is None else _wrapper(operands.wrapper)
+        self._wrapper = wrapper
+        self._record = _StepRecord(
+            self._entries.data_ptr(), None if wrapper is None else ctypes.addressof(wrapper),
+            self._tensors.data_ptr(), len(operands.given) // 3,
+        )  # fmt: skip
         self._look, self._places = known.repeats, (ctypes.addressof(there), ctypes.addressof(self._record))
         given = _integers(operands.given)
         if not known.record(self._places[0], given.data_ptr(), self._places[1]):

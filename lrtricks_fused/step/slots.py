@@ -45,6 +45,11 @@ def _place(thing: Any, value: Any) -> int | None:
     return places[0] * WORD if len(places) == 1 else None
 
 
+def place_of(thing: Any, name: str) -> int | None:
+    """Where in an object the slot of an attribute is, in bytes; None where it is not found."""
+    return _place(thing, getattr(thing, name)) if _is_slot(type(thing), name) else None
+
+
 def _rows(things: list[Any], name: str, values: list[Any]) -> list[tuple[int, int]] | None:
     """Where in memory the slots are, with the addresses that they hold; None where they are not found."""
     if not all(_is_slot(kind, name) for kind in {*map(type, things)}):

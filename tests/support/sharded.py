@@ -39,11 +39,18 @@ def part_of(whole, param):
 
 
 def set_grads(model, step):
-    """The same gradients of the whole parameters, in their grad_dtype, cut as these are."""
+    """The same gradients of the whole parameters, in their grad_dtype, cut as these are.
+
+    In all but the first two steps by the very same object, as those of fully_shard are: such steps can be repeated.
+    """
     generator = torch.Generator().manual_seed(500 + step)
     for param in model.parameters():
         grad = torch.randn(param.shape, generator=generator).to(param.grad_dtype or param.dtype)
-        param.grad = part_of(grad, param) if shards.is_dtensor(param) else grad
+        if shards.is_dtensor(param):
+            grad = part_of(grad, param)
+            if step >= 2:
+                grad._spec = param._spec
+        param.grad = grad
 
 
 def drive(model, optimizer, steps):

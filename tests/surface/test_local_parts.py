@@ -4,10 +4,11 @@ import pytest
 import ranks
 import torch
 from helpers import assert_same_bits
-from sharded import all_of, drive
+from sharded import all_of, set_grads
 from torch import nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step import host
@@ -65,8 +66,49 @@ def swapped_state(optimizer):
     torch.utils.swap_tensors(states[0], states[0] + 1)
 
 
+def _first_grad(optimizer):
+    params, _ = _own(optimizer)
+    return params[0], params[0].grad
+
+
+def other_local_of_a_gradient(optimizer):
+    _, grad = _first_grad(optimizer)
+    grad._local_tensor = grad._local_tensor * 2
+
+
+def no_gradient(optimizer):
+    param, _ = _first_grad(optimizer)
+    param.grad = None
+
+
+def partial_gradient(optimizer):
+    param, grad = _first_grad(optimizer)
+    param.grad = DTensor.from_local(grad.full_tensor(), grad.device_mesh, [Partial()])
+
+
+def gradient_of_another_layout(optimizer):
+    _, grad = _first_grad(optimizer)
+    grad._local_tensor = grad._local_tensor.t().contiguous().t() + 1
+
+
+def like_gradient(optimizer):
+    """Cut alike, but by an object of its own."""
+    param, grad = _first_grad(optimizer)
+    param.grad = DTensor.from_local(grad._local_tensor, grad.device_mesh, [Shard(0)], run_check=False,
+                                    shape=grad.shape, stride=grad.stride())  # fmt: skip
+
+
+def gradient_in_waiting(optimizer):
+    _, grad = _first_grad(optimizer)
+    grad._local_tensor = AsyncCollectiveTensor(grad._local_tensor)
+
+
+# Before gradients are set, and after; then those that change nothing.
 EVENTS = [nothing, other_local_of_a_parameter, other_local_of_a_state, other_state, moved_local, other_placements,
           swapped_state]  # fmt: skip
+OF_GRADIENTS = [other_local_of_a_gradient, no_gradient, partial_gradient, gradient_of_another_layout, like_gradient,
+                gradient_in_waiting]  # fmt: skip
+HARMLESS = nothing, like_gradient, gradient_in_waiting
 
 
 def _stepped(size, event, remembers):
@@ -75,14 +117,23 @@ def _stepped(size, event, remembers):
     params = [nn.Parameter(distribute_tensor(torch.randn(shape), mesh, [Shard(0)])) for shape in SHAPES]
     model = nn.ParameterList(params)
     optimizer = lrt.Adam(model.named_parameters(), lr=0.1, keep_prob=0.5, seed=3, backend="native")
-    for step in range(6):
-        if step == 4:  # what is remembered of a first look is made at later ones
-            event(optimizer)
+    for step in range(9):
+        if step == 7:  # what is remembered of a first look is made at later ones
+            assert (optimizer._repeats._repeated > 0) == (remembers and host.functions() is not None)
+            if event in EVENTS:
+                event(optimizer)
         if not remembers:
             optimizer._maps.clear()
             optimizer._tables.clear()
             optimizer._kept = None
-        drive(model, optimizer, [step])
+            optimizer._repeats.forget()
+        set_grads(model, step)
+        if step == 7 and event in OF_GRADIENTS:
+            event(optimizer)
+        stepped = [tensor for p in params if p.grad is not None for tensor in (p, p._local_tensor)]
+        versions = [tensor._version for tensor in stepped]
+        optimizer.step()
+        assert all(tensor._version > before for tensor, before in zip(stepped, versions, strict=True))
     return all_of(model, optimizer)
 
 
@@ -90,11 +141,11 @@ def _follow(_, size, library):
     if not library:
         host.functions = lambda: None  # of this process alone
     undisturbed = None
-    for event in EVENTS:
+    for event in EVENTS + OF_GRADIENTS:
         remembered, derived_anew = (_stepped(size, event, remembers) for remembers in (True, False))
         assert_same_bits(remembered, derived_anew)
         pairs = zip(remembered, undisturbed or derived_anew, strict=True)
-        assert (undisturbed is None) is all(torch.equal(mine, theirs) for mine, theirs in pairs), event
+        assert (event in HARMLESS) is all(torch.equal(mine, theirs) for mine, theirs in pairs), event
         undisturbed = undisturbed or remembered
 
 

@@ -280,7 +280,7 @@ def _swapped(_, size):
     assert_same_bits(all_of(model, optimizer), expected)
     removed = optimizer.param_groups.pop()  # nothing may hold what is gone
     drive(model, optimizer, range(STEPS, STEPS + 1))
-    held = {id(param) for parts in optimizer._maps.values() for param in parts.params}
+    held = {id(param) for parts in optimizer._maps.values() for param in parts.wholes[0]}
     assert held and not held & {id(param) for param in removed["params"]}
 
 
