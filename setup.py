@@ -144,12 +144,22 @@ def cuda_flags(archs: list[str]) -> list[str]:
     host = "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
     # Compressed machine code is a fraction of the library's size; the driver unpacks what it loads.
     flags = ["-std=c++20", *OPTIMIZE, "-fmad=false", "-Xfatbin=-compress-all", f"-I{CSRC}", host]
-    for arch in archs:
-        number = arch.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+    numbers = [arch.removesuffix("+PTX").replace(".", "") for arch in archs]
+    for number in numbers:
+        flags.append(f"-gencode=arch=compute_{ptx_arch(number, numbers)},code=sm_{number}")
+    for arch, number in zip(archs, numbers, strict=True):
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
+
+
+def ptx_arch(number: str, numbers: list[str]) -> str:
+    """The architecture whose PTX one's machine code is made of: of those before 10.0 the lowest.
+
+    PTX takes longer to make than machine code, and theirs is the same; from 10.0 on it has instructions of its own.
+    """
+    before = [int(other) for other in numbers if other.isdigit() and int(other) < 100]
+    return str(min(before)) if number.isdigit() and int(number) < 100 else number
 
 
 def torch_flags() -> tuple[list[str], list[str]]:

@@ -148,7 +148,8 @@ void run_stored(const ListStep& list, const TensorStep& tensor, const Range& ran
     } else {
       if (as != kAs) return false;
       with_decay(decay_of(list.scalars), [&]<Decay kDecay>() {
-        if constexpr (kDecay != Decay::kSelect) run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
+        if constexpr (kDecay != Decay::kSelect || kOneDecay)
+          run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
       });
       return true;
     }

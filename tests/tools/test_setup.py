@@ -70,6 +70,17 @@ def test_flags(functions):
     assert "-fmad=false" in flags and "-use_fast_math" not in flags
 
 
+def test_before_10_the_lowest_ptx_serves_all(functions):
+    assert gencode(functions["cuda_flags"](["9.0", "8.0", "10.0", "8.6+PTX", "12.0"])) == [
+        "compute_80,code=sm_90",
+        "compute_80,code=sm_80",
+        "compute_100,code=sm_100",
+        "compute_80,code=sm_86",
+        "compute_120,code=sm_120",
+        "compute_86,code=compute_86",
+    ]
+
+
 @pytest.mark.parametrize("separator", ["; ", " ", ","])
 def test_named_architectures(functions, monkeypatch, separator):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", separator.join(["8.6", "9.0a", "10.0f", "9.0a", "12.1+PTX"]))
