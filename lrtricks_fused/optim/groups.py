@@ -11,8 +11,8 @@ from typing_extensions import Self
 from ..step.backends import resolve
 from ..step.rule import RULES
 from . import compiled, identity
-from .arguments import GROUP_CHECKS
-from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
+from .arguments import ARGUMENTS, GROUP_CHECKS
+from .checks import as_seed, check_grad_weight, check_group, check_kind, check_lr, check_param
 from .kept import KeptStates
 from .shards import index_map, is_dtensor
 
@@ -25,6 +25,7 @@ ALLOW_NEGATIVE = "allow_negative_grad_weight"  # a group's key in checkpoints of
 
 # Of values that these types have, all is said by which object they are.
 _CONSTANTS = (float, int, bool, str, type(None))
+IN_TENSORS = ("lr", "keep_prob", "grad_weight")  # numbers that a step reads where a tensor holds them
 
 
 def _is_constant(value: Any) -> bool:
@@ -39,7 +40,9 @@ class CheckedGroup:
         wanted: the count of steps, the identity, and the states that it has.
         hyper, first_hyper: the rule's hyper-parameters, and those of the step for which states have just been made.
         arguments: what a StepCall takes from the group.
+        tensors: those of IN_TENSORS that tensors hold.
         is_constant: whether the values themselves cannot change, but only be replaced.
+        is_steady: whether that is so of all but the tensors.
     """
 
     def __init__(self, optimizer: "GroupedOptimizer", group: Group) -> None:
@@ -48,7 +51,10 @@ class CheckedGroup:
         optimizer._check_group(group)
         self._group, self._names, self._values = group, list(group), list(group.values())
         self._of_optimizer = optimizer._what_checks_read()
-        self.is_constant = all(_is_constant(value) for name, value in group.items() if name not in LISTS)
+        self.tensors = {name: group[name] for name in IN_TENSORS if type(group[name]) is Tensor}
+        constant = {name: _is_constant(value) for name, value in group.items() if name not in LISTS}
+        self.is_constant = all(constant.values())
+        self.is_steady = all(steady or name in self.tensors for name, steady in constant.items())
         self.names = optimizer._state_names(group)
         self.wanted = ["step", identity.IDENTITY, *(name for name, used in self.names.items() if used)]
         self.hyper, self.first_hyper = optimizer._hyper(group), optimizer._first_hyper(group)
@@ -74,6 +80,16 @@ class CheckedGroup:
             and all(map(is_, group.values(), self._values))
             and self._of_optimizer == optimizer._what_checks_read()
         )
+
+    def check_tensors(self, optimizer: "GroupedOptimizer") -> None:
+        """Raises ValueError or TypeError where a number in a tensor, which may be another by now, is invalid."""
+        for name, value in self.tensors.items():
+            if name == "lr":
+                check_lr(value)
+            elif name == "keep_prob":
+                ARGUMENTS[name].check(name, value)  # type: ignore[misc]
+            else:
+                check_grad_weight(value, optimizer.allow_negative_grad_weight)
 
 
 def _number(value: Any) -> float | Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..step.backends import Backend
 from ..step.call import StepCall
-from ..step.device import is_captured, on
+from ..step.device import is_captured, on, scalar
 from ..step.host import same
 from ..step.layouts import columns_beside
 from ..step.native import TableStep, native_step
@@ -21,7 +21,6 @@ from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
 from .clipping import Clipping
 from .groups import CheckedGroup, Group
-from .local_parts import LocalParts
 from .parts import PLAIN, Part
 from .shards import dtensor_type, local
 
@@ -73,17 +72,18 @@ class _Piece:
             self.native()
 
 
-def _piece(
-    part: Part, call: StepCall, backend: Backend, tables: dict[Any, Any], maps: dict[Any, LocalParts]
-) -> _Piece | None:
+def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
-    told = call.sums, call.copies, call.norms, call.grad_scale, call.found_inf
-    plain = not (call.staged or call.pieces) and all(value is None for value in told)
-    if not plain or call.table is None or call.table is not tables.get(call.table_key):
+    told = call.copies, call.norms, call.grad_scale, call.found_inf
+    plain = not (call.staged or call.pieces or optimizer.track_metrics) and all(value is None for value in told)
+    if not plain or call.table is None or call.table is not optimizer._tables.get(call.table_key):
         return None
-    if part.sharded and (call.clip is not None or call.storage is not None):  # of which other ranks have parts, too
-        return None
-    wholes = maps[call.table_key].wholes if part.sharded else [call.params, *call.states.values()]
+    if part.sharded and any(value is not None for value in (call.clip, call.sums, call.storage)):
+        return None  # other ranks have parts of these, too
+    read = (call.lr, call.keep_prob, call.grad_weight)
+    if any(isinstance(value, Tensor) and scalar(value, call.params[0].device) is not value for value in read):
+        return None  # what is read is a copy of it
+    wholes = optimizer._maps[call.table_key].wholes if part.sharded else [call.params, *call.states.values()]
     if not same([local(param.grad) for param in wholes[0]], call.grads):
         return None
     call.grads = []  # which come and go
@@ -101,6 +101,7 @@ class Repeats:
         self._record: Record | None = None
         self._pieces: list[_Piece] = []
         self._clipping: Clipping | None = None
+        self._with_tensors: list[CheckedGroup] = []  # groups, of whose numbers tensors hold some
         self._devices: set[torch.device] = set()  # whose tables lie there
         self._patience, self._waited, self._repeated = FIRST_PATIENCE, 0, 0
 
@@ -139,6 +140,8 @@ class Repeats:
             if told & OF_MOVED_GRADIENTS:
                 for piece in self._pieces:
                     piece.has_moved()
+            for checked in self._with_tensors if told else ():
+                checked.check_tensors(optimizer)
         except BaseException:  # an interrupt, too, must not leave the device with other addresses than the host
             self.forget()
             raise
@@ -167,19 +170,25 @@ class Repeats:
         if self._waited < self._patience or not calls or len(work) != len(calls) or layout() is None:
             return
         params = list(optimizer._params())
-        constant = all(optimizer._checked_group(group).is_constant for group in optimizer.param_groups)
-        if not constant or not all(kind in PLAIN or kind is dtensor_type() for kind in {*map(type, params)}):
+        groups = [optimizer._checked_group(group) for group in optimizer.param_groups]
+        if not all(checked.is_steady for checked in groups) or not all(
+            kind in PLAIN or kind is dtensor_type() for kind in {*map(type, params)}
+        ):
             return
         zipped = zip(work, calls, backends, strict=True)
-        pieces = [_piece(*of, optimizer._tables, optimizer._maps) for of in zipped]
+        pieces = [_piece(*of, optimizer) for of in zipped]
         if not all(pieces):
             return
         self._pieces = [piece for piece in pieces if piece is not None]
         self._clipping = clipping
+        self._with_tensors = [checked for checked in groups if checked.tensors]
         self._devices = {piece.call.params[0].device for piece in self._pieces if piece.native is None}
         try:
             entries = Entries(optimizer.__dict__, SCHEDULED, UNREAD)
-            self._record = Record(entries, _operands(self._pieces, params))
+            operands = _operands(self._pieces, params)
+            for tensor in (tensor for checked in self._with_tensors for tensor in checked.tensors.values()):
+                operands.hold(tensor)
+            self._record = Record(entries, operands)
         except ValueError:
             self._pieces, self._clipping = [], None
 
@@ -203,4 +212,7 @@ def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:
     for param in params:
         if param not in stepped:
             operands.add(param, local(param), None)
+    for piece in pieces:
+        if piece.call.sums is not None:
+            operands.hold(piece.call.sums)
     return operands

@@ -201,7 +201,7 @@ class TableStep:
         self._op, self._arguments, self._params = _table_op(call.rule), _arguments(call, call.table), call.params
 
     def __call__(self) -> None:
-        # First: the objects of the parameters, which have just been looked at, are in the cache, and not after the step.
+        # First: the objects of the parameters, which have just been looked at, are in the cache; after the step not.
         torch.autograd.graph.increment_version(self._params)
         self._op(*self._arguments)
 

@@ -69,6 +69,10 @@ class Operands:
         self.words += _FIXED_WORDS + 2 * dims
         self.given += role, at, slot
 
+    def hold(self, tensor: Tensor) -> None:
+        """Any other tensor, which must stay where and what it is; what is in it may be other numbers."""
+        self._hold(tensor)
+
     def _hold(self, tensor: Any, role: int = _HELD, is_param: bool = False) -> None:
         self.held.append(tensor)
         if role == _WRAPPER:

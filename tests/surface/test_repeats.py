@@ -155,6 +155,113 @@ def test_a_schedule_repeats_steps(whole_steps):
     assert_same_bits(*map(contents, opts))
 
 
+def with_tensors(backend, dtype=torch.float64, **options):
+    """Numbers in tensors, of which each group has its own."""
+    opt = optimizer(backend, **options)
+    for group in opt.param_groups:
+        for name in ("lr", "keep_prob", "grad_weight"):
+            group[name] = torch.tensor(group[name], dtype=dtype)
+    return opt
+
+
+def written(opt):
+    for group in opt.param_groups:
+        group["lr"].mul_(0.75)
+        group["keep_prob"].mul_(0.9)
+        group["grad_weight"].add_(0.25)
+
+
+def moved_number(opt):
+    opt.param_groups[1]["lr"].data = torch.tensor(0.025, dtype=torch.float64)
+
+
+def other_number(opt):
+    opt.param_groups[0]["keep_prob"] = torch.tensor(0.25)
+
+
+NUMBERS = [(torch.float64, False), (torch.float32, False), (torch.float16, False), (torch.float64, True),
+           (torch.float32, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "on_device"), NUMBERS)  # of others a step reads a copy
+def test_numbers_in_tensors(dtype, on_device, request, whole_steps):
+    if on_device:
+        request.getfixturevalue("on_host")
+    opts = [warm(with_tensors(backend, dtype)) for backend in ("native", "reference")]
+    for event, is_repeated in (written, True), (new_gradients, True), (other_number, False), (written, True):
+        whole_steps.clear()
+        for opt in opts:
+            event(opt)
+            opt.step()
+        assert (opts[0] not in whole_steps) == (is_repeated and dtype != torch.float16)
+        assert_same_bits(*map(contents, opts))
+        for opt in opts:
+            warm(opt, 8)
+    for opt in opts if dtype == torch.float64 else ():
+        whole_steps.clear()
+        moved_number(opt)
+        opt.step()
+        assert whole_steps == [opt]
+    assert_same_bits(*map(contents, opts))
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", -1.0), ("keep_prob", 1.5), ("grad_weight", float("nan"))])
+@pytest.mark.parametrize("group", [0, 1])
+def test_an_invalid_number_in_a_tensor_is_refused(name, value, group, whole_steps):
+    opt, other = warm(with_tensors("native")), warm(with_tensors("native"))
+    assert opt._repeats._record is not None
+    before = [tensor.clone() for tensor in contents(opt)]
+    number, valid = opt.param_groups[group][name], float(opt.param_groups[group][name])
+    new_gradients(opt)
+    new_gradients(other)
+    number.fill_(value)
+    with pytest.raises(ValueError, match=f"Invalid {name}="):
+        opt.step()
+    assert_same_bits(contents(opt), before)
+    number.fill_(valid)
+    for one in (opt, other):
+        one.step()
+    assert_same_bits(contents(opt), contents(other))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_steps_with_a_slope_are_repeated(on_device, request, whole_steps):
+    if on_device:
+        request.getfixturevalue("on_host")
+    opts = [with_tensors(backend) for backend in ("native", "reference")]
+    slopes = [{}, {}]
+
+    def step_all(times=1):
+        for opt, own in zip(opts, slopes, strict=True):
+            for _ in range(times):
+                with opt.add_slopes_to(own):
+                    opt.step()
+
+    step_all(WARM)
+    for event, is_repeated in (lambda own: None, True), (lambda own: own.clear(), False):
+        whole_steps.clear()
+        for own in slopes:
+            event(own)
+        for opt in opts:
+            written(opt)
+            new_gradients(opt)
+        step_all()
+        assert (opts[0] not in whole_steps) == is_repeated
+        assert_same_bits(*map(contents, opts))
+        assert_same_bits(*(list(own.values()) for own in slopes))
+        step_all(8)
+    whole_steps.clear()
+    for opt in opts:
+        opt.step()  # without
+    assert opts[0] in whole_steps
+    assert_same_bits(*map(contents, opts))
+    assert_same_bits(*(list(own.values()) for own in slopes))
+    step_all(8)
+    slopes[0][torch.device("cpu")].data = torch.zeros((), dtype=torch.float32)
+    with pytest.raises(ValueError, match="must be one float64"):
+        step_all()
+
+
 @pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
 def test_clipped_steps_are_repeated(event, whole_steps):
     opts = [optimizer(max_norm=0.5), optimizer("reference", max_norm=0.5)]
