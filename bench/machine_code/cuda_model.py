@@ -65,13 +65,14 @@ def library(arch: int) -> dict[str, sass.Text]:
 
 
 def tile_loop(code: Sequence[sass.Instruction], dtype: str) -> tuple[sass.Loop, list[sass.Loop]]:
-    """The loop over a full chunk's tiles, and those in it; not that of any alignment, which has single elements."""
+    """The loop over a full chunk's tiles, and those in it; not those of any alignment, which access single elements."""
     single, found = BYTES[DTYPES[dtype][0]], sass.loops(code)
     outermost = [loop for loop in found if not any(other.contains(loop) for other in found)]
-    stored = {loop: {it.access_bytes for it in code[loop.head : loop.end + 1] if it.is_store} for loop in outermost}
-    full = [loop for loop, sizes in stored.items() if sizes and single not in sizes]
+    of = {loop: code[loop.head : loop.end + 1] for loop in outermost}
+    stores = [loop for loop in outermost if any(it.is_store and it.access_bytes for it in of[loop])]
+    full = [loop for loop in stores if single not in {it.access_bytes for it in of[loop]}]
     if len(full) != 1:
-        raise sass.UnknownStructure(f"{len(full)} loops that store no single elements, of {outermost}")
+        raise sass.UnknownStructure(f"{len(full)} loops that access no single elements, of {outermost}")
     return full[0], [loop for loop in found if full[0].contains(loop)]
 
 

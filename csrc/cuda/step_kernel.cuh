@@ -115,8 +115,10 @@ struct BlockStep {
       step_tiles(last, draw);
     } else if (aligned == Aligned::kAll && plain) {
       step_warp_tiles<AlignedAccess, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
-    } else if (aligned == Aligned::kAllButGradient && plain) {
-      step_warp_tiles<AlignedButGradients, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
+    } else if (!Draw::kMapped && aligned == Aligned::kAllButGradient && plain) {
+      // Mapped draws leave this loop too few registers.
+      using Access = std::conditional_t<Draw::kMapped, AlignedAccess, AlignedButGradients>;
+      step_warp_tiles<Access, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
     } else {
       step_warp_tiles<AnyAccess, false, Rule, Param, State>(chunk, begin / kTile, last, draw);
     }

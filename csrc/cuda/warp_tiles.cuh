@@ -16,6 +16,7 @@ constexpr int kPasses = kRows / kSpan<Param>;  // of a warp over a tile
 // it for all eight rows.
 template <class Rule, class Real>
 struct WholeDraw {
+  static constexpr bool kMapped = false;
   const Chunk<Rule, Real>& chunk;
   template <int kCount>
   __device__ __forceinline__ Keeps<kCount> lanes(int64_t tile, int lane) const {
@@ -26,6 +27,7 @@ struct WholeDraw {
 };
 template <class Rule, class Real>
 struct MappedDraw {
+  static constexpr bool kMapped = true;
   const Chunk<Rule, Real>& chunk;
   ChunkMap map;
   template <int kCount>

@@ -206,6 +206,11 @@ def test_full_chunks_use_registers_and_wide_accesses(arch, rule):
         assert kernel.unmasked < kernel.masked, kernel
 
 
+def wide_accesses(loop):
+    wide = [it for it in loop if it.access_bytes == cuda_model.ACCESS]
+    return sum(not it.is_store for it in wide), sum(it.is_store for it in wide)
+
+
 @reads
 @by_rule
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
@@ -214,10 +219,15 @@ def test_operands_at_any_address_have_wide_accesses_where_theirs_allows(arch, dt
     code, states = cuda_model.step_kernel(arch, rule, dtype).code, VARIANTS[rule].states
     single, found = cuda_model.BYTES[cuda_model.DTYPES[dtype][0]], sass.loops(code)
     inner = [code[it.head : it.end + 1] for it in found if not any(it.contains(other) for other in found)]
-    (loop,) = (loop for loop in inner if any(it.access_bytes == single for it in loop))
-    wide = [it for it in loop if it.access_bytes == cuda_model.ACCESS]
-    assert sum(not it.is_store for it in wide) == 2 + states  # of this row or the next: parameter, gradient, states
-    assert sum(it.is_store for it in wide) == 1 + states
+    narrow = [loop for loop in inner if any(it.access_bytes == single for it in loop)]
+    (any_address,) = (loop for loop in narrow if any(it.access_bytes == single for it in loop if it.is_store))
+    loads, stores = wide_accesses(any_address)
+    assert (loads, stores) == (2 + states, 1 + states)  # of this row or the next: parameter, gradient, states
+    (of_gradients,) = (loop for loop in narrow if loop is not any_address)
+    loads, stores = wide_accesses(of_gradients)
+    assert stores == sum(it.is_store and it.access_bytes > 0 for it in of_gradients)
+    passes = stores // (1 + states)
+    assert passes > 0 and (loads, stores) == (passes * (2 + states), passes * (1 + states))
 
 
 @reads
