@@ -10,7 +10,7 @@ from torch import Tensor
 from .doubles import HALF_BASE
 
 WORDS = 480  # of one launch: with the rest below the 4 KB that arguments may take
-PROGRAM_WORDS = 32  # of one program: its instructions, a few for each word, come from memory first
+PROGRAM_WORDS = 32  # of one program on NVIDIA's GPUs: its instructions, a few for each word, come from memory first
 _PROGRAM_WORDS = tl.constexpr(PROGRAM_WORDS)
 LARGEST_WORD = 2**61  # words are smaller: twice one, and HALF_BASE, is an int64
 _BASE = tl.constexpr(HALF_BASE)
@@ -27,21 +27,43 @@ def in_odd_numbers(words: list[int]) -> tuple[int, ...]:
     return (*(HALF_BASE + 2 * word for word in words), *(HALF_BASE,) * (WORDS - len(words)))
 
 
-@triton.jit(do_not_specialize=["target", "pitch", "count"])
-def write_words(target, pitch: tl.int64, count: tl.int64, words):
-    """Words that travel as arguments, by in_odd_numbers: a graph that captures the launch captures them."""
-    program = tl.program_id(0)
-    for first in tl.static_range(0, len(words), _PROGRAM_WORDS):
-        if program * _PROGRAM_WORDS == first:
-            for k in tl.static_range(first, first + _PROGRAM_WORDS):
-                tl.store(target + k * pitch, (words[k] - _BASE) >> 1, k < count)
+def words_constexprs(backend: str) -> dict[str, bool]:
+    """Whether programs share the words of a launch of write_words: AMD's compiler would keep those of all in registers.
+
+    Args:
+        backend: "cuda" or "hip".
+    """
+    return {"SHARED": backend == "cuda"}
+
+
+@triton.jit(do_not_specialize=["target", "pitch", "count", "own"])
+def write_words(target, pitch: tl.int64, count: tl.int64, own: tl.int64, words, SHARED: tl.constexpr):
+    """Words that travel as arguments, by in_odd_numbers: a graph that captures the launch captures them.
+
+    ``own``: PROGRAM_WORDS, which the compiler must not know: it would make a table of the places to jump to.
+    """
+    if SHARED:
+        begin = tl.program_id(0) * own
+        for first in tl.static_range(0, len(words), _PROGRAM_WORDS):
+            if (begin <= first) & (first < begin + own):
+                for k in tl.static_range(first, first + _PROGRAM_WORDS):
+                    tl.store(target + k * pitch, (words[k] - _BASE) >> 1, k < count)
+    else:
+        for k in tl.static_range(len(words)):
+            tl.store(target + k * pitch, (words[k] - _BASE) >> 1, k < count)
+
+
+def _launch(target: Tensor, pitch: int, count: int, words: tuple[int, ...]) -> None:
+    constexprs = words_constexprs("hip" if torch.version.hip else "cuda")
+    programs = max(1, -(-count // PROGRAM_WORDS)) if constexprs["SHARED"] else 1
+    write_words[(programs,)](target, pitch, count, PROGRAM_WORDS, words, **constexprs, num_warps=1)
 
 
 @functools.cache
 def _load(device: torch.device) -> None:
     """Compiles and loads write_words, which a capture forbids, by a launch that writes nothing."""
     target = torch.empty(1, dtype=torch.int64, device=device)
-    write_words[(1,)](target, 1, 0, in_odd_numbers([]), num_warps=1)
+    _launch(target, 1, 0, in_odd_numbers([]))
 
 
 def upload(target: Tensor, words: Tensor) -> None:
@@ -64,4 +86,4 @@ def upload(target: Tensor, words: Tensor) -> None:
         parts = [(column[first:], flat[first : first + WORDS]) for first in range(0, len(flat), WORDS)]
         arguments = [(part, column.stride(0), len(own), in_odd_numbers(own)) for part, own in parts]  # all checked
         for given in arguments:
-            write_words[(-(-given[2] // PROGRAM_WORDS),)](*given, num_warps=1)
+            _launch(*given)

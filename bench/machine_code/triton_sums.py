@@ -22,21 +22,25 @@ KERNELS: dict[str, tuple[str, dict[str, str | tuple[str, ...]]]] = {
     "sum_tensors": ("squares", {**ROWS, "sums": SUMS, "squares": SUMS, "tensors": "i64"}),
     "find_clip": ("squares", {"squares": SUMS, "norm": SUMS, "factor": SUMS, "count": "i64",
                               "grad_scale": ("i64",) * 3, "max_norm": ("i64",) * 2}),
-    "write_words": ("upload", {"target": "*i64", "pitch": "i64", "count": "i64", "words": ("i64",) * 480}),
+    "write_words": ("upload", {"target": "*i64", "pitch": "i64", "count": "i64", "own": "i64",
+                               "words": ("i64",) * 480}),
 }  # fmt: skip
 OF_DTYPE = ("square_units", "sum_chunks")  # have an instance of each dtype of gradients
 ONE_WARP = ("add_columns", "find_clip", "write_words")
 
 
 def _constexprs(kernel: str, dtype: Any, warp_size: int) -> dict[str, object]:
-    from lrtricks_fused.triton_kernels import instances
+    from lrtricks_fused.triton_kernels import instances, upload
 
     if kernel == "square_units":
         return instances.square_units_constexprs(dtype, warp_size)
     if kernel == "sum_chunks":
         return instances.sum_chunks_constexprs(dtype)
+    backend = "hip" if warp_size == 64 else "cuda"
     if kernel in ("add_columns", "find_clip"):
-        return instances.total_constexprs("hip" if warp_size == 64 else "cuda")
+        return instances.total_constexprs(backend)
+    if kernel == "write_words":
+        return upload.words_constexprs(backend)
     return {"BLOCK": instances.SUM_BLOCK} if kernel.startswith("sum_tensor") else {}
 
 

@@ -107,12 +107,14 @@ def test_the_number_of_slices_compiles_nothing():
 def test_words_of_any_value_compile_once():
     with pytest.MonkeyPatch.context() as monkeypatch:
         stub = stub_gpu(monkeypatch, "cuda", 90, 32)
-        from lrtricks_fused.triton_kernels.upload import WORDS, in_odd_numbers, write_words
+        from lrtricks_fused.triton_kernels.upload import WORDS, in_odd_numbers, words_constexprs, write_words
 
+        shared = words_constexprs("cuda")
         target = torch.zeros(3, dtype=torch.int64)
         for n in range(100):
             words = [WORD_VALUES[(n + k) % len(WORD_VALUES)] for k in range(n % (WORDS + 1))]
-            write_words[(1,)](target[n % 3 :], NUMBERS[n % 8], NUMBERS[n % 7], in_odd_numbers(words), num_warps=1)
+            numbers = NUMBERS[n % 8], NUMBERS[n % 7], NUMBERS[n % 6]
+            write_words[(1,)](target[n % 3 :], *numbers, in_odd_numbers(words), **shared, num_warps=1)
         assert stub.compilations == ["write_words"]
 
 
