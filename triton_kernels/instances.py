@@ -211,9 +211,19 @@ def step_options(backend: str, kind: Kind, states: int, warp_size: int, slope: b
     return options(backend, layout.warps, layout.registers)
 
 
+def compiler() -> str:
+    """The backend of Triton that compiles here."""
+    return "hip" if torch.version.hip else "cuda"
+
+
 def total_constexprs(backend: str) -> dict[str, object]:
     """What add_columns and find_clip are compiled for: on AMD's GPUs scalar registers hold what they read at once."""
     return dict(BATCH=51 if backend == "cuda" else 5)  # which divide one less than the columns
+
+
+def words_constexprs(backend: str) -> dict[str, object]:
+    """What write_words is compiled for: on AMD's GPUs one program, or the words of all would be kept in registers."""
+    return dict(SHARED=backend == "cuda")
 
 
 def sum_partials_constexprs(dtype: torch.dtype) -> dict[str, object]:

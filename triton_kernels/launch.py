@@ -15,6 +15,7 @@ from .doubles import in_halves, scalars_in_halves
 from .instances import (
     PREPARE_BLOCK,
     SUM_BLOCK,
+    compiler,
     find_means_constexprs,
     kinds_of,
     options,
@@ -33,10 +34,6 @@ from .slope import add_columns, sum_chunks, sum_columns
 from .squares import find_clip, square_units, sum_tensor_columns, sum_tensors
 from .step import step_kernel
 from .upload import upload
-
-
-def _compiler() -> str:
-    return "hip" if torch.version.hip else "cuda"
 
 
 def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
@@ -66,14 +63,14 @@ def _run(call: StepCall, table: AddressTable) -> None:
     prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
         table.rows, prepared, tensors, scalars_in_halves(scalars), flags, means,
         0 if scratch is None else scratch.data_ptr(), hypers, **prepare_constexprs(call.rule, dtype),
-        **options(_compiler()),
+        **options(compiler()),
     )  # fmt: skip
     for kind in kinds if len(table.chunk_tensors) else ():
         step_kernel[(len(table.chunk_tensors),)](
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
                               centralize, scratch is not None, table.is_mapped),
-            **step_options(_compiler(), kind, len(states), warp_size, scratch is not None),
+            **step_options(compiler(), kind, len(states), warp_size, scratch is not None),
         )  # fmt: skip
     if len(table.chunk_tensors) and scratch is not None:
         _add_slope(call, table, prepared, scratch)
@@ -84,10 +81,10 @@ def _launch_means(table: AddressTable, dtype: torch.dtype) -> int:
     scratch, tensors = table.slice_scratch.view(torch.promote_types(dtype, torch.float32)), len(table.rows)
     partials, means = sum_partials_constexprs(dtype), find_means_constexprs()
     sum_partials[(triton.cdiv(table.partials, partials["BLOCK"]),)](
-        table.rows, scratch, tensors, table.partials, **partials, **options(_compiler())
+        table.rows, scratch, tensors, table.partials, **partials, **options(compiler())
     )
     find_means[(triton.cdiv(table.slices, means["BLOCK"]),)](
-        table.rows, scratch, tensors, table.slices, table.partials, **means, **options(_compiler(), warps=1)
+        table.rows, scratch, tensors, table.slices, table.partials, **means, **options(compiler(), warps=1)
     )
     return scratch.data_ptr() + table.partials * scratch.element_size()
 
@@ -98,17 +95,15 @@ def _sum_chunks(table: AddressTable, scratch: Tensor, dtype: torch.dtype) -> Ten
     sums = scratch[-8 * (chunks + SLOPE_COLUMNS) :].view(torch.float64)
     sum_chunks[(triton.cdiv(chunks, SUM_BLOCK),)](
         table.rows, table.chunk_tensors, scratch.view(torch.int64), sums, chunks,
-        **sum_chunks_constexprs(dtype), **options(_compiler()),
+        **sum_chunks_constexprs(dtype), **options(compiler()),
     )  # fmt: skip
     return sums
 
 
 def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: Tensor) -> None:
     chunks, sums = len(table.chunk_tensors), _sum_chunks(table, scratch, call.params[0].dtype)
-    sum_columns[(1,)](sums, chunks, **options(_compiler()))
-    add_columns[(1,)](
-        sums, chunks, call.sums, prepared, **total_constexprs(_compiler()), **options(_compiler(), warps=1)
-    )
+    sum_columns[(1,)](sums, chunks, **options(compiler()))
+    add_columns[(1,)](sums, chunks, call.sums, prepared, **total_constexprs(compiler()), **options(compiler(), warps=1))
 
 
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
@@ -118,14 +113,14 @@ def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
     if chunks:
         square_units[(chunks,)](
             table.rows, table.chunk_tensors, scratch.view(torch.int64),
-            **square_units_constexprs(dtype, warp_size), **square_options(_compiler(), dtype, warp_size),
+            **square_units_constexprs(dtype, warp_size), **square_options(compiler(), dtype, warp_size),
         )  # fmt: skip
         sums = _sum_chunks(table, scratch, dtype)
         sum_tensor_columns[(triton.cdiv(chunks, SUM_BLOCK),)](
-            table.rows, table.chunk_tensors, sums, chunks, BLOCK=SUM_BLOCK, **options(_compiler())
+            table.rows, table.chunk_tensors, sums, chunks, BLOCK=SUM_BLOCK, **options(compiler())
         )
     sum_tensors[(triton.cdiv(tensors, SUM_BLOCK),)](
-        table.rows, sums, out, tensors, BLOCK=SUM_BLOCK, **options(_compiler())
+        table.rows, sums, out, tensors, BLOCK=SUM_BLOCK, **options(compiler())
     )
 
 
@@ -139,10 +134,10 @@ def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | Non
     count, device = len(squares) - SLOPE_COLUMNS, squares.device
     scale = 1.0 if grad_scale is None else _readable(grad_scale, device)  # must live until the launch
     with on(device):
-        sum_columns[(1,)](squares, count, **options(_compiler()))
+        sum_columns[(1,)](squares, count, **options(compiler()))
         find_clip[(1,)](
             squares, norm, factor, count, scalars_in_halves([scale]), in_halves([max_norm]),
-            **total_constexprs(_compiler()), **options(_compiler(), warps=1),
+            **total_constexprs(compiler()), **options(compiler(), warps=1),
         )  # fmt: skip
 
 

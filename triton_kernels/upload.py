@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .doubles import HALF_BASE
+from .instances import compiler, words_constexprs
 
 WORDS = 480  # of one launch: with the rest below the 4 KB that arguments may take
 PROGRAM_WORDS = 32  # of one program on NVIDIA's GPUs: its instructions, a few for each word, come from memory first
@@ -25,15 +26,6 @@ def in_odd_numbers(words: list[int]) -> tuple[int, ...]:
     if words and not (min(words) >= 0 and max(words) < LARGEST_WORD):
         raise ValueError(f"Invalid words from {min(words)} to {max(words)}: must be in [0, {LARGEST_WORD})")
     return (*(HALF_BASE + 2 * word for word in words), *(HALF_BASE,) * (WORDS - len(words)))
-
-
-def words_constexprs(backend: str) -> dict[str, bool]:
-    """Whether programs share the words of a launch of write_words: AMD's compiler would keep those of all in registers.
-
-    Args:
-        backend: "cuda" or "hip".
-    """
-    return {"SHARED": backend == "cuda"}
 
 
 @triton.jit(do_not_specialize=["target", "pitch", "count", "own"])
@@ -54,7 +46,7 @@ def write_words(target, pitch: tl.int64, count: tl.int64, own: tl.int64, words, 
 
 
 def _launch(target: Tensor, pitch: int, count: int, words: tuple[int, ...]) -> None:
-    constexprs = words_constexprs("hip" if torch.version.hip else "cuda")
+    constexprs = words_constexprs(compiler())
     programs = max(1, -(-count // PROGRAM_WORDS)) if constexprs["SHARED"] else 1
     write_words[(programs,)](target, pitch, count, PROGRAM_WORDS, words, **constexprs, num_warps=1)
 

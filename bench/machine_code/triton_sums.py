@@ -30,7 +30,7 @@ ONE_WARP = ("add_columns", "find_clip", "write_words")
 
 
 def _constexprs(kernel: str, dtype: Any, warp_size: int) -> dict[str, object]:
-    from lrtricks_fused.triton_kernels import instances, upload
+    from lrtricks_fused.triton_kernels import instances
 
     if kernel == "square_units":
         return instances.square_units_constexprs(dtype, warp_size)
@@ -40,7 +40,7 @@ def _constexprs(kernel: str, dtype: Any, warp_size: int) -> dict[str, object]:
     if kernel in ("add_columns", "find_clip"):
         return instances.total_constexprs(backend)
     if kernel == "write_words":
-        return upload.words_constexprs(backend)
+        return instances.words_constexprs(backend)
     return {"BLOCK": instances.SUM_BLOCK} if kernel.startswith("sum_tensor") else {}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..step.backends import check_backend
-from .checks import check_bool, check_max_norm, check_range, check_seed, one_of
+from .checks import check_bool, check_grad_weight, check_lr, check_max_norm, check_range, check_seed, one_of
 
 Check = Callable[[str, Any], object]  # of a name and a value; raises ValueError or TypeError
 Class = TypeVar("Class", bound=type)
@@ -99,6 +99,25 @@ ARGUMENTS: dict[str, Argument] = {name: annotated.__metadata__[0] for name, anno
 OF_GROUP = tuple(name for name, argument in ARGUMENTS.items() if argument.place == "group")
 OF_OPTIMIZER = tuple(name for name, argument in ARGUMENTS.items() if argument.place == "optimizer")
 GROUP_CHECKS = tuple((name, check) for name in OF_GROUP if (check := ARGUMENTS[name].check) is not None)
+_check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]
+IN_TENSORS = ("lr", "keep_prob", "grad_weight")  # numbers that a step reads where a tensor holds them
+
+
+def check_number(name: str, value: Any, allow_negative: bool) -> None:
+    """Raises ValueError or TypeError unless ``value`` is valid for one of IN_TENSORS.
+
+    Args:
+        name: of IN_TENSORS.
+        value: a float or a tensor.
+        allow_negative: whether gradient weights may be below 0.
+    """
+    if name == "lr":
+        check_lr(value)
+    elif name == "keep_prob":
+        _check_keep_prob(name, value)
+    else:
+        check_grad_weight(value, allow_negative)
+
 
 # What is said of torch.optim's own arguments, before and after those that only some classes have.
 TORCH_FIRST = {

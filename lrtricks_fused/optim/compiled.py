@@ -24,8 +24,7 @@ from ..step.backends import prepare
 from ..step.call import StepCall, Storage
 from ..step.keep import IndexMap
 from ..step.table import forget
-from .arguments import GROUP_CHECKS
-from .checks import check_grad_weight, check_lr
+from .arguments import IN_TENSORS, check_number
 from .clipping import Clipping, Places
 
 _PACKED = tuple(
@@ -35,7 +34,6 @@ _PACKED = tuple(
     not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "norms", "pieces", "staged")
 )
 _WRITTEN = {"params", "states", "scalar_states", "steps", "sums", "storage"}
-_check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]
 _POOLS = ("written", "read", "numbers", "integers")
 _REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool
 
@@ -203,9 +201,8 @@ def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: 
             call.storage = Storage(**call.storage)  # type: ignore[arg-type]  # as JSON has it
         if call.index_maps is not None:
             call.index_maps = [index_map and IndexMap(*index_map) for index_map in call.index_maps]
-        check_lr(call.lr)
-        _check_keep_prob("keep_prob", call.keep_prob)
-        check_grad_weight(call.grad_weight, parsed["allow_negative"])
+        for name in IN_TENSORS:
+            check_number(name, getattr(call, name), parsed["allow_negative"])
     optimizer = _optimizers.get(parsed["optimizer"])
     if optimizer is not None:
         vars(optimizer)["_opt_called"] = True  # by which torch's schedulers know that a step came before theirs

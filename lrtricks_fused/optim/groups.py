@@ -11,8 +11,8 @@ from typing_extensions import Self
 from ..step.backends import resolve
 from ..step.rule import RULES
 from . import compiled, identity
-from .arguments import ARGUMENTS, GROUP_CHECKS
-from .checks import as_seed, check_grad_weight, check_group, check_kind, check_lr, check_param
+from .arguments import GROUP_CHECKS, IN_TENSORS, check_number
+from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
 from .kept import KeptStates
 from .shards import index_map, is_dtensor
 
@@ -25,7 +25,6 @@ ALLOW_NEGATIVE = "allow_negative_grad_weight"  # a group's key in checkpoints of
 
 # Of values that these types have, all is said by which object they are.
 _CONSTANTS = (float, int, bool, str, type(None))
-IN_TENSORS = ("lr", "keep_prob", "grad_weight")  # numbers that a step reads where a tensor holds them
 
 
 def _is_constant(value: Any) -> bool:
@@ -84,12 +83,7 @@ class CheckedGroup:
     def check_tensors(self, optimizer: "GroupedOptimizer") -> None:
         """Raises ValueError or TypeError where a number in a tensor, which may be another by now, is invalid."""
         for name, value in self.tensors.items():
-            if name == "lr":
-                check_lr(value)
-            elif name == "keep_prob":
-                ARGUMENTS[name].check(name, value)  # type: ignore[misc]
-            else:
-                check_grad_weight(value, optimizer.allow_negative_grad_weight)
+            check_number(name, value, optimizer.allow_negative_grad_weight)
 
 
 def _number(value: Any) -> float | Tensor:

@@ -19,6 +19,7 @@ from ..step.layouts import columns_beside
 from ..step.native import TableStep, native_step
 from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
+from .arguments import IN_TENSORS
 from .clipping import Clipping
 from .groups import CheckedGroup, Group
 from .parts import PLAIN, Part
@@ -80,7 +81,7 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
         return None
     if part.sharded and any(value is not None for value in (call.clip, call.sums, call.storage)):
         return None  # other ranks have parts of these, too
-    read = (call.lr, call.keep_prob, call.grad_weight)
+    read = [getattr(call, name) for name in IN_TENSORS]
     if any(isinstance(value, Tensor) and scalar(value, call.params[0].device) is not value for value in read):
         return None  # what is read is a copy of it
     wholes = optimizer._maps[call.table_key].wholes if part.sharded else [call.params, *call.states.values()]
@@ -114,7 +115,12 @@ class Repeats:
         if self._record is not None:
             in_vain = self._repeated < WORTHWHILE
             self._patience = min(2 * self._patience, MOST_PATIENCE) if in_vain else FIRST_PATIENCE
-            self._record, self._pieces, self._clipping, self._waited, self._repeated = None, [], None, 0, 0
+            self._record, self._waited, self._repeated = None, 0, 0
+            self._drop()
+
+    def _drop(self) -> None:
+        """Hold nothing of a step."""
+        self._pieces, self._clipping, self._with_tensors = [], None, []
 
     def step(self, optimizer: Any) -> bool:
         """Take the step, if it repeats the one before; else forget that.
@@ -190,7 +196,7 @@ class Repeats:
                 operands.hold(tensor)
             self._record = Record(entries, operands)
         except ValueError:
-            self._pieces, self._clipping = [], None
+            self._drop()
 
 
 def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:

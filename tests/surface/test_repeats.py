@@ -224,6 +224,18 @@ def test_an_invalid_number_in_a_tensor_is_refused(name, value, group, whole_step
     assert_same_bits(contents(opt), contents(other))
 
 
+def test_groups_with_tensors_are_not_held_once_they_are_gone():
+    opt = warm(with_tensors("native"))
+    assert opt._repeats._record is not None
+    gone = [weakref.ref(param) for param in opt.param_groups[1]["params"]]
+    for param in opt.param_groups.pop()["params"]:
+        opt.state.pop(param, None)
+    opt.step()
+    del param
+    gc.collect()
+    assert not any(ref() is not None for ref in gone)
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 def test_steps_with_a_slope_are_repeated(on_device, request, whole_steps):
     if on_device:
