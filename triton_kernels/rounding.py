@@ -21,19 +21,22 @@ HALF_UNITS = tl.constexpr(2.0**40)  # of 2**-16 of the smallest subnormal
 def draw_pass(call, stepped, draws, VARIANT: tl.constexpr):
     """The four words of each Philox call of a pass that decide, and those that round; zeros where none is drawn.
 
+    With MAPPED none are for a chunk whose elements are scattered.
     Those that round are drawn in a branch, which is taken: the compiler would spread the draws among the rows, and
     hold what they need in registers.
     """
-    masked, stream = draws
+    masked, stream, scattered = draws
     zero = tl.zeros_like(call).to(tl.uint32)
     w0, w1, w2, w3 = zero, zero, zero, zero
     r0, r1, r2, r3 = zero, zero, zero, zero
-    if not VARIANT.MAPPED:
-        if masked:
-            w0, w1, w2, w3 = draw(call.to(tl.uint32), stream, ELEMENTS, ROUNDS)
-        if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:  # noqa: SIM102 (known to the compiler, unlike the other)
-            if stepped > 0:
-                r0, r1, r2, r3 = draw(call.to(tl.uint32), stream, ROUNDING, ROUNDING_ROUNDS)
+    decides, rounds = masked, stepped > 0
+    if VARIANT.MAPPED:
+        decides, rounds = masked & (not scattered), rounds & (not scattered)
+    if decides:
+        w0, w1, w2, w3 = draw(call.to(tl.uint32), stream, ELEMENTS, ROUNDS)
+    if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:  # noqa: SIM102 (known to the compiler, unlike the other)
+        if rounds:
+            r0, r1, r2, r3 = draw(call.to(tl.uint32), stream, ROUNDING, ROUNDING_ROUNDS)
     return (w0, w1, w2, w3), (r0, r1, r2, r3)
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from lrtricks_fused.step import keep
 
 from .layout import BASE, CHANNELS, CHUNK, PITCH, RUN, SLAB
+from .philox import ROWS, TILE
 
 MAX_ELEMENTS = tl.constexpr(keep.MAX_ELEMENTS)
 
@@ -57,3 +58,15 @@ def elements_of(offset, index_map):
         if length != 0:
             element = base + element // length * pitch + element % length
     return element
+
+
+@triton.jit
+def place_of_chunk(left, index_map):
+    """The first element of a chunk of so many, and whether they are scattered: else they follow each other as a chunk's.
+
+    That is, from the first lane of a tile, and not across 2**32 Philox calls.
+    """
+    begin, first, into, inverse, base, length, pitch, slab, _ = index_map
+    element = base + begin + first * (pitch - length)
+    crosses = element // ROWS >> 32 != (element + CHUNK) // ROWS >> 32
+    return element, (slab != 0) | (run_of(left - 1, into, inverse) != 0) | (element % TILE != 0) | crosses

@@ -37,7 +37,7 @@ from .layout import (
 from .philox import ELEMENTS, LANES, ROUNDS, ROWS, TILE, draw_alone, turned
 from .ring import ring_pitch, update_ring
 from .rounding import ROUNDING, ROUNDING_ROUNDS, STATE_MULTIPLIERS, draw_pass, rounded
-from .runs import elements_of, map_of_chunk
+from .runs import elements_of, map_of_chunk, place_of_chunk
 from .slices import centralized, mean_of, slices_of_chunk
 from .slope import slope_units
 from .storage import pointer_to, to_real
@@ -109,22 +109,23 @@ def step_row(
 ):  # fmt: skip
     """Steps what :func:`load_row` has loaded; each element's term of the slope, and whether it has changed.
 
-    With MAPPED the draws of an element serve no others, and are made where they are needed.
+    With MAPPED the draws of scattered elements serve no others, and are made where they are needed.
     """
     STATE_DTYPE: tl.constexpr = VARIANT.STATE_DTYPE
     STATES: tl.constexpr = VARIANT.STATES
     STOCHASTIC_STATES: tl.constexpr = VARIANT.STOCHASTIC_STATES
     pointers, beside_pointers, pitch, _, index_map, draws, constants, scalars, limit = chunk
-    masked, stream = draws
+    masked, stream, scattered = draws
     stored, stored_grad, stored_states, mean, beside = row
     bits = words[0][ROW // 2] >> (16 * (ROW % 2)) & 0xFFFF
     rounding_word = turned(words[1][ROW // 2], ROW)
-    if VARIANT.MAPPED:
-        elements = elements_of(offset, index_map)
-        if masked:
-            bits = draw_alone(elements, stream, ELEMENTS, ROUNDS) >> 16
-        if VARIANT.STOCHASTIC or STOCHASTIC_STATES:
-            rounding_word = draw_alone(elements, stream, ROUNDING, ROUNDING_ROUNDS)
+    if VARIANT.MAPPED:  # noqa: SIM102 (known to the compiler, unlike the other)
+        if scattered:
+            elements = elements_of(offset, index_map)
+            if masked:
+                bits = draw_alone(elements, stream, ELEMENTS, ROUNDS) >> 16
+            if VARIANT.STOCHASTIC or STOCHASTIC_STATES:
+                rounding_word = draw_alone(elements, stream, ROUNDING, ROUNDING_ROUNDS)
     param, raw_grad = real_param(stored, beside, VARIANT), to_real(stored_grad, VARIANT.GRAD_DTYPE)
     grad = raw_grad
     if VARIANT.CENTRALIZE:
@@ -218,12 +219,13 @@ def step_chunk(
     states = ()
     for k in tl.static_range(STATES):
         states = states + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
-    first = begin // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
-    key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
-    draws = (masked, (first.to(tl.uint64), step, tl.load(row + PARAM_INDEX).to(tl.uint32), key0, key1))
-    index_map = ()
+    index_map, element, scattered = (), begin, False
     if VARIANT.MAPPED:
         index_map = map_of_chunk(row, begin)
+        element, scattered = place_of_chunk(left, index_map)
+    first = element // ROWS  # Philox call of the chunk's first lane; a chunk does not cross 2**32 of them
+    key0, key1 = seed.to(tl.uint32), (seed.to(tl.uint64) >> 32).to(tl.uint32)
+    draws = (masked, (first.to(tl.uint64), step, tl.load(row + PARAM_INDEX).to(tl.uint32), key0, key1), scattered)
     pitch = ring_pitch(row, STATE_DTYPE, FULL)
     beside = pointers_beside(row, begin, VARIANT, FULL)
     chunk = ((param, grad, states), beside, pitch, slices, index_map, draws, constants, scalars, threshold)

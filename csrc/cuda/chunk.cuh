@@ -88,24 +88,6 @@ LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, 
   return keeps;
 }
 
-// The same of elements whose Philox calls serve no others: so many rows, kPitch apart, from `begin` on.
-template <int kCount, int kTimes, int kPitch, class Rule, class Real>
-LRT_DEVICE Keeps<kCount> mapped_keeps(const Chunk<Rule, Real>& chunk, const ChunkMap& map, int64_t begin) {
-  const uint32_t threshold = chunk.shared.word_threshold;
-  Keeps<kCount> keeps = 0;
-  if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
-#pragma unroll 1
-  for (int row = 0; row < kTimes; ++row) {
-    keeps >>= kCount;
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) {
-      const uint32_t bits = keep_bits(chunk.stream, map.element(begin + row * kPitch + e)) << 16;
-      if (bits < threshold) keeps |= Keeps<kCount>(1) << ((kTimes - 1) * kCount + e);
-    }
-  }
-  return keeps;
-}
-
 // The gradients of kCount elements that the rule sees. kPlain: there are no means, which else is looked up.
 template <bool kPlain, class Param, int kCount, class Rule>
 LRT_DEVICE Vector<Param, kCount> seen_grads(const Chunk<Rule, Real<Param>>& chunk, int64_t begin,

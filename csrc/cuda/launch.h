@@ -37,6 +37,22 @@ struct WarpArrays {
     return __shfl_sync(0xffffffffu, own[i], thread);
   }
 };
+// What of(i) is for each of so many numbers, kMost at most, which the threads of a block find together: all of them
+// make one of these, and a kernel one of each type.
+template <class Value, int kMost, class Of>
+struct BlockValues {
+  __device__ __forceinline__ BlockValues(int count, const Of& of) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) shared()[i] = of(i);
+    __syncthreads();
+  }
+  __device__ __forceinline__ Value at(int i) const { return shared()[i]; }
+
+ private:
+  static __device__ __forceinline__ Value* shared() {
+    __shared__ Value values[kMost];
+    return values;
+  }
+};
 }  // namespace lrt::cuda
 #endif
 

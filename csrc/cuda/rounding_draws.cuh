@@ -2,8 +2,8 @@
 // warp a tile, a thread the units of kUnit neighbouring lanes of its passes.
 #pragma once
 
+#include "cuda/mapped_draw.cuh"
 #include "cuda/units.cuh"
-#include "cuda/warp_tiles.cuh"
 
 namespace lrt::cuda {
 

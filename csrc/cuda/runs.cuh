@@ -29,6 +29,11 @@ struct ChunkRuns {
   }
 };
 
+// Elements of the whole parameter.
+struct Span {
+  int64_t begin, end;
+};
+
 // Which elements of the whole parameter those of a chunk are, by their places in memory: of a shard (core/index_map.h)
 // and of a tensor one dimension of which lies innermost, as channels do in channels_last (core/table.h).
 struct ChunkMap {
@@ -58,8 +63,17 @@ struct ChunkMap {
     const auto in_slab = static_cast<uint32_t>(place - begin);
     const auto of_channel = static_cast<uint32_t>(static_cast<uint64_t>(in_slab) * inverse >> 31);
     const int64_t index = begin + (in_slab - of_channel * channels) * places + of_channel;
-    return map.is_whole() ? index : map.element(index);
+    return of_whole(index);
   }
+  // All from the first to the last that the chunk may have, which ends at a place.
+  LRT_HD Span span(int64_t end) const {
+    const uint32_t last = runs.of(end - 1);
+    if (!slab) return {first, element(end - 1) + 1};
+    return {of_whole(runs.first * slab), of_whole((runs.first + last + 1) * slab - 1) + 1};
+  }
+
+ private:
+  LRT_HD int64_t of_whole(int64_t index) const { return map.is_whole() ? index : map.element(index); }
 };
 
 }  // namespace lrt::cuda

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads<BFloat16>, 4) staged_kernel(Step call
   with_chunk<Rule, float>(call, [&](const Chunk<Rule, float>& chunk, int64_t begin) {
     const Rounds rounds = {call.stochastic, call.stochastic_states};
     if constexpr (kMapped) {
-      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>{chunk, ChunkMap(chunk.row, begin)});
+      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>(chunk, begin));
     } else {
       step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>{chunk});
     }

@@ -6,6 +6,7 @@
 // there, so that a captured graph freezes nothing, and nothing but these two kernels knows whether found_inf is set.
 #pragma once
 
+#include "cuda/mapped_draw.cuh"
 #include "cuda/prepare.cuh"
 #include "cuda/slope.cuh"
 #include "cuda/staged.cuh"
@@ -52,12 +53,12 @@ LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t 
 // Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers, and fewer where
 // that spills; 768 with 16-bit states, which are not loaded ahead, and with few states. Left alone it aims at more for
 // some kernels, and spills a few registers for it.
-template <bool kMapped, bool kSloped, class Rule, class Param, class State>
+template <bool kSloped, class Rule, class Param, class State>
 constexpr int kMinBlocks = [] {
   constexpr bool kMost = Rule::kStates == kMaxStates;
-  if (sizeof(Param) == 4) return Rule::kStates < 2 && !kMapped && !kSloped ? 3 : 2;
-  if (sizeof(Param) == 8) return 3 - (kMost || (kMapped && kSloped));
-  return sizeof(State) == 2 && !kSloped ? 6 - (kMost || kMapped || kHasRing<Rule>) : 4 - (kMost || kMapped);
+  if (sizeof(Param) == 4) return Rule::kStates < 2 && !kSloped ? 3 : 2;
+  if (sizeof(Param) == 8) return 3 - kMost;
+  return sizeof(State) == 2 && !kSloped ? 6 - (kMost || kHasRing<Rule>) : 4 - kMost;
 }();
 
 // Which operands of a tensor are at multiples of kAccess.
@@ -115,10 +116,8 @@ struct BlockStep {
       step_tiles(last, draw);
     } else if (aligned == Aligned::kAll && plain) {
       step_warp_tiles<AlignedAccess, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
-    } else if (!Draw::kMapped && aligned == Aligned::kAllButGradient && plain) {
-      // Mapped draws leave this loop too few registers.
-      using Access = std::conditional_t<Draw::kMapped, AlignedAccess, AlignedButGradients>;
-      step_warp_tiles<Access, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
+    } else if (aligned == Aligned::kAllButGradient && plain) {
+      step_warp_tiles<AlignedButGradients, true, Rule, Param, State>(chunk, begin / kTile, last, draw);
     } else {
       step_warp_tiles<AnyAccess, false, Rule, Param, State>(chunk, begin / kTile, last, draw);
     }
@@ -145,13 +144,13 @@ LRT_DEVICE void clear_slopes(const Step& call) {
 // The chunk of a block. kMapped: of a list among whose tensors are shards, or such as lie in channels_last. What these
 // draws and a slope need would cost the others registers: they are kernels of their own.
 template <bool kMapped, bool kSloped, class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kMapped, kSloped, Rule, Param, State>))
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kSloped, Rule, Param, State>))
     step_kernel(Step call) {
   const bool stepped = with_chunk<Rule, Param>(call, [&](const Chunk<Rule, Real<Param>>& chunk, int64_t begin) {
     const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, chunk.end};
     const Aligned aligned = aligned_of<Rule, State>(chunk.row);
     if constexpr (kMapped) {
-      block.run(aligned, !chunk.means.first, MappedDraw<Rule, Real<Param>>{chunk, ChunkMap(chunk.row, begin)});
+      block.run(aligned, !chunk.means.first, MappedDraw<Rule, Real<Param>>(chunk, begin));
     } else {
       block.run(aligned, !chunk.means.first, WholeDraw<Rule, Real<Param>>{chunk});
     }

@@ -16,7 +16,6 @@ constexpr int kPasses = kRows / kSpan<Param>;  // of a warp over a tile
 // it for all eight rows.
 template <class Rule, class Real>
 struct WholeDraw {
-  static constexpr bool kMapped = false;
   const Chunk<Rule, Real>& chunk;
   template <int kCount>
   __device__ __forceinline__ Keeps<kCount> lanes(int64_t tile, int lane) const {
@@ -24,21 +23,6 @@ struct WholeDraw {
   }
   template <class Param>
   __device__ __forceinline__ uint32_t passes(int64_t tile, int thread) const;
-};
-template <class Rule, class Real>
-struct MappedDraw {
-  static constexpr bool kMapped = true;
-  const Chunk<Rule, Real>& chunk;
-  ChunkMap map;
-  template <int kCount>
-  __device__ __forceinline__ Keeps<kCount> lanes(int64_t tile, int lane) const {
-    return mapped_keeps<kCount, kRows, kLanes>(chunk, map, tile * kTile + lane);
-  }
-  template <class Param>
-  __device__ __forceinline__ uint32_t passes(int64_t tile, int thread) const {
-    constexpr int kUnit = kSlopeLanes<Param>;
-    return mapped_keeps<kUnit, kPasses<Param>, kWarp * kUnit>(chunk, map, tile * kTile + thread * kUnit);
-  }
 };
 
 // Bit pass * kUnit + e is that of element e of the thread's row of that pass. The threads that share a unit of lanes,

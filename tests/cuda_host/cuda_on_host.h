@@ -1,10 +1,11 @@
 // CUDA's words as ordinary C++: a launch runs every thread of every block, one after another.
-// Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they shuffle
-// goes through WarpValues or WarpArrays); code that uses one of those does not compile here.
+// Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they tell each
+// other goes through WarpValues, WarpArrays or BlockValues); code that uses one of those does not compile here.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #define __global__
 #define __device__
@@ -51,6 +52,18 @@ struct WarpArrays {
     Value values[kCount];
     of(thread, values);
     return values[i];
+  }
+};
+template <class Value, int kMost, class Of>
+struct BlockValues {
+  int count;
+  Of of;
+  BlockValues(int count, const Of& of) : count(count), of(of) {
+    if (count > kMost) throw std::length_error("more values than a block has room for");
+  }
+  Value at(int i) const {
+    if (i < 0 || i >= count) throw std::out_of_range("a value that no thread finds");
+    return of(i);
   }
 };
 
