@@ -26,6 +26,7 @@ REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spill
 MANY_REGISTERS = 168  # of steps that hold more: three blocks of WARPS warps
 SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
 SLOPE_LANES = 4
+MAPPED_LANES = 4  # each of which finds its element and draws for itself, where those of a chunk are scattered
 ROUNDING_LANES = 4  # of which the registers hold the words that round beside those that decide
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STATE_DTYPES}
@@ -144,7 +145,7 @@ def kinds_of(
 
 
 @functools.cache
-def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False) -> Layout:
+def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False, mapped: bool = False) -> Layout:
     """In full chunks a pass draws for as many lanes as the threads move in one access each, in others one a thread.
 
     The widest operand decides: with more lanes its stores would go through shared memory to stay coalesced.
@@ -152,7 +153,8 @@ def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False) -> L
     Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
     """
     many = kind.holds_more(states)
-    lanes, registers = kind.lanes, MANY_REGISTERS if many else REGISTERS
+    lanes = min(kind.lanes, MAPPED_LANES) if mapped else kind.lanes
+    registers = MANY_REGISTERS if many else REGISTERS
     threads = min(LARGEST_BLOCK // lanes, WARPS * warp_size if many else MOST_THREADS)
     if slope:
         lanes, threads, registers = min(lanes, SLOPE_LANES), WARPS * warp_size, SLOPE_REGISTERS
@@ -190,7 +192,7 @@ def step_constexprs(
     ``centralize``: some have slices; ``mapped``: some are shards, or lie in channels_last.
     """
     functions = functions_of(rule)
-    layout = layout_of(kind, states, warp_size, slope)
+    layout = layout_of(kind, states, warp_size, slope, mapped)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[kind.param],
         GRAD_DTYPE=DTYPES[kind.grad], STATE_DTYPE=DTYPES[kind.state],
@@ -205,9 +207,11 @@ def step_constexprs(
 
 
 @functools.cache
-def step_options(backend: str, kind: Kind, states: int, warp_size: int, slope: bool = False) -> dict[str, object]:
+def step_options(
+    backend: str, kind: Kind, states: int, warp_size: int, slope: bool = False, mapped: bool = False
+) -> dict[str, object]:
     """Of the compiler, for step_kernel."""
-    layout = layout_of(kind, states, warp_size, slope)
+    layout = layout_of(kind, states, warp_size, slope, mapped)
     return options(backend, layout.warps, layout.registers)
 
 

@@ -70,7 +70,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
             table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
             **step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
                               centralize, scratch is not None, table.is_mapped),
-            **step_options(compiler(), kind, len(states), warp_size, scratch is not None),
+            **step_options(compiler(), kind, len(states), warp_size, scratch is not None, table.is_mapped),
         )  # fmt: skip
     if len(table.chunk_tensors) and scratch is not None:
         _add_slope(call, table, prepared, scratch)

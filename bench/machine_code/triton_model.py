@@ -137,8 +137,8 @@ def _compile_step(
     given = instances.step_constexprs(
         variant.record.name, variant.flags, variant.states, kind, warp_size, centralize, slope, shards
     )
-    layout = instances.layout_of(kind, variant.states, warp_size, slope)
-    options = instances.step_options(_target(arch).backend, kind, variant.states, warp_size, slope)
+    layout = instances.layout_of(kind, variant.states, warp_size, slope, shards)
+    options = instances.step_options(_target(arch).backend, kind, variant.states, warp_size, slope, shards)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 

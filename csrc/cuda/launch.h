@@ -37,20 +37,23 @@ struct WarpArrays {
     return __shfl_sync(0xffffffffu, own[i], thread);
   }
 };
-// What of(i) is for each of so many numbers, kMost at most, which the threads of a block find together: all of them
-// make one of these, and a kernel one of each type.
-template <class Value, int kMost, class Of>
-struct BlockValues {
-  __device__ __forceinline__ BlockValues(int count, const Of& of) {
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) shared()[i] = of(i);
+// The byte that of(i) is for each of so many numbers, kMost at most, which the threads of a block find together: all of
+// them make one of these, and a kernel one of each type.
+template <int kMost, class Of>
+struct BlockBytes {
+  __device__ __forceinline__ BlockBytes(int count, const Of& of) {
+    uint8_t* const bytes = reinterpret_cast<uint8_t*>(shared());
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) bytes[i] = of(i);
     __syncthreads();
   }
-  __device__ __forceinline__ Value at(int i) const { return shared()[i]; }
+  __device__ __forceinline__ uint8_t at(int i) const { return reinterpret_cast<const uint8_t*>(shared())[i]; }
+  // Those from a multiple of eight on, the first in the lowest bits.
+  __device__ __forceinline__ uint64_t eight_at(int i) const { return shared()[i / 8]; }
 
  private:
-  static __device__ __forceinline__ Value* shared() {
-    __shared__ Value values[kMost];
-    return values;
+  static __device__ __forceinline__ uint64_t* shared() {
+    __shared__ uint64_t words[kMost / 8];
+    return words;
   }
 };
 }  // namespace lrt::cuda

@@ -1,7 +1,7 @@
 // Who draws for a chunk whose elements are not, in the whole parameter, those of their places in memory: of a shard, or
-// of a tensor in channels_last. A Philox call serves eight elements of a tile, which lie far apart there. So a block
-// draws for all elements between its chunk's first and last, which lie together in the whole parameter, and sorts what
-// it drew by places; only then it begins to step, and the map is out of the registers.
+// of a tensor in channels_last. A Philox call serves eight elements, which lie far apart there. So a block draws for
+// all elements between its chunk's first and last, which lie together in the whole parameter, and sorts what it drew by
+// places; only then it begins to step, and the map is out of the registers.
 #pragma once
 
 #include "cuda/warp_tiles.cuh"
@@ -14,7 +14,7 @@ struct LaneKeeps {
   const Chunk<Rule, Real>& chunk;
   int64_t first_tile;
   __device__ __forceinline__ uint8_t operator()(int lane) const {
-    return static_cast<uint8_t>(keeps_of<1>(chunk, first_tile + lane / kLanes, static_cast<int>(lane % kLanes)));
+    return static_cast<uint8_t>(keeps_of<1>(chunk, first_tile, lane));  // the lanes of all tiles follow each other
   }
 };
 
@@ -26,23 +26,40 @@ struct SpanKeeps {
   const Chunk<Rule, Real>& chunk;
   int64_t begin;
   int lanes;
-  BlockValues<uint8_t, kMost, LaneKeeps<Rule, Real>> drawn;
+  BlockBytes<kMost, LaneKeeps<Rule, Real>> drawn;
 
   __device__ __forceinline__ SpanKeeps(const Chunk<Rule, Real>& chunk, const Span& span)
       : chunk(chunk),
         begin(span.begin / kTile * kTile),
-        lanes(span.end - begin <= kMost * kRows ? static_cast<int>((span.end - begin + kTile - 1) / kTile * kLanes) : 0),
+        lanes(span.end - begin <= kMost * kRows ? static_cast<int>((span.end - begin + kTile - 1) / kTile * kLanes)
+                                                : 0),
         drawn(lanes, {chunk, begin / kTile}) {}
 
   __device__ __forceinline__ bool of(int64_t element) const {
     if (lanes == 0) return keep_bits(chunk.stream, element) << 16 < chunk.shared.word_threshold;
-    const auto place = static_cast<uint32_t>(element - begin);
+    return at(static_cast<uint32_t>(element - begin));
+  }
+  // The same of the element so many behind `begin`, if there are lanes.
+  __device__ __forceinline__ uint32_t at(uint32_t place) const { return drawn.at(lane_of(place)) >> row_of(place) & 1; }
+  // Of the eight from a multiple of eight on: bit e is that of the e-th.
+  __device__ __forceinline__ uint32_t eight_at(uint32_t place) const {
+    const uint64_t lanes = drawn.eight_at(lane_of(place)) >> row_of(place);
+    // A bit of each byte, of four bytes the upper four bits of the product.
+    const auto four = [](uint64_t bytes) { return (static_cast<uint32_t>(bytes) & 0x01010101u) * 0x10204080u >> 28; };
+    return four(lanes) | four(lanes >> 32) << 4;
+  }
+
+ private:
+  static __device__ __forceinline__ int lane_of(uint32_t place) {
     constexpr uint32_t kInTile = static_cast<uint32_t>(kTile), kInRow = static_cast<uint32_t>(kLanes);
-    return drawn.at(place / kInTile * kInRow + place % kInRow) >> place / kInRow % kRows & 1;
+    return static_cast<int>(place / kInTile * kInRow + place % kInRow);
+  }
+  static __device__ __forceinline__ uint32_t row_of(uint32_t place) {
+    return place / static_cast<uint32_t>(kLanes) % kRows;
   }
 };
 
-// The decisions on eight neighbouring places of the chunk: bit e is that of place e.
+// The decisions on eight neighbouring places of the chunk: bit e is that of place e. None is kept behind its end.
 constexpr int kByte = 8;
 template <class Rule, class Real>
 struct PlaceKeeps {
@@ -52,9 +69,18 @@ struct PlaceKeeps {
   __device__ __forceinline__ uint8_t operator()(int byte) const {
     const int64_t first = begin + byte * kByte;
     uint32_t keeps = 0;
+    if (first >= span.chunk.end) return 0;
+    const Line line = map.line(first);
+    if (span.lanes != 0 && line.count >= kByte && first + kByte <= span.chunk.end) {
+      const auto place = static_cast<uint32_t>(line.begin - span.begin);
+      if (line.step == 1 && place % kByte == 0) return static_cast<uint8_t>(span.eight_at(place));
 #pragma unroll
-    for (int e = 0; e < kByte; ++e) {
-      if (first + e < span.chunk.end && span.of(map.element(first + e))) keeps |= 1u << e;
+      for (int e = 0; e < kByte; ++e) keeps |= span.at(place + e * line.step) << e;
+      return static_cast<uint8_t>(keeps);
+    }
+#pragma unroll 1
+    for (int e = 0; e < kByte && first + e < span.chunk.end; ++e) {
+      keeps |= static_cast<uint32_t>(span.of(map.element(first + e))) << e;
     }
     return static_cast<uint8_t>(keeps);
   }
@@ -66,14 +92,14 @@ struct MappedDraw {
   ChunkMap map;
   int64_t begin;
   SpanKeeps<Rule, Real> span;
-  BlockValues<uint8_t, static_cast<int>(kChunk) / kByte, PlaceKeeps<Rule, Real>> places;
+  BlockBytes<static_cast<int>(kChunk) / kByte, PlaceKeeps<Rule, Real>> places;
 
   __device__ __forceinline__ MappedDraw(const Chunk<Rule, Real>& chunk, int64_t begin)
       : chunk(chunk),
         map(chunk.row, begin),
         begin(begin),
         span(chunk, chunk.shared.masked ? map.span(chunk.end) : Span{0, 0}),
-        places(chunk.shared.masked ? static_cast<int>((chunk.end - begin + kByte - 1) / kByte) : 0,
+        places(chunk.shared.masked ? static_cast<int>((chunk.end - begin + kTile - 1) / kTile * kTile / kByte) : 0,
                {span, map, begin}) {}
 
   template <int kCount>

@@ -28,13 +28,13 @@ struct TileWords {
 
 // The threads that share a unit of lanes draw a part of these each, for all rows, and tell each other.
 template <class Rule>
-LRT_DEVICE void draw_words(const WholeDraw<Rule, float>& draws, int64_t tile, int thread, TileWords& words) {
+LRT_DEVICE void draw_words(const Chunk<Rule, float>& chunk, int64_t tile, int thread, TileWords& words) {
   constexpr int kShare = kUnit / kTileSpan, kWords = 4;
   const auto draw_share = [&](int of, uint32_t* own) {
     const int lane = of % kRowUnits * kUnit + of / kRowUnits * kShare;
 #pragma unroll
     for (int e = 0; e < kShare; ++e) {
-      const auto block = draw<kRoundingRounds>(draws.chunk.stream, tile * kLanes + lane + e, Stream::kRounding);
+      const auto block = draw<kRoundingRounds>(chunk.stream, tile * kLanes + lane + e, Stream::kRounding);
 #pragma unroll
       for (int w = 0; w < kWords; ++w) own[e * kWords + w] = block.word[w];
     }
@@ -54,7 +54,12 @@ LRT_DEVICE void draw_words(const WholeDraw<Rule, float>& draws, int64_t tile, in
 }
 
 template <class Rule>
+LRT_DEVICE void draw_words(const WholeDraw<Rule, float>& draws, int64_t tile, int thread, TileWords& words) {
+  draw_words(draws.chunk, tile, thread, words);
+}
+template <class Rule>
 LRT_DEVICE void draw_words(const MappedDraw<Rule, float>& draws, int64_t tile, int thread, TileWords& words) {
+  if (draws.map.has_tiles(draws.chunk.end)) return draw_words(draws.chunk, draws.map.tile(tile), thread, words);
   const int64_t begin = tile * kTile + thread * kUnit;
 #pragma unroll 1
   for (int i = 0; i < kTilePasses * kUnit; ++i) {

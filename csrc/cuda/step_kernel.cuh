@@ -56,9 +56,10 @@ LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t 
 template <bool kSloped, class Rule, class Param, class State>
 constexpr int kMinBlocks = [] {
   constexpr bool kMost = Rule::kStates == kMaxStates;
-  if (sizeof(Param) == 4) return Rule::kStates < 2 && !kSloped ? 3 : 2;
+  if (sizeof(Param) == 4) return Rule::kStates < 2 && !kHasRing<Rule> && !kSloped ? 3 : 2;
   if (sizeof(Param) == 8) return 3 - kMost;
-  return sizeof(State) == 2 && !kSloped ? 6 - (kMost || kHasRing<Rule>) : 4 - kMost;
+  if (sizeof(State) != 2 || kSloped) return 4 - kMost;
+  return kMost || kHasRing<Rule> ? 5 : Rule::kStates < 2 ? 8 : 6;
 }();
 
 // Which operands of a tensor are at multiples of kAccess.
@@ -144,8 +145,7 @@ LRT_DEVICE void clear_slopes(const Step& call) {
 // The chunk of a block. kMapped: of a list among whose tensors are shards, or such as lie in channels_last. What these
 // draws and a slope need would cost the others registers: they are kernels of their own.
 template <bool kMapped, bool kSloped, class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kSloped, Rule, Param, State>))
-    step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kSloped, Rule, Param, State>)) step_kernel(Step call) {
   const bool stepped = with_chunk<Rule, Param>(call, [&](const Chunk<Rule, Real<Param>>& chunk, int64_t begin) {
     const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, chunk.end};
     const Aligned aligned = aligned_of<Rule, State>(chunk.row);

@@ -12,24 +12,10 @@ constexpr int kSpan = kWarp / kTileUnits<Param>;
 template <class Param>
 constexpr int kPasses = kRows / kSpan<Param>;  // of a warp over a tile
 
-// Who draws for the elements of a chunk, a unit of neighbouring lanes a thread for a warp's tile, or so many lanes of
-// it for all eight rows.
-template <class Rule, class Real>
-struct WholeDraw {
-  const Chunk<Rule, Real>& chunk;
-  template <int kCount>
-  __device__ __forceinline__ Keeps<kCount> lanes(int64_t tile, int lane) const {
-    return keeps_of<kCount>(chunk, tile, lane);
-  }
-  template <class Param>
-  __device__ __forceinline__ uint32_t passes(int64_t tile, int thread) const;
-};
-
-// Bit pass * kUnit + e is that of element e of the thread's row of that pass. The threads that share a unit of lanes,
-// for every kSpan-th row each, draw a part of its lanes each, for all rows.
-template <class Rule, class Real>
-template <class Param>
-__device__ __forceinline__ uint32_t WholeDraw<Rule, Real>::passes(int64_t tile, int thread) const {
+// The keep decisions of a warp on a tile: bit pass * kUnit + e is that on element e of the thread's row of that pass.
+// The threads that share a unit of lanes, for every kSpan-th row each, draw a part of its lanes each, for all rows.
+template <class Param, class Rule>
+LRT_DEVICE uint32_t tile_keeps(const Chunk<Rule, Real<Param>>& chunk, int64_t tile, int thread) {
   constexpr int kUnit = kSlopeLanes<Param>, kUnits = kTileUnits<Param>, kShare = kUnit / kSpan<Param>;
   uint32_t own_rows = 0;
   for (int row = 0; row < kRows; row += kSpan<Param>) own_rows |= ((1u << kShare) - 1) << row * kShare;
@@ -45,6 +31,21 @@ __device__ __forceinline__ uint32_t WholeDraw<Rule, Real>::passes(int64_t tile, 
   }
   return keeps;
 }
+
+// Who draws for a chunk whose elements follow each other in the whole parameter: so many neighbouring lanes of a tile,
+// for all eight rows, or a warp's tile.
+template <class Rule, class Real>
+struct WholeDraw {
+  const Chunk<Rule, Real>& chunk;
+  template <int kCount>
+  __device__ __forceinline__ Keeps<kCount> lanes(int64_t tile, int lane) const {
+    return keeps_of<kCount>(chunk, tile, lane);
+  }
+  template <class Param>
+  __device__ __forceinline__ uint32_t passes(int64_t tile, int thread) const {
+    return tile_keeps<Param>(chunk, tile, thread);
+  }
+};
 
 // The tiles from the warp's own to `last`.
 template <class Access, bool kPlain, class Rule, class Param, class State, class Draw>

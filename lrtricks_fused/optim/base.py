@@ -183,7 +183,7 @@ class MaskedOptimizer(MeasuredOptimizer):
             only = only_key(params, together)
             if only is not None:
                 return [Part(only, group, checked, list(params), grads, sharded)]
-        return split(group, checked, grads, together, sharded, apart)
+        return split(group, checked, grads, together, self.track_changes, sharded, apart)
 
     def _kept_states(self) -> KeptStates:
         """The states as they are; what is known of them since the last step, where nothing has changed."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..step.layouts import slab_of
 from .groups import CheckedGroup, Group
 from .shards import counts, is_dtensor, local
 
@@ -35,6 +36,18 @@ class Part:
         return Part(key, self.group, self.checked, params, grads, self.sharded)
 
 
+def has_order(param: Tensor, tracked: bool) -> bool:
+    """Whether kernels on a GPU step the parameter in the order of memory: a list of such is one launch.
+
+    Args:
+        param: local.
+        tracked: whether its changed bits are kept, which lie in the order of indices.
+    """
+    if param.is_contiguous() or tracked or torch.compiler.is_compiling():
+        return param.is_contiguous()
+    return slab_of(param)[0] != 0
+
+
 def only_key(params: list[Tensor], together: bool) -> Hashable:
     """The key of the part that all of them make up; None where that takes a look at each.
 
@@ -48,13 +61,13 @@ def only_key(params: list[Tensor], together: bool) -> Hashable:
         return None
     on_gpus = all([param.is_cuda for param in params])  # of which the number is told faster than the device
     devices: set[Any] = {*map(Tensor.get_device, params)} if on_gpus else {param.device for param in params}
-    if len(devices) > 1 or len({param.dtype for param in params}) > 1 or len({*map(Tensor.is_contiguous, params)}) > 1:
+    if len(devices) > 1 or len({param.dtype for param in params}) > 1 or not all(map(Tensor.is_contiguous, params)):
         return None
-    return params[0].device, params[0].dtype, params[0].is_contiguous()
+    return params[0].device, params[0].dtype, True
 
 
 def split(
-    group: Group, checked: CheckedGroup, grads: list[Any], together: bool, sharded: bool, apart: bool
+    group: Group, checked: CheckedGroup, grads: list[Any], together: bool, tracked: bool, sharded: bool, apart: bool
 ) -> list[Part]:
     """The parts of a group's parameters that have a gradient.
 
@@ -63,6 +76,7 @@ def split(
         checked: what follows from it.
         grads: of the parameters, or None.
         together: whether parameters on the CPU are in one part, whatever they are.
+        tracked: whether changed bits are kept.
         sharded: whether some are DTensors.
         apart: whether those that several ranks have are in parts of their own.
     """
@@ -70,7 +84,7 @@ def split(
     for param, grad in zip(group["params"], grads, strict=True):
         if grad is not None:
             on_cpu = together and param.device.type == "cpu"
-            key: Hashable = param.device if on_cpu else (param.device, param.dtype, local(param).is_contiguous())
+            key: Hashable = param.device if on_cpu else (param.device, param.dtype, has_order(local(param), tracked))
             if apart:
                 key = (key, param.device_mesh, counts(param)) if is_dtensor(param) else (key, None)
             own = parts.setdefault(key, Part(key, group, checked, [], [], sharded))

@@ -1,6 +1,7 @@
 """How the operands of a step lie in memory, and whether a table of their addresses says enough of them."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import chain
 
 import torch
@@ -24,11 +25,14 @@ def slab_of(param: Tensor) -> tuple[int, int]:
     Returns:
         Elements of that dimension and those after it, which lie together, and the size of the dimension; else zeros.
     """
-    if param.is_contiguous() or not param.numel():
-        return 0, 0
-    alike = torch.empty_strided(param.shape, param.stride(), device="meta")
-    slab = param.numel()
-    for dim, size in enumerate(param.shape[:-1]):
+    return (0, 0) if param.is_contiguous() or not param.numel() else _slab_of(param.shape, param.stride())
+
+
+@lru_cache(maxsize=4096)
+def _slab_of(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, int]:
+    alike = torch.empty_strided(shape, stride, device="meta")
+    slab = shape.numel()
+    for dim, size in enumerate(shape[:-1]):
         if slab <= MAX_SLAB and alike.movedim(dim, -1).is_contiguous():
             return slab, size
         slab //= size

@@ -1,6 +1,6 @@
 // CUDA's words as ordinary C++: a launch runs every thread of every block, one after another.
 // Enough for kernels whose threads do not talk to each other (no barrier, shared memory or atomic; what they tell each
-// other goes through WarpValues, WarpArrays or BlockValues); code that uses one of those does not compile here.
+// other goes through WarpValues, WarpArrays or BlockBytes); code that uses one of those does not compile here.
 #pragma once
 
 #include <cstdint>
@@ -54,16 +54,22 @@ struct WarpArrays {
     return values[i];
   }
 };
-template <class Value, int kMost, class Of>
-struct BlockValues {
+template <int kMost, class Of>
+struct BlockBytes {
   int count;
   Of of;
-  BlockValues(int count, const Of& of) : count(count), of(of) {
-    if (count > kMost) throw std::length_error("more values than a block has room for");
+  BlockBytes(int count, const Of& of) : count(count), of(of) {
+    if (count > kMost) throw std::length_error("more bytes than a block has room for");
   }
-  Value at(int i) const {
-    if (i < 0 || i >= count) throw std::out_of_range("a value that no thread finds");
+  uint8_t at(int i) const {
+    if (i < 0 || i >= count) throw std::out_of_range("a byte that no thread finds");
     return of(i);
+  }
+  uint64_t eight_at(int i) const {
+    if (i % 8 != 0) throw std::invalid_argument("bytes that are not read at once");
+    uint64_t bytes = 0;
+    for (int k = 7; k >= 0; --k) bytes = bytes << 8 | at(i + k);
+    return bytes;
   }
 };
 

@@ -119,6 +119,25 @@ def test_of_a_larger_slab_and_of_a_gradient_that_lies_otherwise():
         assert not in_memory_order  # a list is stepped as one
 
 
+# Chunks that end within a slab, and whose draws are those of one slab, of two and of three.
+LARGE = [alike(5, 1024, 3, 3), alike(4, 512, 5, 3), alike(3, 2700, 2, 2), alike(2, 4096, 2, 4), alike(24, 1000, 2, 1)]
+
+
+@by_dtype
+def test_cuda_kernels_equal_reference_on_large_slabs(dtype, on_host):
+    assert_same_bits(*(run(RICH[1], dtype, backend, LARGE)[0] for backend in ("native", "reference")))
+
+
+@interpreted
+def test_a_list_of_several_layouts_is_one_part():
+    for tracks, parts in ((False, 1), (True, 2)):
+        params = make_params([*FEW, TensorCase((40, 30))], torch.float32)
+        optimizer = lrt.Adam(params, keep_prob=0.5, backend="triton", track_changes=tracks)
+        set_grads(params, [*FEW, TensorCase((40, 30))], 0)
+        optimizer.step()
+        assert len(optimizer._gather(optimizer.param_groups[0])) == parts
+
+
 def test_a_gradient_that_changes_its_layout():
     results = []
     for backend in ("native", "reference"):

@@ -26,7 +26,8 @@ MAPS = [
     IndexMap(0, 1, 1), IndexMap(0, 2**17, 0), IndexMap(512, 2**17, 0), IndexMap(1, 2**17, 0), IndexMap(511, 2**40, 0),
     IndexMap(3, 1, 2), IndexMap(5, 7, 11), IndexMap(0, 63, 64), IndexMap(64, 64, 128), IndexMap(9, 65, 1000),
     IndexMap(513, 513, 513), IndexMap(4096, 512, 5120), IndexMap(2**32 * 8 - 700, 1100, 2**33),
-    IndexMap(2**59 - 2**17, 2**17, 0), IndexMap(8, 8, 24),
+    IndexMap(2**59 - 2**17, 2**17, 0), IndexMap(8, 8, 24), IndexMap(2**35 - 1024, 2**17, 0), IndexMap(8, 8, 64),
+    IndexMap(512, 1024, 4096), IndexMap(0, 4, 33), IndexMap(24, 40, 320),
 ]  # fmt: skip
 INVALID = [
     (IndexMap(-1, 5, 5), "base >= 0"), (IndexMap(0, 0, 5), "run >= 1"), (IndexMap(0, -3, 5), "run >= 1"),
@@ -136,6 +137,12 @@ FEW = [TensorCase((CHUNK + 577,)), TensorCase((20, 35), unaligned, unaligned), T
 def test_triton_kernels_equal_reference(case, dtype):
     for first in (5, 6):
         assert_same_bits(*(run(case, dtype, backend, FEW, first) for backend in ("triton", "reference")))
+
+
+@pytest.mark.parametrize("first", range(len(MAPS)))
+@interpreted
+def test_triton_kernels_at_every_map(first):
+    assert_same_bits(*(run(ADAM, DTYPES[0], backend, FEW[:1] * 2, first) for backend in ("triton", "reference")))
 
 
 @pytest.mark.parametrize("first", range(len(MAPS)))

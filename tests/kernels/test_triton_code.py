@@ -2,8 +2,8 @@
 
 LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
 every target, and two more pairs of Adam's for sm_90 and one for an AMD GPU; with centralized gradients, f32 of Adam for
-sm_90 and an AMD GPU; with a slope, and of shards, f32 of Adam for sm_90; two kinds of what is stored otherwise than it
-is stepped, of Adam for sm_90; of the kernels that add up and upload, f32.
+sm_90 and an AMD GPU; with a slope f32 of Adam for sm_90, of shards bf16, too; two kinds of what is stored otherwise
+than it is stepped, of Adam for sm_90; of the kernels that add up and upload, f32.
 """
 
 import os
@@ -42,7 +42,7 @@ CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton
 SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 SHARDS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
-          if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
+          if FULL or (a, r, d) in ((90, "Adam", "f32"), (90, "Adam", "bf16"))]  # fmt: skip
 STORED = [
     (a, r, n)
     for a in triton_model.ARCHS
