@@ -189,7 +189,7 @@ def step_constexprs(
 ) -> dict[str, object]:
     """What an instance of step_kernel is compiled for.
 
-    ``centralize``: some have slices; ``mapped``: some are shards, or lie in channels_last.
+    ``centralize``: some have slices; ``mapped``: AddressTable.is_mapped.
     """
     functions = functions_of(rule)
     layout = layout_of(kind, states, warp_size, slope, mapped)

@@ -62,9 +62,9 @@ def elements_of(offset, index_map):
 
 @triton.jit
 def place_of_chunk(left, index_map):
-    """The first element of a chunk of so many, and whether they are scattered: else they follow each other as a chunk's.
+    """The first element of a chunk of so many, and whether they are scattered.
 
-    That is, from the first lane of a tile, and not across 2**32 Philox calls.
+    Else they follow each other from the first lane of a tile on, and their Philox calls do not cross 2**32.
     """
     begin, first, into, inverse, base, length, pitch, slab, _ = index_map
     element = base + begin + first * (pitch - length)

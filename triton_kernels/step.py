@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .layout import (
+    BASE,
     CHANGES,
     CHUNK,
     COLUMNS,
@@ -63,7 +64,7 @@ class Variant(NamedTuple):
     ONLY: tuple[int, int] | None  # the table's codes of the gradients' and mirrors' dtypes that are stepped; None: all
     REAL: tl.dtype  # in which is computed
     CENTRALIZE: bool  # whether some tensors have slices
-    MAPPED: bool  # whether some are shards, or lie in channels_last
+    MAPPED: bool  # AddressTable.is_mapped
     BACKWARDS: bool  # whether a pass takes the last of its rows first, see [note: Backwards]
     UNIT: int  # lanes of a unit of the slope; 0: none is asked for
     BLOCK: int  # lanes a pass draws for in a full chunk
@@ -219,7 +220,7 @@ def step_chunk(
     states = ()
     for k in tl.static_range(STATES):
         states = states + (pointer_to(tl.load(row + (STATE + k)), STATE_DTYPE, FULL) + begin,)
-    index_map, element, scattered = (), begin, False
+    index_map, element, scattered = (), begin + tl.load(row + BASE), False
     if VARIANT.MAPPED:
         index_map = map_of_chunk(row, begin)
         element, scattered = place_of_chunk(left, index_map)

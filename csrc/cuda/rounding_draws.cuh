@@ -55,7 +55,7 @@ LRT_DEVICE void draw_words(const Chunk<Rule, float>& chunk, int64_t tile, int th
 
 template <class Rule>
 LRT_DEVICE void draw_words(const WholeDraw<Rule, float>& draws, int64_t tile, int thread, TileWords& words) {
-  draw_words(draws.chunk, tile, thread, words);
+  draw_words(draws.chunk, draws.before + tile, thread, words);
 }
 template <class Rule>
 LRT_DEVICE void draw_words(const MappedDraw<Rule, float>& draws, int64_t tile, int thread, TileWords& words) {

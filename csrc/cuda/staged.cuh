@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads<BFloat16>, 4) staged_kernel(Step call
     if constexpr (kMapped) {
       step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>(chunk, begin));
     } else {
-      step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>{chunk});
+      step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>(chunk));
     }
   });
 }

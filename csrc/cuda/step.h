@@ -17,7 +17,7 @@ struct Step {
   int64_t tensors, chunks;
   StepArguments arguments;
   Dtype param, state;
-  bool mapped;                         // whether some tensors are shards, or lie in channels_last
+  bool mapped;                         // whether maps are needed, see MappedDraw
   bool staged;                         // whether some are stored otherwise than they are stepped (staged.cuh)
   bool stochastic, stochastic_states;  // how their 16-bit parameters and states are rounded
   int64_t slices, partials;            // of all tensors whose gradient is centralized

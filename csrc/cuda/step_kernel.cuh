@@ -142,8 +142,8 @@ LRT_DEVICE void clear_slopes(const Step& call) {
   for (int unit = static_cast<int>(threadIdx.x); unit < kUnits; unit += kThreads<Param>) slopes[unit] = 0;
 }
 
-// The chunk of a block. kMapped: of a list among whose tensors are shards, or such as lie in channels_last. What these
-// draws and a slope need would cost the others registers: they are kernels of their own.
+// The chunk of a block. kMapped: of a list among whose tensors are shards that WholeDraw does not serve, or such as lie
+// in channels_last. What these draws and a slope need would cost the others registers: they are kernels of their own.
 template <bool kMapped, bool kSloped, class Rule, class Param, class State>
 __global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kSloped, Rule, Param, State>)) step_kernel(Step call) {
   const bool stepped = with_chunk<Rule, Param>(call, [&](const Chunk<Rule, Real<Param>>& chunk, int64_t begin) {
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kSloped, Rule, Pa
     if constexpr (kMapped) {
       block.run(aligned, !chunk.means.first, MappedDraw<Rule, Real<Param>>(chunk, begin));
     } else {
-      block.run(aligned, !chunk.means.first, WholeDraw<Rule, Real<Param>>{chunk});
+      block.run(aligned, !chunk.means.first, WholeDraw<Rule, Real<Param>>(chunk));
     }
   });
   if (kSloped && !stepped) clear_slopes<Param>(call);

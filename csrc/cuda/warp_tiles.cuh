@@ -32,18 +32,21 @@ LRT_DEVICE uint32_t tile_keeps(const Chunk<Rule, Real<Param>>& chunk, int64_t ti
   return keeps;
 }
 
-// Who draws for a chunk whose elements follow each other in the whole parameter: so many neighbouring lanes of a tile,
-// for all eight rows, or a warp's tile.
+// Who draws for a parameter that is whole, or a shard whose tiles follow each other as tiles of the whole one: so many
+// neighbouring lanes of a tile, for all eight rows, or a warp's tile.
 template <class Rule, class Real>
 struct WholeDraw {
   const Chunk<Rule, Real>& chunk;
+  int64_t before;  // tiles of the whole parameter
+
+  explicit LRT_HD WholeDraw(const Chunk<Rule, Real>& chunk) : chunk(chunk), before(chunk.row.map.base / kTile) {}
   template <int kCount>
   __device__ __forceinline__ Keeps<kCount> lanes(int64_t tile, int lane) const {
-    return keeps_of<kCount>(chunk, tile, lane);
+    return keeps_of<kCount>(chunk, before + tile, lane);
   }
   template <class Param>
   __device__ __forceinline__ uint32_t passes(int64_t tile, int thread) const {
-    return tile_keeps<Param>(chunk, tile, thread);
+    return tile_keeps<Param>(chunk, before + tile, thread);
   }
 };
 

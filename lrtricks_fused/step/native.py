@@ -154,7 +154,7 @@ def packed(
         memory: on a device: the chunks' tensors, what is prepared, and the scratch of slices and slope.
         slices: of all gradients.
         partials: partial sums of all slices.
-        mapped: on a device: whether some tensors are shards, or lie in channels_last.
+        mapped: on a device: whether the kernels need the table's maps, see AddressTable.is_mapped.
         staged: on a device: whether some are stored otherwise than they are stepped.
     """
     rule, hyper, device = RULES[call.rule], call.hyper, call.params[0].device

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .call import BESIDE, StepCall, slice_partials
 from .host import addresses
+from .keep import LANES, TILE
 from .layouts import Takes, columns_beside, fits_table, slab_of
 from .operands import check_operands, is_staged
 from .storage import DTYPE_CODES
@@ -32,6 +33,7 @@ MIRROR = SCALAR_STATE + MAX_SCALAR_STATES  # and the others of BESIDE
 GRAD_DTYPE = MIRROR + len(BESIDE)
 MIRROR_DTYPE, SLAB, CHANNELS, BASE, RUN, PITCH, COLUMNS = range(GRAD_DTYPE + 1, GRAD_DTYPE + 8)
 CHUNK = 8192  # elements that one block steps; csrc/core/slope.h
+MOST_COUNTED = 2**32 * TILE // LANES  # elements whose Philox calls 32 bits count
 ACCESS = 16  # bytes a thread moves at once; csrc/core/slope.h
 SLOPE_COLUMNS = 256  # csrc/core/slope.h
 PREPARED_BYTES = 128  # scratch of a call, and of each of its tensors; csrc/cuda/step.h
@@ -55,6 +57,17 @@ def _integers(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=HOST)
 
 
+def _keep_tiles(rows: Tensor) -> bool:
+    """Whether the tiles of all tensors follow each other as tiles of the whole parameters, as in most of FSDP's shards.
+
+    Kernels without maps draw for these. Triton's count the calls of a chunk by 32 bits, which must not overflow in it.
+    """
+    base, run, end = rows[:, BASE], rows[:, RUN], rows[:, BASE] + rows[:, NUMEL]
+    follow = (run == 0) | ((base % TILE == 0) & (run >= rows[:, NUMEL]))
+    counted = (base % CHUNK == 0) | (base // MOST_COUNTED == (end + CHUNK) // MOST_COUNTED)
+    return bool((follow & counted).all())
+
+
 class AddressTable:
     """The table of one call, and what must still hold for it to be used by the next.
 
@@ -64,7 +77,7 @@ class AddressTable:
     """
 
     has_slabs = False  # whether some parameters lie as slab_of says
-    is_mapped = False  # whether the elements of some are not those of their places: of shards, or of these
+    is_mapped = False  # whether kernels must know where elements lie: of these, or of shards by more than a first tile
     staged: Hashable = None  # how parameters are stored otherwise than they are stepped; None where none is
 
     def __init__(self, call: StepCall, upload: Upload | None, takes: Takes | None = None, guarded: bool = True) -> None:
@@ -114,6 +127,7 @@ class AddressTable:
         rows[:, PARAM_INDEX] = _integers(call.param_indices)
         if call.has_shards:
             rows[:, BASE:] = _integers(call.map_integers()).view(-1, COLUMNS - BASE)
+            self.is_mapped = not _keep_tiles(rows)
         rows[:, PARAM_DTYPE], rows[:, STATE_DTYPE] = param_code, state_code
         rows[:, GRAD_DTYPE] = _integers(grad_codes)
         rows[:, FIRST_CHUNK] = chunks.cumsum(0) - chunks

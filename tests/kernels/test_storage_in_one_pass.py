@@ -67,15 +67,16 @@ def test_masks_and_norms(stored, options, one_pass):
     both(ADAM, stored, WHOLE_AND_REST, **options)
 
 
+@pytest.mark.parametrize("first_map", [IndexMap(7, 100, 300), IndexMap(TILE, 10**6, 0)], ids=str)
 @by_storage
-def test_shards(stored, one_pass, monkeypatch):
+def test_shards(stored, first_map, one_pass, monkeypatch):
     from lrtricks_fused.optim import base
 
     plain = base.MaskedOptimizer._call
 
     def call(self, *args):
         made = plain(self, *args)
-        made.index_maps = [None, IndexMap(7, 100, 300), IndexMap(3 * TILE, 10**6, 10**6)]
+        made.index_maps = [None, first_map, IndexMap(3 * TILE, 10**6, 10**6)]
         return made
 
     monkeypatch.setattr(base.MaskedOptimizer, "_call", call)

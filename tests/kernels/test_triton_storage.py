@@ -69,14 +69,15 @@ def test_masks_and_norms(stored):
             both(ADAM, stored, CHUNK_AND_REST[1:], **options)
 
 
+@pytest.mark.parametrize("first_map", [IndexMap(7, 100, 300), IndexMap(TILE, 10**6, 0)], ids=str)
 @some_storage
 @interpreted
-def test_shards(stored):
+def test_shards(stored, first_map):
     plain = base.MaskedOptimizer._call
 
     def call(self, *args):
         made = plain(self, *args)
-        made.index_maps = [None, IndexMap(7, 100, 300), IndexMap(3 * TILE, 10**6, 10**6)]
+        made.index_maps = [None, first_map, IndexMap(3 * TILE, 10**6, 10**6)]
         return made
 
     with Staged() as patch:
