@@ -143,13 +143,7 @@ class CheckedWork {
     require(!overlap, "Invalid params[", i, "]: elements of it or of a state share memory");
     const std::optional<Stage> stage = stage_of(operands_, i, state_dtype, rule_.kernel_of);
     set_kernel(tensor, dtype, state_dtype, i, stage.has_value());
-    if (stage) {
-      require(!strided && tensor.slice_length == 0 && operands_.window == 0, "Invalid params[", i,
-              "]: strided, centralized or with a ring, and stored otherwise than it is stepped");
-      Stage& own = stages_.emplace_back(*stage);
-      if (!tensor.map.is_whole()) own.map = &maps_.emplace_back(tensor.map);
-      tensor.stage = &own;
-    }
+    if (stage) set_stage(tensor, *stage, strided, i);
     if (strided) {
       if (operands_.window == 0) tensor.slab = slab_of(layouts, used);
       tensor.layouts = &layouts_.emplace_back(std::move(layouts));
@@ -173,7 +167,10 @@ class CheckedWork {
       for (int k = 0; k < kMaxStates; ++k) tensor.whole.states[k] = reinterpret_cast<void*>(row.states[k]);
       tensor.slice_length = row.slice_length;
       tensor.slab = {row.slab, row.channels};
-      set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i);
+      const std::optional<Stage> stage = stage_of(row, operands_.stochastic, i, rule_.kernel_of);
+      set_kernel(tensor, static_cast<Dtype>(row.param_dtype), static_cast<Dtype>(row.state_dtype), i,
+                 stage.has_value());
+      if (stage) set_stage(tensor, *stage, row.slab != 0, i);
       work.add(tensor);
     }
   }
@@ -209,6 +206,14 @@ class CheckedWork {
     require(fits(map, tensor.step.numel), "Invalid index_maps[", i, "]=(", map.base, ", ", map.run, ", ", map.pitch,
             "): no shard of ", tensor.step.numel, " elements has it");
     tensor.set_map(map);
+  }
+
+  void set_stage(TensorWork& tensor, const Stage& stage, bool strided, size_t i) {
+    require(!strided && tensor.slice_length == 0 && operands_.window == 0, "Invalid params[", i,
+            "]: strided, centralized or with a ring, and stored otherwise than it is stepped");
+    Stage& own = stages_.emplace_back(stage);
+    if (!tensor.map.is_whole()) own.map = &maps_.emplace_back(tensor.map);
+    tensor.stage = &own;
   }
 
   void set_kernel(TensorWork& tensor, std::optional<Dtype> dtype, std::optional<Dtype> state_dtype, size_t i,

@@ -100,7 +100,7 @@ void table_squared_norms(Tensor table, Tensor squares, std::optional<Tensor>, st
       view = &views.emplace_back(sizes, strides, 3);
     }
     gradients.push_back(
-        {reinterpret_cast<const void*>(row.grad), view, static_cast<Dtype>(row.param_dtype), row.numel});
+        {reinterpret_cast<const void*>(row.grad), view, static_cast<Dtype>(row.grad_dtype), row.numel});
   }
   write_squares(gradients, squares);
 }

@@ -7,28 +7,37 @@ namespace lrt::cpu {
 namespace {
 
 // What is written beside params[i], or null.
-void* beside(const std::vector<Tensor>& list, size_t i, int64_t numel, const char* name) {
+void* beside(const std::vector<Tensor>& list, size_t i, int64_t numel, int64_t size, const char* name) {
   if (list.empty() || list[i].numel() == 0) return nullptr;
-  require(on_cpu(list[i]) && list[i].is_contiguous() && list[i].numel() == numel, "Invalid ", name, "[", i,
-          "]: must be contiguous on the CPU, of ", numel, " elements");
+  require(on_cpu(list[i]) && list[i].is_contiguous() && list[i].numel() == numel &&
+              (size == 0 || list[i].element_size() == static_cast<size_t>(size)),
+          "Invalid ", name, "[", i, "]: must be contiguous on the CPU, of ", numel, " elements",
+          size == 2   ? " of int16"
+          : size == 1 ? " of uint8"
+                      : "");
   require_memory(list[i], name, i);
   return list[i].mutable_data_ptr();
 }
 
-// Checks a stage, and enters its mirror's dtype.
-void check_stage(const Operands& operands, size_t i, Stage& stage) {
+void check_stage(const Stage& stage, size_t i) {
   require(stage.param != Dtype::kDouble && stage.grad != Dtype::kDouble && stage.state != Dtype::kDouble,
           "Invalid grads[", i, "]: its dtype differs from params[", i, "], or one is float64");
   require(size_of(stage.grad) == 4 || size_of(stage.param) == 4 || stage.grad == stage.param, "Invalid grads[", i,
           "]: its dtype differs from params[", i, "]");
-  require(!stage.low || (stage.param == Dtype::kBFloat16 && operands.lows[i].element_size() == 2), "Invalid lows[", i,
-          "]: must be int16, of a bfloat16 parameter");
-  require(!stage.changes || operands.changes[i].element_size() == 1, "Invalid changes[", i, "]: must be uint8");
-  if (!stage.mirror) return;
-  const std::optional<Dtype> mirror = dtype_of(operands.mirrors[i]);
-  require(stage.param == Dtype::kFloat && mirror && size_of(*mirror) == 2, "Invalid mirrors[", i,
+  require(!stage.low || stage.param == Dtype::kBFloat16, "Invalid lows[", i, "]: must be of a bfloat16 parameter");
+  require(!stage.mirror || (stage.param == Dtype::kFloat && size_of(stage.mirror_dtype) == 2), "Invalid mirrors[", i,
           "]: must be bfloat16 or float16, of a float32 parameter");
-  stage.mirror_dtype = *mirror;
+}
+
+// The stage, if the tensor is stored otherwise than its kernel steps it.
+std::optional<Stage> staged(Stage stage, int64_t stochastic, size_t i, const KernelOf& kernel_of) {
+  stage.stochastic = stochastic & 1 && !stage.low && size_of(stage.param) == 2;
+  stage.stochastic_states = stochastic & 2 && size_of(stage.state) == 2;
+  const bool plain = stage.grad == stage.param && kernel_of(stage.param, stage.state) && !stage.mirror && !stage.low &&
+                     !stage.changes && !stage.rounds();
+  if (plain) return std::nullopt;
+  check_stage(stage, i);
+  return stage;
 }
 
 }  // namespace
@@ -41,20 +50,30 @@ std::optional<Stage> stage_of(const Operands& operands, size_t i, std::optional<
   Stage stage = {.param = *param,
                  .grad = *grad,
                  .state = *state,
-                 .mirror = beside(operands.mirrors, i, numel, "mirrors"),
+                 .mirror = beside(operands.mirrors, i, numel, 0, "mirrors"),
                  .mirror_dtype = Dtype::kFloat,
-                 .low = static_cast<int16_t*>(beside(operands.lows, i, numel, "lows")),
-                 .changes = static_cast<uint8_t*>(beside(operands.changes, i, (numel + 7) / 8, "changes")),
+                 .low = static_cast<int16_t*>(beside(operands.lows, i, numel, 2, "lows")),
+                 .changes = static_cast<uint8_t*>(beside(operands.changes, i, (numel + 7) / 8, 1, "changes")),
                  .stochastic = false,
                  .stochastic_states = false,
                  .map = nullptr};
-  stage.stochastic = operands.stochastic & 1 && !stage.low && size_of(*param) == 2;
-  stage.stochastic_states = operands.stochastic & 2 && size_of(*state) == 2;
-  const bool plain = *grad == *param && kernel_of(*param, *state) && !stage.mirror && !stage.low && !stage.changes &&
-                     !stage.stochastic && !stage.stochastic_states;
-  if (plain) return std::nullopt;
-  check_stage(operands, i, stage);
-  return stage;
+  // One of another dtype is refused as one of float32 is.
+  if (stage.mirror) stage.mirror_dtype = dtype_of(operands.mirrors[i]).value_or(Dtype::kFloat);
+  return staged(stage, operands.stochastic, i, kernel_of);
+}
+
+std::optional<Stage> stage_of(const TableRow& row, int64_t stochastic, size_t i, const KernelOf& kernel_of) {
+  return staged({.param = static_cast<Dtype>(row.param_dtype),
+                 .grad = static_cast<Dtype>(row.grad_dtype),
+                 .state = static_cast<Dtype>(row.state_dtype),
+                 .mirror = reinterpret_cast<void*>(row.mirror),
+                 .mirror_dtype = static_cast<Dtype>(row.mirror_dtype),
+                 .low = reinterpret_cast<int16_t*>(row.low),
+                 .changes = reinterpret_cast<uint8_t*>(row.changes),
+                 .stochastic = false,
+                 .stochastic_states = false,
+                 .map = nullptr},
+                stochastic, i, kernel_of);
 }
 
 }  // namespace lrt::cpu

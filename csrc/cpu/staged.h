@@ -12,5 +12,7 @@ namespace lrt::cpu {
 // dtype is none that a kernel steps. Raises where it cannot be stored so. The map of a shard is the caller's to enter.
 std::optional<Stage> stage_of(const Operands& operands, size_t i, std::optional<Dtype> state,
                               const KernelOf& kernel_of);
+// The same of a row of a table, number i. `stochastic`: of Operands.
+std::optional<Stage> stage_of(const TableRow& row, int64_t stochastic, size_t i, const KernelOf& kernel_of);
 
 }  // namespace lrt::cpu

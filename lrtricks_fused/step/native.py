@@ -69,13 +69,13 @@ def prepare(call: StepCall) -> None:
     """
     if not call.params[0].is_cpu:
         return prepare_on_device(call, _run, torch.ops.lrtricks_fused.upload_, fits_one_pass)
-    call.table = address_table(call) if call.storage is None else None
+    call.table = address_table(call, takes=_in_one_pass)
     if call.table is not None and not call.alone:
         _refused_by_name(call, torch.ops.lrtricks_fused.check_table, call.table.rows)
     elif call.table is None and not torch.compiler.is_compiling():
         if is_staged(call):
-            check_operands(call)
-            call.staged = not _in_one_pass(call)
+            apart = not (any(map(is_lazy, (*operands(call), *beside(call)))) or shares_memory(call))
+            call.staged = not (apart and _in_one_pass(call))
         elif shares_memory(call):
             call.pieces = one_by_one(call)
         elif any(map(is_lazy, operands(call))):
@@ -84,9 +84,8 @@ def prepare(call: StepCall) -> None:
 
 
 def _in_one_pass(call: StepCall) -> bool:
-    """Whether the op itself takes operands that are stored otherwise than they are stepped: contiguous, all apart."""
-    lie_plainly = all(t.is_contiguous() and not is_lazy(t) for t in (*operands(call), *beside(call)))
-    return fits_one_pass(call) and lie_plainly and not shares_memory(call)
+    """Whether the op itself takes operands that are stored otherwise than they are stepped, if they lie all apart."""
+    return fits_one_pass(call) and all(t.is_contiguous() for t in (*operands(call), *beside(call)))
 
 
 def _beside(call: StepCall) -> list[list[Tensor] | None]:

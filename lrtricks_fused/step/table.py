@@ -62,8 +62,9 @@ def _keep_tiles(rows: Tensor) -> bool:
 
     Kernels without maps draw for these. Triton's count the calls of a chunk by 32 bits, which must not overflow in it.
     """
-    base, run, end = rows[:, BASE], rows[:, RUN], rows[:, BASE] + rows[:, NUMEL]
-    follow = (run == 0) | ((base % TILE == 0) & (run >= rows[:, NUMEL]))
+    numel, base, run, pitch = rows[:, NUMEL], *rows[:, BASE:].unbind(1)
+    end = base + numel
+    follow = (base % TILE == 0) & ((run == 0) | (run >= numel) | (run == pitch))
     counted = (base % CHUNK == 0) | (base // MOST_COUNTED == (end + CHUNK) // MOST_COUNTED)
     return bool((follow & counted).all())
 
@@ -298,8 +299,9 @@ def address_table(call: StepCall, upload: Upload | None = None, takes: Takes | N
     else:
         call.tables[call.table_key] = table
     call.kept = table
-    if table.rows is None or (call.sums is not None and (table.has_slabs or table.staged)):
-        return None  # sums of slabs are in the order of indices, and those of the stored are summed by staged.py
+    summed_apart = table.has_slabs or (table.staged and upload is not None)
+    if table.rows is None or (call.sums is not None and summed_apart):
+        return None  # sums of slabs are in the order of indices; on a device staged.py has those of the stored
     return table
 
 
