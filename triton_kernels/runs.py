@@ -39,9 +39,10 @@ def run_of(offset, into, inverse):
 def map_of_chunk(row, begin):
     """Of a chunk of a shard, or of a tensor in channels_last: its runs, and what :func:`elements_of` needs."""
     length, slab = tl.load(row + RUN), tl.load(row + SLAB)
+    channels = tl.maximum(tl.load(row + CHANNELS), 1)  # a divisor, also where the branch that divides is not taken
     runs = tl.where(slab != 0, slab, tl.where(length == 0, MAX_ELEMENTS, length))  # a whole one is one run
     first, into, inverse = runs_of_chunk(begin, runs)
-    return begin, first, into, inverse, tl.load(row + BASE), length, tl.load(row + PITCH), slab, tl.load(row + CHANNELS)
+    return begin, first, into, inverse, tl.load(row + BASE), length, tl.load(row + PITCH), slab, channels
 
 
 @triton.jit
@@ -56,7 +57,8 @@ def elements_of(offset, index_map):
         channel = place - of_channel * channels.to(tl.uint32)
         element = run * slab + channel.to(tl.int64) * (slab // channels) + of_channel
         if length != 0:
-            element = base + element // length * pitch + element % length
+            run_length = tl.maximum(length, 1)
+            element = base + element // run_length * pitch + element % run_length
     return element
 
 

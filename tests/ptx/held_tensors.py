@@ -1,7 +1,7 @@
 """The tensors that a step may touch, found in whatever it is given, and which of them it may write."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from machine.memory import Allocation, allocation_of
@@ -27,6 +27,8 @@ def tensors(held: Any, writable: bool = True) -> Iterator[tuple[Tensor, bool]]:
     elif isinstance(held, (list, tuple)):
         for value in held:
             yield from tensors(value, writable)
+    elif isinstance(held, StepCall) and held.params and not held.grads:  # a repeated step's, whose gradients come and go
+        yield from tensors(replace(held, grads=[param.grad for param in held.params]), writable)
     elif isinstance(held, (StepCall, Storage)):
         yield from tensors({field.name: getattr(held, field.name) for field in fields(held)}, writable)
     elif isinstance(held, AddressTable):

@@ -89,6 +89,14 @@ def extract_bits(value: np.ndarray, position: np.ndarray, length: np.ndarray) ->
     return np.where(negative, field | ~mask, field).view(value.dtype)
 
 
+def insert_bits(field: np.ndarray, into: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The lowest ``length`` bits of a field in the place of those from a position on, as far as there are such."""
+    ones = np.full(1, ~into.dtype.type(0))
+    position, length = position & np.uint32(0xFF), length & np.uint32(0xFF)
+    mask = shift_left(~shift_left(ones, length), position)
+    return into & ~mask | shift_left(field, position) & mask
+
+
 def permute_bytes(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     """Each byte of the result is one of the eight of (b, a), or copies of its sign."""
     pair = b.astype(np.uint64) << 32 | a
@@ -191,6 +199,15 @@ def bit_field(this: Instruction, lanes: Lanes) -> Execute:
     only(this)
     out, value, position, length = operands(this, 4)
     return compute(lanes, extract_bits, (out, this.type), (value, this.type), (position, "u32"), (length, "u32"))
+
+
+@instruction("bfi")
+def insert_bit_field(this: Instruction, lanes: Lanes) -> Execute:
+    """The other way round."""
+    only(this)
+    out, field, into, position, length = operands(this, 5)
+    bits = ((operand, this.type) for operand in (out, field, into))
+    return compute(lanes, insert_bits, *bits, (position, "u32"), (length, "u32"))
 
 
 @instruction("prmt")

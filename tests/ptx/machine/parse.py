@@ -22,6 +22,7 @@ from .kernels import (
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ENTRY = re.compile(r"^[ \t]*(?:\.visible\s+|\.weak\s+)*\.entry\s+([\w$.]+)", re.MULTILINE)
+_MODULES_SHARED = re.compile(r"^\.shared\s[^;]*?([\w$]+)\[\d+\];\n?", re.MULTILINE)  # of a function with static memory
 _EXTERN = re.compile(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[\]")
 _TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
 _PARAM = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.([busf]\d+)\s+(?:\.ptr\s+)?(?:\.\w+\s+)*?(?:\.align\s+\d+\s+)?"
@@ -35,11 +36,16 @@ _IMMEDIATE = re.compile(r"-?\d|true$|false$")
 
 
 def entries(text: str) -> dict[str, str]:
-    """The text of each kernel by its name, with what stands before the first, which all may refer to."""
+    """The text of each kernel by its name, with what stands before the first, as far as it refers to that."""
     found = list(_ENTRY.finditer(text))
     head = text[: found[0].start()] if found else ""
     ends = [match.start() for match in found[1:]] + [len(text)]
-    return {match[1]: head + text[match.start() : end] for match, end in zip(found, ends, strict=True)}
+
+    def head_of(entry: str) -> str:
+        return _MODULES_SHARED.sub(lambda match: match[0] if match[1] in entry else "", head)
+
+    entries = {match[1]: text[match.start() : end] for match, end in zip(found, ends, strict=True)}
+    return {name: head_of(entry) + entry for name, entry in entries.items()}
 
 
 def target(text: str) -> str:
@@ -62,7 +68,7 @@ def kernel(text: str) -> Kernel:
     threads = _THREADS.search(attributes)
     made = Kernel(entry[1], _params(listed), threads and int(threads[2]), bool(threads and threads[1] == "reqntid"),
                   externs=tuple(_EXTERN.findall(text[: entry.start()])))  # fmt: skip
-    _Body(made).read(body)
+    _Body(made).read("".join(match[0] for match in _MODULES_SHARED.finditer(text[: entry.start()])) + body)
     return made
 
 
