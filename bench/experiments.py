@@ -111,6 +111,15 @@ def _offload() -> Experiment:
     return Experiment(workloads.OFFLOAD, "AdamW", tuple(candidates), tuple(bars))
 
 
+def _offload_of_small() -> Experiment:
+    """The same of many small tensors, of which the host's part of a step decides."""
+    workload, one_pass = replace(workloads.MANY, grad_dtype=torch.bfloat16), offloaded("AdamW")
+    torchs = between_casts(torch_optim("AdamW", "fused"))
+    work = f"{workload.name} offloaded, AdamW keep 0.5, opt.step()"
+    bar = Bar(f"{work} / cast, torch fused without mask, cast", one_pass.name, torchs.name, 0.65)
+    return Experiment(workload, "AdamW", (torchs, one_pass), (bar,))
+
+
 def _beside_fp32(threads: int) -> Experiment:
     """What is stored in 16 bits, and what is summed up, beside steps of 16M fp32."""
     options: dict[str, Any] = {"state_dtype": torch.bfloat16, "state_rounding": "stochastic"}
@@ -203,6 +212,7 @@ def all_experiments(compiled: bool = False, threads: int = 2) -> list[Experiment
         _against_fused("SGD+momentum"),
         _bf16(),
         _offload(),
+        _offload_of_small(),
         _beside_fp32(threads),
         _against(workloads.BIG, "RMSprop", "foreach", "16M fp32, RMSprop keep 0.5", 0.35),
         _against(workloads.BIG, "RAdam", "foreach", "16M fp32, RAdam keep 0.5", 0.35),

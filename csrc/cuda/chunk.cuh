@@ -75,7 +75,8 @@ LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, 
   if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
-    const PhiloxBlock<uint32_t> draws = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
+    // An "or": lanes are fewer than what their tile's number is a multiple of, and there is nothing to carry.
+    const PhiloxBlock<uint32_t> draws = draw(chunk.stream, tile * kLanes | (lane + e), Stream::kElement);
     Keeps<kCount> lane_keeps = 0;
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {

@@ -14,7 +14,8 @@ struct LaneKeeps {
   const Chunk<Rule, Real>& chunk;
   int64_t first_tile;
   __device__ __forceinline__ uint8_t operator()(int lane) const {
-    return static_cast<uint8_t>(keeps_of<1>(chunk, first_tile, lane));  // the lanes of all tiles follow each other
+    const auto number = static_cast<uint32_t>(lane), of_tile = static_cast<uint32_t>(kLanes);
+    return static_cast<uint8_t>(keeps_of<1>(chunk, first_tile + number / of_tile, static_cast<int>(number % of_tile)));
   }
 };
 

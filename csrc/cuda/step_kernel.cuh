@@ -51,15 +51,15 @@ LRT_DEVICE Real<Param> step_lane(const Chunk<Rule, Real<Param>>& chunk, int64_t 
 }
 
 // Blocks per multiprocessor that the compiler shall make room for: 512 threads of up to 128 registers, and fewer where
-// that spills; 768 with 16-bit states, which are not loaded ahead, and with few states. Left alone it aims at more for
-// some kernels, and spills a few registers for it.
-template <bool kSloped, class Rule, class Param, class State>
+// that spills; 768 with 16-bit states, which are not loaded ahead, and with few states; 1,024 with both. Left alone it
+// aims at more for some kernels, and spills a few registers for it.
+template <bool kMapped, bool kSloped, class Rule, class Param, class State>
 constexpr int kMinBlocks = [] {
   constexpr bool kMost = Rule::kStates == kMaxStates;
   if (sizeof(Param) == 4) return Rule::kStates < 2 && !kHasRing<Rule> && !kSloped ? 3 : 2;
   if (sizeof(Param) == 8) return 3 - kMost;
   if (sizeof(State) != 2 || kSloped) return 4 - kMost;
-  return kMost || kHasRing<Rule> ? 5 : Rule::kStates < 2 ? 8 : 6;
+  return kMost || kHasRing<Rule> ? 5 : Rule::kStates < 2 && !kMapped ? 8 : 6;
 }();
 
 // Which operands of a tensor are at multiples of kAccess.
@@ -145,7 +145,8 @@ LRT_DEVICE void clear_slopes(const Step& call) {
 // The chunk of a block. kMapped: of a list among whose tensors are shards that WholeDraw does not serve, or such as lie
 // in channels_last. What these draws and a slope need would cost the others registers: they are kernels of their own.
 template <bool kMapped, bool kSloped, class Rule, class Param, class State>
-__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kSloped, Rule, Param, State>)) step_kernel(Step call) {
+__global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kMapped, kSloped, Rule, Param, State>))
+    step_kernel(Step call) {
   const bool stepped = with_chunk<Rule, Param>(call, [&](const Chunk<Rule, Real<Param>>& chunk, int64_t begin) {
     const BlockStep<kSloped, Rule, Param, State> block = {call, chunk, begin, chunk.end};
     const Aligned aligned = aligned_of<Rule, State>(chunk.row);

@@ -275,5 +275,11 @@ def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
 def test_what_a_tables_elements_are_decides_the_kernel():
     last = torch.zeros(2, 3, 5, 5).to(memory_format=torch.channels_last)
     calls = [call_on([torch.zeros(600)]), call_on([last])]
-    calls += [dataclasses.replace(calls[0], index_maps=[IndexMap(0, 600, 0)])]
-    assert [table.AddressTable(call, torch.Tensor.copy_).is_mapped for call in calls] == [False, True, True]
+    calls += [dataclasses.replace(calls[0], index_maps=[IndexMap(base, 600, 0)]) for base in (0, 512, 1)]
+    assert [table.AddressTable(call, torch.Tensor.copy_).is_mapped for call in calls] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
