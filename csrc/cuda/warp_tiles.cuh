@@ -58,6 +58,7 @@ LRT_DEVICE void step_warp_tiles(const Chunk<Rule, Real<Param>>& chunk, int64_t f
   const int thread = static_cast<int>(threadIdx.x) % kWarp;
   int64_t tile = first + threadIdx.x / kWarp;
   if (tile >= last) return;
+  constexpr int64_t kPass = kWarp * kUnit, kNextTile = kWarps * kTile - (kPasses<Param> - 1) * kPass;
   int64_t element = tile * kTile + thread * kUnit;
   Slopes<false, Param, kUnit> none;
   LoadedAhead<Access, Rule, Param, State, kUnit> loads(chunk.row, element);
@@ -68,7 +69,7 @@ LRT_DEVICE void step_warp_tiles(const Chunk<Rule, Real<Param>>& chunk, int64_t f
     for (int pass = 0; pass < kPasses<Param>; ++pass) {
       const int64_t begin = element;
       const bool more = pass + 1 < kPasses<Param>;
-      element = more ? begin + kWarp * kUnit : tile * kTile + thread * kUnit;
+      element = begin + (more ? kPass : kNextTile);
       auto elements = loads.take(chunk.row, begin, element, more || tile < last);
       step_elements<Access, kPlain>(chunk, begin, keeps, elements, none);
       keeps >>= kUnit;
