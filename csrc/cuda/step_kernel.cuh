@@ -59,7 +59,8 @@ constexpr int kMinBlocks = [] {
   if (sizeof(Param) == 4) return Rule::kStates < 2 && !kHasRing<Rule> && !kSloped ? 3 : 2;
   if (sizeof(Param) == 8) return 3 - kMost;
   if (sizeof(State) != 2 || kSloped) return 4 - kMost;
-  return kMost || kHasRing<Rule> ? 5 : Rule::kStates < 2 && !kMapped ? 8 : 6;
+  constexpr bool kFew = Rule::kStates < 2;
+  return kMost || kHasRing<Rule> || (kFew && kMapped) ? 5 : kFew ? 8 : 6;
 }();
 
 // Which operands of a tensor are at multiples of kAccess.
