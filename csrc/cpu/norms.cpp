@@ -99,8 +99,7 @@ void table_squared_norms(Tensor table, Tensor squares, std::optional<Tensor>, st
       const int64_t strides[] = {row.slab, 1, row.channels};
       view = &views.emplace_back(sizes, strides, 3);
     }
-    gradients.push_back(
-        {reinterpret_cast<const void*>(row.grad), view, static_cast<Dtype>(row.grad_dtype), row.numel});
+    gradients.push_back({reinterpret_cast<const void*>(row.grad), view, static_cast<Dtype>(row.grad_dtype), row.numel});
   }
   write_squares(gradients, squares);
 }
