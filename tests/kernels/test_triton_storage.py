@@ -69,10 +69,7 @@ def test_masks_and_norms(stored):
             both(ADAM, stored, CHUNK_AND_REST[1:], **options)
 
 
-@pytest.mark.parametrize("first_map", [IndexMap(7, 100, 300), IndexMap(TILE, 10**6, 0)], ids=str)
-@some_storage
-@interpreted
-def test_shards(stored, first_map):
+def check_shards(stored, first_map):
     plain = base.MaskedOptimizer._call
 
     def call(self, *args):
@@ -83,6 +80,18 @@ def test_shards(stored, first_map):
     with Staged() as patch:
         patch.setattr(base.MaskedOptimizer, "_call", call)
         both(ADAM, stored, [TensorCase((65,)), TensorCase((1300,)), TensorCase((TILE + 9,))], steps=1)
+
+
+@some_storage
+@interpreted
+def test_shards(stored):
+    check_shards(stored, IndexMap(7, 100, 300))
+
+
+@pytest.mark.parametrize("stored", [STORED[name] for name in (STORED if FULL else FEW[:2])])
+@interpreted
+def test_shards_whose_tiles_follow(stored):
+    check_shards(stored, IndexMap(TILE, 10**6, 0))
 
 
 @pytest.mark.parametrize("stored", [STORED[name] for name in (STORED if FULL else FEW[:2])])
