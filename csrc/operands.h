@@ -9,13 +9,13 @@
 
 namespace lrt {
 
-// Either tensors or the rows of a table. Of the members for tables, a CPU step needs but the first two.
+// Either tensors or the rows of a table. Of the members for tables alone, a CPU step needs but the first two.
 struct Operands {
   std::optional<Tensor> table;
   int64_t state_mask = 0;  // bit k: the variant has its k-th state
   std::optional<Tensor> chunk_tensors, prepared, slope_scratch, slice_scratch;
   int64_t slices = 0, partials = 0;          // of all rows
-  bool mapped = false;                       // on a device: whether some rows are shards or slabs
+  bool mapped = false;                       // on a device: whether the kernels need the rows' maps or slabs
   bool staged = false;                       // on a device: whether some are stored otherwise than they are stepped
   int64_t param_dtype = 0, state_dtype = 0;  // of all rows
   std::vector<Tensor> params, grads;

@@ -276,10 +276,5 @@ def test_what_a_tables_elements_are_decides_the_kernel():
     last = torch.zeros(2, 3, 5, 5).to(memory_format=torch.channels_last)
     calls = [call_on([torch.zeros(600)]), call_on([last])]
     calls += [dataclasses.replace(calls[0], index_maps=[IndexMap(base, 600, 0)]) for base in (0, 512, 1)]
-    assert [table.AddressTable(call, torch.Tensor.copy_).is_mapped for call in calls] == [
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
+    mapped = [table.AddressTable(call, torch.Tensor.copy_).is_mapped for call in calls]
+    assert mapped == [False, True, False, False, True]

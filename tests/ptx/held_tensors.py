@@ -27,9 +27,8 @@ def tensors(held: Any, writable: bool = True) -> Iterator[tuple[Tensor, bool]]:
     elif isinstance(held, (list, tuple)):
         for value in held:
             yield from tensors(value, writable)
-    elif (
-        isinstance(held, StepCall) and held.params and not held.grads
-    ):  # a repeated step's, whose gradients come and go
+    elif isinstance(held, StepCall) and held.params and not held.grads:
+        # A repeated step's, whose gradients come and go.
         yield from tensors(replace(held, grads=[param.grad for param in held.params]), writable)
     elif isinstance(held, (StepCall, Storage)):
         yield from tensors({field.name: getattr(held, field.name) for field in fields(held)}, writable)

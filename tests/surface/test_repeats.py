@@ -52,6 +52,16 @@ def warm(opt, steps=WARM):
     return opt
 
 
+def check_repeated(native, reference, whole_steps):
+    """Steps of both with gradients elsewhere and other numbers, each of which the native backend repeats."""
+    whole_steps.clear()
+    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+        for opt in (native, reference):
+            event(opt)
+            opt.step()
+    assert native not in whole_steps
+
+
 def all_tables(opt):
     return [table for table in opt._tables.values() if isinstance(table, AddressTable)]
 
@@ -404,12 +414,7 @@ def test_a_repeated_step_is_a_few_calls():
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 def test_steps_on_a_device_are_repeated(max_norm, on_host, whole_steps, monkeypatch):
     native, reference = warm(optimizer(max_norm=max_norm)), warm(optimizer("reference", max_norm=max_norm))
-    whole_steps.clear()
-    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
-        for opt in (native, reference):
-            event(opt)
-            opt.step()
-    assert native not in whole_steps
+    check_repeated(native, reference, whole_steps)
     assert_same_bits(contents(native), contents(reference))
     assert max_norm is None or torch.equal(native.grad_norm, reference.grad_norm)
 
@@ -461,12 +466,7 @@ def of_sixteen_bits(backend, options):
 @pytest.mark.parametrize("options", SIXTEEN_BITS, ids=str)
 def test_sixteen_bits_are_repeated_on_the_cpu(options, whole_steps):
     native, reference = (warm(of_sixteen_bits(backend, options)) for backend in ("native", "reference"))
-    whole_steps.clear()
-    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
-        for opt in (native, reference):
-            event(opt)
-            opt.step()
-    assert native not in whole_steps
+    check_repeated(native, reference, whole_steps)
     assert_same_bits([*contents(native), *beside(native)], [*contents(reference), *beside(reference)])
 
 

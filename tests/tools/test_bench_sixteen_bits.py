@@ -109,7 +109,7 @@ def test_bytes_of_a_candidate(name, bytes_moved):
         for candidate in experiment.candidates
         if candidate.name == name
     ]
-    assert {*found} == {bytes_moved}
+    assert found == [bytes_moved] * (2 if name == "ours, mirror" else 1)  # of one large tensor, and of many small ones
 
 
 @pytest.mark.parametrize(("threads", "limit"), [(1, 1.15), (2, 0.85)])
