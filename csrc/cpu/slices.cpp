@@ -2,6 +2,7 @@
 #include "cpu/slices.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/keep.h"
 #include "core/pairs.h"
@@ -23,21 +24,72 @@ int64_t add_to_partials(const Param* grads, int64_t count, int64_t partial, int6
   return partial;
 }
 
-// kCount neighbouring ones of the partials of kSlices slices, which stay in registers: chains of additions that do not
-// wait for each other. `grads` is the first element of the first partial, `left` what the slice has from there.
-template <int kCount, int kSlices, class Param>
-void sum_partials(const Param* grads, int64_t left, int64_t length, int64_t partials, Real<Param>* out) {
-  Real<Param> sums[kSlices][kCount] = {};
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Neighbouring partials, as one value of the compiler's: an array of such values stays in registers, one of numbers is
+// stored after each addition.
+template <class Real>
+struct Vector {
+  typedef Real Type __attribute__((vector_size(kVectorBytes)));
+};
+template <class Real>
+using Partials = Vector<Real>::Type;
+
+// A row: kSlicePartials of them.
+template <class Real>
+constexpr int kRowVectors = kSlicePartials * sizeof(Real) / kVectorBytes;
+// Rows whose partials are held at a time: of so many slices, or of one.
+template <class Real>
+constexpr int kRowsHeld = std::clamp(8 / kRowVectors<Real>, 1, 4);
+
+template <class Param>
+LRT_HD void load(const Param* grads, Partials<Real<Param>>& values) {
+  constexpr int kCount = kVectorBytes / sizeof(Real<Param>);
+  alignas(kVectorBytes) Real<Param> elements[kCount];
+  for (int k = 0; k < kCount; ++k) elements[k] = to_real(grads[k]);
+  std::memcpy(&values, elements, sizeof(values));
+}
+
+// kRows rows of each of kSlices slices: chains of additions that do not wait for each other. `grads` is the first
+// element of the first partial, `left` what the slice has from there.
+template <int kRows, int kSlices, class Param>
+void sum_rows(const Param* grads, int64_t left, int64_t length, int64_t partials, Real<Param>* out) {
+  constexpr int64_t kCount = kRows * kSlicePartials;
+  constexpr int kVectors = kRows * kRowVectors<Real<Param>>;
+  Partials<Real<Param>> sums[kSlices][kVectors] = {};
   int64_t done = 0;
   for (; done + kCount <= left; done += partials) {
+#pragma GCC unroll 4
     for (int s = 0; s < kSlices; ++s) {
-      for (int k = 0; k < kCount; ++k) sums[s][k] = sums[s][k] + to_real(grads[s * length + done + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        Partials<Real<Param>> values;
+        load(grads + s * length + done + v * (kCount / kVectors), values);
+        sums[s][v] = sums[s][v] + values;
+      }
     }
   }
   for (int s = 0; s < kSlices; ++s) {
-    for (int64_t k = 0; done + k < left; ++k) sums[s][k] = sums[s][k] + to_real(grads[s * length + done + k]);
-    std::copy_n(sums[s], kCount, out + s * partials);
+    Real<Param>* const own = out + s * partials;
+    std::memcpy(own, sums[s], sizeof(sums[s]));
+    for (int64_t k = 0; done + k < left; ++k) own[k] = own[k] + to_real(grads[s * length + done + k]);
   }
+}
+
+// The only partial of each of kSlices short slices.
+template <int kSlices, class Param>
+void sum_short(const Param* grads, int64_t length, Real<Param>* out) {
+  Real<Param> sums[kSlices] = {};
+  for (int64_t i = 0; i < length; ++i) {
+    for (int s = 0; s < kSlices; ++s) sums[s] = sums[s] + to_real(grads[s * length + i]);
+  }
+  std::copy_n(sums, kSlices, out);
 }
 
 // The means of kSlices slices that lie one behind the other.
@@ -45,17 +97,17 @@ template <int kSlices, class Param>
 void contiguous_means(const Param* grads, int64_t length, Real<Param>* sums, double* means) {
   const int64_t partials = slice_partials(length);
   int64_t first = 0;
-  const auto sum = [&]<int kCount>() {
-    for (; first + kCount <= partials; first += kCount) {
-      sum_partials<kCount, kSlices>(grads + first, length - first, length, partials, sums + first);
+  const auto sum = [&]<int kRows>() {
+    for (; first + kRows * kSlicePartials <= partials; first += kRows * kSlicePartials) {
+      sum_rows<kRows, kSlices>(grads + first, length - first, length, partials, sums + first);
     }
   };
-  if constexpr (kSlices == 1) {
-    sum.template operator()<4 * kSlicePartials>();
-    sum.template operator()<2 * kSlicePartials>();
+  if (partials == 1) {
+    sum_short<kSlices>(grads, length, sums);
+  } else {
+    if constexpr (kSlices == 1) sum.template operator()<kRowsHeld<Real<Param>>>();
+    sum.template operator()<1>();
   }
-  sum.template operator()<kSlicePartials>();
-  sum.template operator()<1>();
   for (int s = 0; s < kSlices; ++s) means[s] = slice_mean(sums + s * partials, length);
 }
 
@@ -82,7 +134,7 @@ void find_means(const SlicedGrad& sliced, int64_t first, int64_t last, double* m
     if (sliced.view) {
       for (; slice < last; ++slice) means[slice - first] = strided_mean<Param>(sliced, slice * length, partials, sums);
     }
-    constexpr int kTogether = 4;
+    constexpr int kTogether = kRowsHeld<Real<Param>>;
     for (; partials <= kSlicePartials && slice + kTogether <= last; slice += kTogether) {
       contiguous_means<kTogether>(grads + slice * length, length, sums, means + (slice - first));
     }
