@@ -1,6 +1,11 @@
-"""Shards draw the bits of the whole parameter's elements that they hold (lrtricks_fused.step.keep.IndexMap)."""
+"""Shards draw the bits of the whole parameter's elements that they hold (lrtricks_fused.step.keep.IndexMap).
+
+Triton's interpreter takes seconds for all rules in a dtype: by default it runs two, with LRTRICKS_FULL=1 (``make
+test-all``) all.
+"""
 
 import itertools
+import os
 
 import numpy
 import philox_numpy
@@ -18,6 +23,7 @@ from lrtricks_fused.step import keep
 from lrtricks_fused.step.keep import IndexMap
 from lrtricks_fused.step.table import CHUNK
 
+FULL = os.environ.get("LRTRICKS_FULL") == "1"
 ADAM = next(case for case in RICH if case.ours is lrt.Adam)
 AVERAGE = next(case for case in RICH if "momentum_window" in case.name)
 
@@ -167,11 +173,12 @@ def test_cuda_kernels_at_every_map(first, on_host):
     assert_same_bits(*(run(ADAM, DTYPES[0], backend, CONTIGUOUS, first) for backend in ("native", "reference")))
 
 
+INTERPRETED = [dtype for dtype in DTYPES if FULL or dtype.name in ("f32-f32", "bf16-bf16")]
 # The interpreter takes a tenth of a second for a chunk.
 FEW = [TensorCase((CHUNK + 577,)), TensorCase((20, 35), unaligned, unaligned), TensorCase((0,)), TensorCase((33,))]
 
 
-@by_dtype
+@pytest.mark.parametrize("dtype", INTERPRETED, ids=lambda d: d.name)
 @by_case
 @interpreted
 def test_triton_kernels_equal_reference(case, dtype):
