@@ -149,7 +149,7 @@ class MaskedOptimizer(MeasuredOptimizer):
         if self._maps and not self._maps.keys() <= (used := {call.table_key for call in calls}):
             forget(self._maps, used)
         if not new:
-            self._repeats.note(self, work, calls, backends, clipping)
+            self._repeats.note(self, work, calls, backends, clipping, summed)
 
     def _places(self, calls: list[StepCall], work: list[Part]) -> Places | None:
         """Where clipping has the calls' parameters; None where nothing is clipped."""

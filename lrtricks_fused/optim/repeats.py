@@ -24,6 +24,7 @@ from .clipping import Clipping
 from .groups import CheckedGroup, Group
 from .parts import PLAIN, Part
 from .shards import dtensor_type, local
+from .sums import StepSums
 
 SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas"})
 UNREAD = frozenset({"_tables", "_checked_groups", "_maps", "_repeats", "_measured"})  # they follow from the others
@@ -76,11 +77,14 @@ class _Piece:
 def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
     told = call.copies, call.norms, call.grad_scale, call.found_inf
-    plain = not (call.staged or call.pieces or optimizer.track_metrics) and all(value is None for value in told)
+    plain = not (call.staged or call.pieces) and all(value is None for value in told)
     if not plain or call.table is None or call.table is not optimizer._tables.get(call.table_key):
         return None
     if part.sharded and any(value is not None for value in (call.clip, call.sums, call.storage)):
         return None  # other ranks have parts of these, too
+    on_cpu = backend.step is native_step and call.params[0].is_cpu
+    if call.wants_metrics and not on_cpu:
+        return None  # no kernel sums them: they are made of the gradients, which the call will not have
     read = [getattr(call, name) for name in IN_TENSORS]
     if any(isinstance(value, Tensor) and scalar(value, call.params[0].device) is not value for value in read):
         return None  # what is read is a copy of it
@@ -88,7 +92,6 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
     if not same([local(param.grad) for param in wholes[0]], call.grads):
         return None
     call.grads = []  # which come and go
-    on_cpu = backend.step is native_step and call.params[0].is_cpu
     return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None, wholes)
 
 
@@ -102,6 +105,7 @@ class Repeats:
         self._record: Record | None = None
         self._pieces: list[_Piece] = []
         self._clipping: Clipping | None = None
+        self._summed: StepSums | None = None
         self._with_tensors: list[CheckedGroup] = []  # groups, of whose numbers tensors hold some
         self._devices: set[torch.device] = set()  # whose tables lie there
         self._patience, self._waited, self._repeated = FIRST_PATIENCE, 0, 0
@@ -120,7 +124,7 @@ class Repeats:
 
     def _drop(self) -> None:
         """Hold nothing of a step."""
-        self._pieces, self._clipping, self._with_tensors = [], None, []
+        self._pieces, self._clipping, self._summed, self._with_tensors = [], None, None, []
 
     def step(self, optimizer: Any) -> bool:
         """Take the step, if it repeats the one before; else forget that.
@@ -136,8 +140,12 @@ class Repeats:
         self._repeated += 1
         if self._clipping is not None:
             optimizer._measured["grad_norm"] = self._clipping.measure([piece.backend for piece in self._pieces])
+        if self._summed is not None:
+            self._summed.begin_again()
         for piece in self._pieces:
             piece.step()
+        if self._summed is not None:
+            optimizer._enter(self._summed.finish())
         return True
 
     def _holds(self, record: Record, optimizer: Any) -> bool:
@@ -170,6 +178,7 @@ class Repeats:
         calls: list[StepCall],
         backends: list[Backend],
         clipping: Clipping | None,
+        summed: StepSums | None,
     ) -> None:
         """Make a record of a step that was just taken, if it can be repeated and enough like it were waited for."""
         self._waited += 1
@@ -186,7 +195,7 @@ class Repeats:
         if not all(pieces):
             return
         self._pieces = [piece for piece in pieces if piece is not None]
-        self._clipping = clipping
+        self._clipping, self._summed = clipping, summed
         self._with_tensors = [checked for checked in groups if checked.tensors]
         self._devices = {piece.call.params[0].device for piece in self._pieces if piece.native is None}
         try:

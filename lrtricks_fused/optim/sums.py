@@ -45,6 +45,11 @@ class StepSums:
         own = self._own[device, mesh]
         return own if mesh is None or counts(param) else torch.zeros_like(own)
 
+    def begin_again(self) -> None:
+        """Before the same calls: their sums are of one step."""
+        for own in self._own.values():
+            own.zero_()
+
     def finish(self) -> Tensor | None:
         """After the calls: add the slopes where they belong, and return all sums of all devices, if they are wanted."""
         total: Tensor | None = None

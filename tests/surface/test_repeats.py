@@ -1,5 +1,6 @@
 """Steps that repeat the one before: whatever else changes is noticed, and the step is that of the reference."""
 
+import contextlib
 import copy
 import gc
 import math
@@ -44,6 +45,15 @@ def whole_steps(monkeypatch):
 
     monkeypatch.setattr(MaskedOptimizer, "_take", noted)
     return taken
+
+
+@pytest.fixture(params=["cpu", "device"])
+def cpu_or_device(request):
+    """Where the native backend steps: by the CPU's kernels, or by those of CUDA on the host."""
+    on_device = request.param == "device"
+    if on_device:
+        request.getfixturevalue("on_host")
+    return on_device
 
 
 def warm(opt, steps=WARM):
@@ -285,6 +295,32 @@ def test_steps_with_a_slope_are_repeated(on_device, request, whole_steps):
         step_all()
 
 
+@pytest.mark.parametrize("with_slope", [False, True])
+def test_steps_with_metrics_are_repeated(with_slope, cpu_or_device, whole_steps):
+    opts = [warm(optimizer(backend, track_metrics=True, max_norm=0.5)) for backend in ("native", "reference")]
+    slopes, told = [{}, {}], [[], []]
+    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+        for opt, own, metrics in zip(opts, slopes, told, strict=True):
+            event(opt)
+            for _ in range(WARM):
+                with opt.add_slopes_to(own) if with_slope else contextlib.nullcontext():
+                    opt.step()
+                metrics.append(opt.metrics())  # which the next step must leave as they are
+        assert_same_bits(*(list(own.values()) for own in slopes))
+    for mine, others in zip(*told, strict=True):
+        assert_same_bits(list(mine.values()), list(others.values()))
+    assert len({float(metrics["update_norm"]) for metrics in told[0]}) == len(told[0])
+    repeated = 0 if cpu_or_device else 3 * WARM  # of GPUs no kernel sums them
+    assert whole_steps.count(opts[1]) == 5 * WARM and whole_steps.count(opts[0]) <= 5 * WARM - repeated
+    whole_steps.clear()
+    opts[0].track_metrics = False
+    with contextlib.nullcontext() if not with_slope else opts[0].add_slopes_to(slopes[0]):
+        opts[0].step()
+    assert opts[0] in whole_steps
+    with pytest.raises(ValueError, match="track_metrics"):
+        opts[0].metrics()
+
+
 @pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
 def test_clipped_steps_are_repeated(event, whole_steps):
     opts = [optimizer(max_norm=0.5), optimizer("reference", max_norm=0.5)]
@@ -417,12 +453,6 @@ def test_steps_on_a_device_are_repeated(max_norm, on_host, whole_steps, monkeypa
     check_repeated(native, reference, whole_steps)
     assert_same_bits(contents(native), contents(reference))
     assert max_norm is None or torch.equal(native.grad_norm, reference.grad_norm)
-
-
-@pytest.fixture(params=["cpu", "device"])
-def cpu_or_device(request):
-    """Where the native backend steps: by the CPU's kernels, or by those of CUDA on the host."""
-    return request.param == "device" and request.getfixturevalue("on_host")
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
