@@ -76,11 +76,10 @@ class Means {
       part.grad = buffers.centralized;
       return;
     }
-    const int64_t rows = sliced_.length / kLanes;
-    int64_t left = rows - first / kLanes % rows;  // of the first slice
-    for (int64_t row = 0; row * kLanes < count; ++row, --left) {
-      if (left == 0) ++means, left = rows;
-      buffers.row_means[row] = *means;
+    const int64_t rows = (count + kLanes - 1) / kLanes, of_slice = sliced_.length / kLanes;
+    int64_t end = std::min(rows, of_slice - first / kLanes % of_slice);  // of the first slice
+    for (int64_t row = 0; row < rows; row = end, end = std::min(rows, end + of_slice)) {
+      std::fill(buffers.row_means + row, buffers.row_means + end, *means++);
     }
     part.row_means = buffers.row_means;
   }
@@ -105,8 +104,9 @@ class Means {
 };
 
 // Tiles [tile, end), at most a block of its kind, of a tensor with strided operands or a gradient to be centralized:
-// these are gathered into buffers, and written back after the step. Or of a shard, whose decisions are.
-void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int64_t end, Means* means) {
+// these are gathered into buffers, and written back after the step. Or of a shard, whose decisions are. The thread's
+// next block, if there is one, has as many.
+void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int64_t end, bool is_last, Means* means) {
   Buffers& own = buffers;
   static const Layouts kContiguous;
   const Layouts& layouts = tensor.layouts ? *tensor.layouts : kContiguous;
@@ -123,12 +123,17 @@ void run_block(const ListWork& work, const TensorWork& tensor, int64_t tile, int
   for (int k = 0; k < kMaxStates; ++k) {
     if (layouts.states[k]) part.states[k] = fetch(layouts.states[k], whole.states[k], tensor.state_size, own.states[k]);
   }
+  TensorStep step = tensor.step;
   if (means) means->centralize(first, count, part);
+  // Whole slices are read before their first element is stepped: this block asks for those of the next.
+  if (part.row_means && !layouts.grad && !is_last) {
+    step.prefetch.grad_bytes = (count + tensor.slice_length) * tensor.param_size;
+  }
   if (work.draws_apart(tensor)) {
     work.shard_functions->decide(work.step, tensor, first, count, own.keeps);
     part.keeps = own.keeps;
   }
-  tensor.kernel(work.step, tensor.step, part);
+  tensor.kernel(work.step, step, part);
   for (int k = 0; k < kMaxStates; ++k) {
     if (!layouts.states[k]) continue;
     scatter(whole.states[k], offsets.of(*layouts.states[k]), count, tensor.state_size, own.states[k]);
@@ -206,9 +211,11 @@ void ListWork::run(int64_t begin, int64_t end) const {
       std::optional<Means> means;
       if (tensor->slice_length) means.emplace(*tensor, *slice_functions);
       const bool buffered = tensor->layouts || tensor->slice_length % kLanes != 0 || draws_apart(*tensor);
-      const int64_t tiles = (buffered ? kBlock : kMeansBlock) / kTile;
-      for (int64_t tile = first; tile < last; tile += tiles) {
-        run_block(*this, *tensor, tile, std::min(last, tile + tiles), means ? &*means : nullptr);
+      const int64_t most = (buffered ? kBlock : kMeansBlock) / kTile, blocks = (last - first + most - 1) / most;
+      const int64_t size = (last - first + blocks - 1) / blocks;  // as even as can be
+      for (int64_t tile = first, end; tile < last; tile = end) {
+        end = std::min(last, tile + size);
+        run_block(*this, *tensor, tile, end, end == last, means ? &*means : nullptr);
       }
     } else {
       const int64_t count = std::min(last * kTile, tensor->step.numel) - first * kTile;

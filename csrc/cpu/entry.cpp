@@ -226,8 +226,6 @@ class CheckedWork {
     tensor.dtype = *dtype;
     tensor.param_size = static_cast<uint8_t>(size_of(*dtype));
     tensor.step.prefetch = prefetch_policy(tensor.param_size);
-    // Whole slices are read before their first element is stepped.
-    if (tensor.slice_length) tensor.step.prefetch.grad_bytes = (kMeansBlock + tensor.slice_length) * tensor.param_size;
     tensor.state_size = static_cast<uint8_t>(size_of(*state_dtype));
   }
 
