@@ -6,15 +6,12 @@
 namespace lrt::cpu {
 namespace {
 
-// What is written beside params[i], or null.
-void* beside(const std::vector<Tensor>& list, size_t i, int64_t numel, int64_t size, const char* name) {
+// What is written beside params[i], or null. `bytes` an element, 0: of any size; `of` says so.
+void* beside(const std::vector<Tensor>& list, size_t i, int64_t numel, size_t bytes, const char* name, const char* of) {
   if (list.empty() || list[i].numel() == 0) return nullptr;
   require(on_cpu(list[i]) && list[i].is_contiguous() && list[i].numel() == numel &&
-              (size == 0 || list[i].element_size() == static_cast<size_t>(size)),
-          "Invalid ", name, "[", i, "]: must be contiguous on the CPU, of ", numel, " elements",
-          size == 2   ? " of int16"
-          : size == 1 ? " of uint8"
-                      : "");
+              (bytes == 0 || list[i].element_size() == bytes),
+          "Invalid ", name, "[", i, "]: must be contiguous on the CPU, of ", numel, " elements", of);
   require_memory(list[i], name, i);
   return list[i].mutable_data_ptr();
 }
@@ -47,16 +44,17 @@ std::optional<Stage> stage_of(const Operands& operands, size_t i, std::optional<
   const std::optional<Dtype> param = dtype_of(operands.params[i]), grad = dtype_of(operands.grads[i]);
   if (!param || !grad || !state) return std::nullopt;
   const int64_t numel = operands.params[i].numel();
-  Stage stage = {.param = *param,
-                 .grad = *grad,
-                 .state = *state,
-                 .mirror = beside(operands.mirrors, i, numel, 0, "mirrors"),
-                 .mirror_dtype = Dtype::kFloat,
-                 .low = static_cast<int16_t*>(beside(operands.lows, i, numel, 2, "lows")),
-                 .changes = static_cast<uint8_t*>(beside(operands.changes, i, (numel + 7) / 8, 1, "changes")),
-                 .stochastic = false,
-                 .stochastic_states = false,
-                 .map = nullptr};
+  Stage stage = {
+      .param = *param,
+      .grad = *grad,
+      .state = *state,
+      .mirror = beside(operands.mirrors, i, numel, 0, "mirrors", ""),
+      .mirror_dtype = Dtype::kFloat,
+      .low = static_cast<int16_t*>(beside(operands.lows, i, numel, 2, "lows", " of int16")),
+      .changes = static_cast<uint8_t*>(beside(operands.changes, i, (numel + 7) / 8, 1, "changes", " of uint8")),
+      .stochastic = false,
+      .stochastic_states = false,
+      .map = nullptr};
   // One of another dtype is refused as one of float32 is.
   if (stage.mirror) stage.mirror_dtype = dtype_of(operands.mirrors[i]).value_or(Dtype::kFloat);
   return staged(stage, operands.stochastic, i, kernel_of);
