@@ -5,6 +5,7 @@ the same. Gradients may have moved, and scheduled numbers may have changed. Any 
 are all where the native library cannot look at Python's objects.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..step.backends import Backend
-from ..step.call import StepCall
+from ..step.call import BESIDE, StepCall
 from ..step.device import is_captured, on, scalar
 from ..step.host import same
 from ..step.layouts import columns_beside
@@ -21,7 +22,7 @@ from ..step.published import layout
 from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
 from .arguments import IN_TENSORS
 from .clipping import Clipping
-from .groups import CheckedGroup, Group
+from .groups import LOW, CheckedGroup, Group
 from .parts import PLAIN, Part
 from .shards import dtensor_type, local
 from .sums import StepSums
@@ -35,7 +36,8 @@ FIRST_PATIENCE, MOST_PATIENCE, WORTHWHILE = 2, 256, 8  # steps
 class _Piece:
     """A call that can be repeated, with the backend that took it; ``native`` is what the CPU's op takes.
 
-    ``wholes``: the columns of the call's parameters and states as the optimizer has them, of which some are DTensors.
+    ``wholes``: the columns of the call's parameters, states and what is stored beside these as the optimizer has them:
+    some are DTensors.
     """
 
     group: Group
@@ -80,7 +82,7 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
     plain = not (call.staged or call.pieces) and all(value is None for value in told)
     if not plain or call.table is None or call.table is not optimizer._tables.get(call.table_key):
         return None
-    if part.sharded and any(value is not None for value in (call.clip, call.sums, call.storage)):
+    if part.sharded and any(value is not None for value in (call.clip, call.sums)):
         return None  # other ranks have parts of these, too
     on_cpu = backend.step is native_step and call.params[0].is_cpu
     if call.wants_metrics and not on_cpu:
@@ -89,10 +91,22 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
     if any(isinstance(value, Tensor) and scalar(value, call.params[0].device) is not value for value in read):
         return None  # what is read is a copy of it
     wholes = optimizer._maps[call.table_key].wholes if part.sharded else [call.params, *call.states.values()]
+    wholes = [*wholes, *_wholes_beside(call, wholes[0], optimizer)]
     if not same([local(param.grad) for param in wholes[0]], call.grads):
         return None
     call.grads = []  # which come and go
     return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None, wholes)
+
+
+def _wholes_beside(call: StepCall, params: list[Any], optimizer: Any) -> Iterator[list[Any]]:
+    """The columns of columns_beside: of DTensors the other halves of masters, which are states, are DTensors, too."""
+    for name in BESIDE:
+        for column in columns_beside(call, (name,)):
+            is_state = name == "lows"
+            yield [
+                optimizer.state[param].get(LOW, own) if is_state else own
+                for param, own in zip(params, column, strict=True)
+            ]
 
 
 class Repeats:
@@ -213,11 +227,9 @@ def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:
     operands = Operands()
     for piece in pieces:
         call, table = piece.call, piece.call.table
-        parts = [call.params, *call.states.values()]
-        states = [list(zip(*pair, strict=True)) for pair in zip(piece.wholes[1:], parts[1:], strict=True) if pair[0]]
-        states += [
-            list(zip(own, own, strict=True)) for own in (*call.scalar_states.values(), *columns_beside(call)) if own
-        ]
+        parts = [*call.states.values(), *columns_beside(call)]
+        states = [list(zip(*pair, strict=True)) for pair in zip(piece.wholes[1:], parts, strict=True) if pair[0]]
+        states += [list(zip(own, own, strict=True)) for own in call.scalar_states.values()]
         table.watched.forget_gradients()  # which may move unseen
         for number, (whole, part, count, *own) in enumerate(
             zip(piece.wholes[0], call.params, call.steps, *states, strict=True)
