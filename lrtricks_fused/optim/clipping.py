@@ -19,7 +19,7 @@ from ..step.call import StepCall
 from ..step.table import SLOPE_COLUMNS
 from .checks import check_max_norm
 from .devices import moved
-from .shards import add_over_ranks, is_dtensor, local
+from .shards import OverRanks, is_dtensor, local
 
 Places = list[Sequence[int]]
 
@@ -70,6 +70,7 @@ class Clipping:
         check_max_norm("max_norm", max_norm)
         self._max_norm, self._calls, self._places = float(max_norm), calls, places
         self._wholes = {local(param): param for param in params if is_dtensor(param)}
+        self._over_ranks: OverRanks | None = None
         self._clips: dict[torch.device, Tensor] = {}
         for call in calls:
             device = call.params[0].device
@@ -86,7 +87,9 @@ class Clipping:
         if not self._calls:
             return torch.zeros((), dtype=torch.float64)
         squares = self._squares(backends)
-        add_over_ranks(squares, self._sharded())
+        if self._over_ranks is None:
+            self._over_ranks = OverRanks(self._sharded(), squares.device)
+        self._over_ranks.add(squares)
         device, scale = squares.device, self._calls[0].grad_scale
         norm, clip = torch.empty((), dtype=torch.float64, device=device), self._clips[device]
         backends[0].clip(squares, norm, clip, scale, self._max_norm)

@@ -82,8 +82,6 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
     plain = not (call.staged or call.pieces) and all(value is None for value in told)
     if not plain or call.table is None or call.table is not optimizer._tables.get(call.table_key):
         return None
-    if part.sharded and any(value is not None for value in (call.clip, call.sums)):
-        return None  # other ranks have parts of these, too
     on_cpu = backend.step is native_step and call.params[0].is_cpu
     if call.wants_metrics and not on_cpu:
         return None  # no kernel sums them: they are made of the gradients, which the call will not have

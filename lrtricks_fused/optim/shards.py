@@ -242,19 +242,34 @@ def counts(param: Any) -> bool:
     return all(place == 0 for place, at in zip(coordinate, param.placements, strict=True) if at.is_replicate())
 
 
-def add_over_ranks(values: Tensor, params: list[tuple[int, Any]]) -> None:
-    """Make the values of DTensors' local parts, at these places, those of the wholes; every element counts once.
+class OverRanks:
+    """Makes numbers of DTensors' local parts those of the wholes; every element counts once.
 
     All ranks of a mesh take part, each with the same parameters in the same order.
+
+    Args:
+        params: DTensors, each with the place of its number.
+        device: of the numbers.
     """
-    of_meshes: dict[Any, list[tuple[int, Any]]] = {}
-    for place, param in params:
-        of_meshes.setdefault(param.device_mesh, []).append((place, param))
-    for mesh, members in of_meshes.items():
-        index = torch.tensor([place for place, _ in members], device=values.device)
-        own = torch.tensor([counts(param) for _, param in members], device=values.device)
-        part = values[index]
-        values[index] = sum_over_mesh(torch.where(own, part, torch.zeros_like(part)), mesh)
+
+    def __init__(self, params: list[tuple[int, Any]], device: torch.device) -> None:
+        of_meshes: dict[Any, list[tuple[int, Any]]] = {}
+        for place, param in params:
+            of_meshes.setdefault(param.device_mesh, []).append((place, param))
+        self._of_meshes = [
+            (
+                mesh,
+                torch.tensor([place for place, _ in members], device=device),
+                torch.tensor([counts(param) for _, param in members], device=device),
+            )
+            for mesh, members in of_meshes.items()
+        ]
+
+    def add(self, values: Tensor) -> None:
+        """Add those of the other ranks to each of these."""
+        for mesh, places, own in self._of_meshes:
+            part = values[places]
+            values[places] = sum_over_mesh(torch.where(own, part, torch.zeros_like(part)), mesh)
 
 
 def sum_over_mesh(values: Tensor, mesh: Any) -> Tensor:

@@ -5,7 +5,7 @@ import ranks
 import torch
 from helpers import assert_same_bits
 from sharded import all_of, set_grads
-from torch import nn
+from torch import distributed, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
@@ -23,6 +23,12 @@ def _own(optimizer):
 
 def nothing(optimizer):
     pass
+
+
+def forgotten_on_one_rank(optimizer):
+    """Which takes the step as a whole, where the other repeats it."""
+    if distributed.get_rank() == 0:
+        optimizer._repeats.forget()
 
 
 def other_local_of_a_parameter(optimizer):
@@ -117,15 +123,16 @@ def gradient_more(optimizer):
 
 
 # Before gradients are set, and after; then those that change nothing.
-EVENTS = [nothing, other_local_of_a_parameter, other_local_of_a_state, other_state, moved_local, other_placements,
-          swapped_state, other_local_of_a_half]  # fmt: skip
+EVENTS = [nothing, forgotten_on_one_rank, other_local_of_a_parameter, other_local_of_a_state, other_state, moved_local,
+          other_placements, swapped_state, other_local_of_a_half]  # fmt: skip
 OF_GRADIENTS = [other_local_of_a_gradient, no_gradient, partial_gradient, gradient_of_another_layout, gradient_more,
                 like_gradient, gradient_in_waiting]  # fmt: skip
-HARMLESS = nothing, like_gradient, gradient_in_waiting
+HARMLESS = nothing, forgotten_on_one_rank, like_gradient, gradient_in_waiting
 STORED = {
     "plain": (torch.float32, {}),
     "split": (torch.bfloat16, {"master": "split", "track_changes": True}),
     "stochastic": (torch.bfloat16, {"rounding": "stochastic", "state_dtype": torch.bfloat16}),
+    "summed": (torch.float32, {"max_norm": 0.5, "track_metrics": True}),
 }
 
 
@@ -156,7 +163,9 @@ def _stepped(size, event, remembers, stored):
         optimizer.step()
         assert all(tensor._version > before for tensor, before in zip(stepped, versions, strict=True))
     changes = optimizer.pop_changes().values() if optimizer.track_changes else ()
-    return all_of(model, optimizer) + [change.bitmap for change in changes]
+    metrics = optimizer.metrics().values() if optimizer.track_metrics else ()
+    norms = [] if optimizer.max_norm is None else [optimizer.grad_norm]
+    return all_of(model, optimizer) + [change.bitmap for change in changes] + [*metrics, *norms]
 
 
 def _follow(_, size, library, stored):
