@@ -86,13 +86,15 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CPP_FILES)
 
+# pytest with the CUDA text on the host under sanitizers.
+SANITIZED = LRTRICKS_SANITIZE=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(BIN)/python -m pytest -q -n 2
 # JOBS=n: so many compilers at a time, by default one per core.
 sanitize: $(VENV)/.built
 	$(MAKE) -C tests/cpp sanitize
-	LRTRICKS_SANITIZE=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  $(BIN)/python -m pytest -q -n 2 tests/kernels/test_cuda_on_host.py tests/kernels/test_cuda_alignments.py \
+	$(SANITIZED) tests/kernels/test_cuda_on_host.py tests/kernels/test_cuda_alignments.py \
 	  tests/kernels/test_storage_in_one_pass.py
+	$(SANITIZED) -k cuda tests/kernels/test_channels_last.py tests/kernels/test_index_maps.py
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info lrtricks_fused/_native.so
