@@ -153,7 +153,7 @@ def test_cuda_kernels_of_tiles_that_follow(first, dtype, on_host):
 
 
 @interpreted
-@pytest.mark.parametrize("first", [FOLLOWING[0], CROSSING], ids=str)
+@pytest.mark.parametrize("first", [FOLLOWING[0], CROSSING, IndexMap(2**35 - 8192, 2**17, 0)], ids=str)
 def test_triton_kernels_of_tiles_that_follow(first):
     results = [
         run(ADAM, DTYPES[0], backend, LENGTHS, maps=[first, *FOLLOWING[1:]]) for backend in ("triton", "reference")

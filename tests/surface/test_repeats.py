@@ -62,10 +62,13 @@ def warm(opt, steps=WARM):
     return opt
 
 
+MOVES_ON = (lambda opt: None, new_gradients, scheduled, new_gradients)
+
+
 def check_repeated(native, reference, whole_steps):
     """Steps of both with gradients elsewhere and other numbers, each of which the native backend repeats."""
     whole_steps.clear()
-    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+    for event in MOVES_ON:
         for opt in (native, reference):
             event(opt)
             opt.step()
@@ -299,12 +302,16 @@ def test_steps_with_a_slope_are_repeated(on_device, request, whole_steps):
 def test_steps_with_metrics_are_repeated(with_slope, cpu_or_device, whole_steps):
     opts = [warm(optimizer(backend, track_metrics=True, max_norm=0.5)) for backend in ("native", "reference")]
     slopes, told = [{}, {}], [[], []]
-    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+
+    def step(opt, own):
+        with opt.add_slopes_to(own) if with_slope else contextlib.nullcontext():
+            opt.step()
+
+    for event in MOVES_ON:
         for opt, own, metrics in zip(opts, slopes, told, strict=True):
             event(opt)
             for _ in range(WARM):
-                with opt.add_slopes_to(own) if with_slope else contextlib.nullcontext():
-                    opt.step()
+                step(opt, own)
                 metrics.append(opt.metrics())  # which the next step must leave as they are
         assert_same_bits(*(list(own.values()) for own in slopes))
     for mine, others in zip(*told, strict=True):
@@ -314,8 +321,7 @@ def test_steps_with_metrics_are_repeated(with_slope, cpu_or_device, whole_steps)
     assert whole_steps.count(opts[1]) == 5 * WARM and whole_steps.count(opts[0]) <= 5 * WARM - repeated
     whole_steps.clear()
     opts[0].track_metrics = False
-    with contextlib.nullcontext() if not with_slope else opts[0].add_slopes_to(slopes[0]):
-        opts[0].step()
+    step(opts[0], slopes[0])
     assert opts[0] in whole_steps
     with pytest.raises(ValueError, match="track_metrics"):
         opts[0].metrics()
@@ -464,7 +470,7 @@ def test_what_is_stored_otherwise_is_repeated(mirrored, cpu_or_device, whole_ste
         warm(opt)
     whole_steps.clear()
     told = [[], []]
-    for event in (lambda opt: None, new_gradients, scheduled, new_gradients):
+    for event in MOVES_ON:
         for opt, own in zip(opts, told, strict=True):
             event(opt)
             opt.step()
