@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from .machine_code import cuda_model, stored, triton_model
-from .machine_code.cuda_model import DTYPES, traffic_bytes
+from .machine_code.cuda_model import DTYPES
 from .machine_code.kernel import GPUS, Kernel, target
 from .machine_code.stored import KINDS
 from .machine_code.variants import VARIANTS
@@ -31,10 +31,10 @@ FOOTNOTE = (
     "of square roots and divisions are skipped, other branches take their longer side. Spills: loads and stores of "
     "local memory in the whole kernel. Stack: in parentheses the local accesses that full chunks execute. 128-bit: "
     "of the accesses of full chunks; of a pair of types the wider decides for Triton. Kernels by storage (offload, "
-    "split, stoch. and others) are of at most so many instructions: the longest way of as many bytes. ps: if bound by "
-    "memory, and if bound by issue (masked), both lower bounds: pipes of a lower rate (double, integer multiplication, "
-    "conversion, reciprocal) and waiting are not modelled. AMD: SMs are CUs, scalar instructions, which have their own "
-    "issue port and serve 64 lanes, are not counted, spilled registers are."
+    "split, stoch. and others) are one with CUDA, and of at most so many instructions: the longest way of as many "
+    "bytes. ps: if bound by memory, and if bound by issue (masked), both lower bounds: pipes of a lower rate (double, "
+    "integer multiplication, conversion, reciprocal) and waiting are not modelled. AMD: SMs are CUs, scalar "
+    "instructions, which have their own issue port and serve 64 lanes, are not counted, spilled registers are."
 )
 
 DtypeNames = tuple[str, ...]
@@ -55,13 +55,15 @@ class Backend(NamedTuple):
 
 
 def triton_kernels(arch: int, rule: str, dtypes: DtypeNames = tuple(DTYPES)) -> list[Kernel]:
-    """The rule's Triton kernels, compiled for ``arch``, in the order of ``dtypes``."""
+    """The rule's Triton kernels, compiled for ``arch``, in the order of ``dtypes``; AMD: of pairs of types alone."""
     found = []
-    plain = [dtype for dtype in dtypes if dtype in DTYPES]
-    for dtype, future in [(dtype, triton_model.step_reading(arch, rule, dtype)) for dtype in plain]:
+    futures = {dtype: triton_model.step_reading(arch, rule, dtype) for dtype in dtypes if dtype in DTYPES}
+    if arch < 900:
+        futures |= {kind: triton_model.stored_reading(arch, rule, kind) for kind in dtypes if kind in KINDS}
+    for dtype, future in futures.items():
         read = future.result()
         accesses, wide = sum(read.widths.values()), read.widths.get(16, 0)
-        size = traffic_bytes(rule, dtype)
+        size = stored.traffic_bytes(rule, dtype)
         found.append(Kernel(arch, rule, dtype, read.registers, read.stack_bytes, read.spills, read.local_accesses,
                             accesses, wide, read.masked, read.unmasked, size, "triton"))  # fmt: skip
     return found

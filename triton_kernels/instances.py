@@ -15,6 +15,7 @@ from lrtricks_fused.step.table import ACCESS, CHUNK
 
 from . import rules
 from .step import Variant
+from .storage import INTERPRETED
 
 WARPS = 4
 MOST_THREADS = 256  # of a step
@@ -28,7 +29,6 @@ SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a threa
 SLOPE_LANES = 4
 MAPPED_LANES = 4  # each of which finds its element and draws for itself, where those of a chunk are scattered
 ROUNDING_LANES = 4  # of which the registers hold the words that round beside those that decide
-INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STATE_DTYPES}
 
 
@@ -158,7 +158,7 @@ def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False, mapp
     threads = min(LARGEST_BLOCK // lanes, WARPS * warp_size if many else MOST_THREADS)
     if slope:
         lanes, threads, registers = min(lanes, SLOPE_LANES), WARPS * warp_size, SLOPE_REGISTERS
-    if INTERPRETED:
+    if INTERPRETED.value:
         return Layout(WARPS, LARGEST_BLOCK, LARGEST_BLOCK, registers)
     return Layout(threads // warp_size, threads * lanes, threads, registers)
 
@@ -232,12 +232,12 @@ def words_constexprs(backend: str) -> dict[str, object]:
 
 def sum_partials_constexprs(dtype: torch.dtype) -> dict[str, object]:
     """What an instance of sum_partials is compiled for."""
-    return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED else SUM_BLOCK)
+    return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), BLOCK=LARGEST_BLOCK if INTERPRETED.value else SUM_BLOCK)
 
 
 def find_means_constexprs() -> dict[str, object]:
     """What an instance of find_means is compiled for."""
-    return dict(BLOCK=LARGEST_BLOCK if INTERPRETED else MEAN_BLOCK)
+    return dict(BLOCK=LARGEST_BLOCK if INTERPRETED.value else MEAN_BLOCK)
 
 
 def sum_chunks_constexprs(dtype: torch.dtype) -> dict[str, object]:

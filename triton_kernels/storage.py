@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def to_real(stored, STORAGE: tl.constexpr):
@@ -18,11 +20,13 @@ def to_real(stored, STORAGE: tl.constexpr):
 
 @triton.jit
 def from_real(real, STORAGE: tl.constexpr):
-    """The nearest value that can be stored, ties to even. Integers for bfloat16: the interpreter's cast truncates."""
-    if STORAGE == tl.bfloat16:
+    """The nearest value that can be stored, ties to even. The interpreter's cast to bfloat16 would truncate."""
+    if STORAGE == tl.bfloat16 and INTERPRETED:
         bits = real.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         stored = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.uint16)
+    elif STORAGE == tl.bfloat16:
+        stored = real.to(tl.bfloat16).to(tl.uint16, bitcast=True)
     elif STORAGE == tl.float16:
         stored = real.to(tl.float16)
     else:

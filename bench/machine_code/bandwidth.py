@@ -11,6 +11,7 @@ from . import cuda_model, sass, stored
 from .hardware import BOARDS
 from .issue import operations
 from .trace import Work, trace
+from .triton_ways import Shape, parts
 from .variants import VARIANTS
 from .warps import Launch, Op, Run, occupancy, simulate
 
@@ -24,13 +25,14 @@ _STAGED = re.compile(r"staged_kernel<false, (lrt::\w+<[^<>]*>)")  # of whole ten
 
 @dataclass(frozen=True)
 class Kernel:
-    """A step kernel's code; ``threads`` of a block, None if the code says it."""
+    """A step kernel's code; ``threads`` of a block, None if the code says it; of Triton's how a chunk is laid out."""
 
     backend: str
     rule: str
     dtype: str
     text: sass.Text
     threads: int | None = None
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ def work(rule: str, dtype: str, threads: int, masked: bool, wide: int = cuda_mod
 
 def traced(kernel: Kernel, threads: int, masked: bool) -> list[Op]:
     """What a warp issues over a chunk. UnknownStructure if the way through the code cannot be told."""
+    if kernel.shape:
+        before, body = parts(kernel.text.code, kernel.shape, masked)
+        tables = operations(kernel.text, before, cuda_model.ACCESS + 1)
+        return [*tables, *operations(kernel.text, body, kernel.shape.narrowest)]
     if kernel.dtype in stored.KINDS:
         way = stored.ways_of(kernel.text, kernel.rule, kernel.dtype, masked).chunk()
         return operations(kernel.text, way, cuda_model.ACCESS)
@@ -103,7 +109,6 @@ def predict(kernel: Kernel, board: str, masked: bool = True) -> Prediction:
     threads = kernel.threads or (text.section and text.section.threads()) or MOST_THREADS
     ops = traced(kernel, threads, masked)
     launch = occupancy(gpu, text.registers, threads, text.shared_bytes)
-    of = stored if dtype in stored.KINDS else cuda_model
-    run = simulate(gpu, launch, ops, CHUNK * of.traffic_bytes(rule, dtype))
+    run = simulate(gpu, launch, ops, CHUNK * stored.traffic_bytes(rule, dtype))
     instructions = len(ops) * threads / CHUNK
     return Prediction(kernel.backend, rule, dtype, board, masked, text.registers, launch, instructions, run)

@@ -39,6 +39,11 @@ class Kind:
     stochastic: bool = False  # the parameter, or its states, or both
     half: bool = False  # float16 is rounded so
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of an element of the operands that there are."""
+        return tuple(size for size in (self.param, self.grad, self.state, self.low, self.mirror) if size)
+
     def loaded(self, states: int) -> int:
         """Bytes per parameter, under a mask."""
         return self.param + self.grad + states * self.state + self.low + self.mirror
@@ -60,7 +65,9 @@ KINDS = {
 
 
 def traffic_bytes(rule: str, kind: str) -> int:
-    """Least bytes per parameter under a mask, without bitmaps."""
+    """Least bytes per parameter under a mask, without bitmaps; of a pair of types, too."""
+    if kind not in KINDS:
+        return cuda_model.traffic_bytes(rule, kind)
     states = VARIANTS[rule].states
     return KINDS[kind].loaded(states) + KINDS[kind].stored(states)
 

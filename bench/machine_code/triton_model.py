@@ -18,7 +18,8 @@ from typing import Any
 from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, elf, sass
-from .triton_ways import Shape, count
+from .stored import KINDS, traffic_bytes
+from .triton_ways import Shape, count, count_ways
 from .variants import VARIANTS
 
 DTYPES = {  # of parameters and gradients, of states; names of torch
@@ -31,21 +32,22 @@ DTYPES = {  # of parameters and gradients, of states; names of torch
 }
 MEANS = ("f32", "bf16", "f16", "f64")  # pairs of which the kernels of slices' means have instances of their own
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-# What is stored otherwise than it is stepped: the pair of DTYPES, the gradients' and the mirrors', and the flags.
+# What is stored otherwise than it is stepped, those of stored.KINDS and others: the pair of DTYPES, the gradients' and
+# the mirrors', and the flags.
 STORED: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
-    "f32, bf16 gradients": ("f32", "bfloat16", None, ()),
+    "f32, bf16 grads": ("f32", "bfloat16", None, ()),
     "offload": ("f32", "bfloat16", "bfloat16", ()),
     "offload, changes": ("f32", "bfloat16", "bfloat16", ("tracked",)),
     "f32, changes": ("f32", "float32", None, ("tracked",)),
     "split": ("bf16/f32", "bfloat16", None, ("split",)),
     "split, changes": ("bf16/f32", "bfloat16", None, ("split", "tracked")),
     "split, f32 gradients, bf16 states": ("bf16", "float32", None, ("split",)),
-    "stochastic bf16": ("bf16/f32", "bfloat16", None, ("stochastic",)),
-    "stochastic bf16, changes": ("bf16/f32", "bfloat16", None, ("stochastic", "tracked")),
-    "stochastic bf16 and states": ("bf16", "bfloat16", None, ("stochastic", "stochastic_states")),
-    "stochastic f16 and states": ("f16", "float16", None, ("stochastic", "stochastic_states")),
-    "f32, stochastic bf16 states": ("f32/bf16", "float32", None, ("stochastic_states",)),
-    "f32, stochastic bf16 states, changes": ("f32/bf16", "bfloat16", None, ("stochastic_states", "tracked")),
+    "bf16 stoch./f32": ("bf16/f32", "bfloat16", None, ("stochastic",)),
+    "bf16 stoch./f32, changes": ("bf16/f32", "bfloat16", None, ("stochastic", "tracked")),
+    "bf16 stoch.": ("bf16", "bfloat16", None, ("stochastic", "stochastic_states")),
+    "f16 stoch.": ("f16", "float16", None, ("stochastic", "stochastic_states")),
+    "f32/bf16 stoch.": ("f32/bf16", "float32", None, ("stochastic_states",)),
+    "f32/bf16 stoch., changes": ("f32/bf16", "bfloat16", None, ("stochastic_states", "tracked")),
 }
 STORED_DTYPES = {**DTYPES, "f32/bf16": ("float32", "bfloat16")}
 ARCHS = (80, 90, 100, 942)  # 942: gfx942
@@ -143,14 +145,21 @@ def _compile_step(
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 
 
+def shape_of(arch: int, rule: str, dtype: str, layout: Any, centralize: bool = False) -> Shape:
+    """How a full chunk is laid out, of a pair of types or one of KINDS."""
+    threads, (param, state) = layout.warps * _target(arch).warp_size, DTYPES.get(dtype, ("float32", "float32"))
+    kind, traffic = KINDS.get(dtype), traffic_bytes(rule, dtype)
+    sizes = kind.sizes if kind else (BYTES[param], BYTES[state])
+    mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
+    rounds = kind is not None and kind.stochastic
+    return Shape(CHUNK // threads, layout.block // threads, sizes, traffic, mean, rounds)
+
+
 def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:
     """Compiles step_kernel and reads it."""
     reading, code, layout = _compile_step(arch, rule, dtype, centralize, False)
-    (param, state), threads = DTYPES[dtype], layout.warps * _target(arch).warp_size
-    sizes, traffic = (BYTES[param], BYTES[state]), 3 * BYTES[param] + 2 * VARIANTS[rule].states * BYTES[state]
-    mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
     try:
-        counted = count(code, Shape(CHUNK // threads, layout.block // threads, sizes, traffic, mean))
+        counted = count(code, shape_of(arch, rule, dtype, layout, centralize))
     except sass.UnknownStructure as error:
         raise sass.UnknownStructure(f"{rule}, {dtype}, {arch}: {error}") from None
     return Reading(**{**vars(reading), **counted})
@@ -167,11 +176,14 @@ def read_shard_step(arch: int, rule: str, dtype: str) -> Reading:
 
 
 def read_stored_step(arch: int, rule: str, name: str, shards: bool) -> Reading:
-    """The same of one of STORED; of the executed instructions nothing is said."""
-    reading, code, _ = _compile_step(arch, rule, name, False, False, shards)
+    """The same of one of STORED; of the executed instructions only for NVIDIA, of KINDS and not of shards."""
+    reading, code, layout = _compile_step(arch, rule, name, False, False, shards)
     accesses = Counter((this.is_store, this.access_bytes) for this in code if this.access_bytes)
     loads, stores = ({size: n for (kind, size), n in accesses.items() if kind == of} for of in (False, True))
-    return Reading(**{**vars(reading), "loads": loads, "stores": stores})
+    counted = {}
+    if name in KINDS and arch < 900 and not shards:
+        counted = count_ways(code, shape_of(arch, rule, name, layout))
+    return Reading(**{**vars(reading), **counted, "loads": loads, "stores": stores})
 
 
 def read_prepare(arch: int, rule: str, dtype: str) -> Reading:

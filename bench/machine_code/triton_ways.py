@@ -17,9 +17,10 @@ class Shape:
 
     elements: int  # of a chunk, per thread
     block: int  # elements that an access moves
-    sizes: tuple[int, int]  # bytes of an element of the parameters and of the states
+    sizes: tuple[int, ...]  # bytes of an element of each kind of operand
     traffic: int  # bytes per parameter
     mean: int = 0  # bytes of a slice's mean, which each parameter reads besides; narrower than any other access
+    rounds: bool = False  # whether what rounds is drawn in any case
 
     @property
     def passes(self) -> int:
@@ -120,24 +121,47 @@ def loads_before_store(code: Sequence[sass.Instruction], way: Sequence[int], wid
     return most
 
 
-def count(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
-    """What a full chunk executes as fields of Reading; UnknownStructure if the code is not as expected."""
+def masked_and_unmasked(code: Sequence[sass.Instruction], shape: Shape) -> tuple[Way, Way]:
+    """Both ways of a full chunk; UnknownStructure if they differ in more than the draws that decide."""
     ways, known = full_ways(code, shape)
     masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
-    own = {*masked.before, *masked.loop} - {*unmasked.before, *unmasked.loop}
-    rest = {*unmasked.before, *unmasked.loop} - {*masked.before, *masked.loop}
-    drawn = [any(map(PHILOX_PRODUCT.search, (part for i in side for part in (code[i].opcode, code[i].operands))))
-             for side in (own, rest)]  # fmt: skip
-    if len(ways) != 2 or drawn != [True, False] or not known:
-        raise sass.UnknownStructure(f"{len(ways)} ways, draws on {drawn}, no branches besides: {known}")
-    body = unmasked.loop or unmasked.before
+    own, rest = ({*this.before, *this.loop} - {*other.before, *other.loop}
+                 for this, other in ((masked, unmasked), (unmasked, masked)))  # fmt: skip
+    drawn, drawn_besides = (sum(any(map(PHILOX_PRODUCT.search, (code[i].opcode, code[i].operands))) for i in side)
+                            for side in (own, rest))  # fmt: skip
+    if len(ways) != 2 or drawn <= drawn_besides or (drawn_besides and not shape.rounds) or not known:
+        raise sass.UnknownStructure(
+            f"{len(ways)} ways, {drawn} and {drawn_besides} draws, no branches besides: {known}"
+        )
+    return masked, unmasked
+
+
+def parts(code: Sequence[sass.Instruction], shape: Shape, masked: bool) -> tuple[list[int], list[int]]:
+    """What a full chunk executes: until its operands are accessed, where it reads tables, and from then on."""
+    way = masked_and_unmasked(code, shape)[0 if masked else 1]
+    before = [*sass.ways(code, 0, way.before[0]).shortest[:-1]]
+    return ([*before, *way.before], [*way.loop * shape.passes]) if way.loop else (before, [*way.before])
+
+
+def count_ways(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
+    """What a full chunk executes as fields of Reading; UnknownStructure if the code is not as expected."""
+    masked, unmasked = masked_and_unmasked(code, shape)
     narrowest = 1 if unmasked.loop and not shape.mean else shape.narrowest
-    widths = [code[i].access_bytes for i in body]
+    widths = [code[i].access_bytes for i in unmasked.loop or unmasked.before]
     return {
         "widths": dict(Counter(width for width in widths if width >= narrowest)),
-        "local_accesses": sum(code[i].is_local for i in own | {*unmasked.before, *unmasked.loop}),
+        "local_accesses": sum(code[i].is_local for way in (masked, unmasked) for i in {*way.before, *way.loop}),
         "masked": masked.cost(code, shape),
         "unmasked": unmasked.cost(code, shape),
+    }
+
+
+def count(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
+    """The same, and the order of its loads."""
+    _, unmasked = masked_and_unmasked(code, shape)
+    body = unmasked.loop or unmasked.before
+    return {
+        **count_ways(code, shape),
         "ahead": loads_before_store(code, body, [shape.block * size for size in shape.sizes]),
         "unaligned": unaligned_widths(code, shape),
         "tail_ahead": loads_before_store(code, range(len(code)), shape.sizes),
