@@ -25,10 +25,10 @@ MEAN_BLOCK = 32  # one warp: slices are few, and each is one thread's loop over 
 LARGEST_BLOCK = CHUNK // 8  # lanes of a chunk
 REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spills; at 96 it spills in three
 MANY_REGISTERS = 168  # of steps that hold more: three blocks of WARPS warps
-SLOPE_REGISTERS = 200  # of a step with a slope; with one, four lanes of a thread are what these hold
-SLOPE_LANES = 4
-MAPPED_LANES = 4  # each of which finds its element and draws for itself, where those of a chunk are scattered
-ROUNDING_LANES = 4  # of which the registers hold the words that round beside those that decide
+SLOPE_REGISTERS = 200  # of a step with a slope
+# Of a thread that also sums a slope, or draws for each of its elements, as where those of a chunk are scattered, or
+# holds the words that round beside those that decide: so many the registers hold.
+FEW_LANES = 4
 DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STATE_DTYPES}
 
 
@@ -93,9 +93,8 @@ class Kind(NamedTuple):
 
     @property
     def lanes(self) -> int:
-        """Elements of a thread's access, to the widest operand of 16 bytes: 4 at most where words round, too."""
-        lanes = ACCESS // max(self.param.itemsize, self.state.itemsize, self.grad.itemsize)
-        return min(lanes, ROUNDING_LANES) if self.rounds else lanes
+        """Elements of a thread's access, to the widest operand of 16 bytes."""
+        return ACCESS // max(self.param.itemsize, self.state.itemsize, self.grad.itemsize)
 
     @property
     def rounds(self) -> bool:
@@ -153,11 +152,11 @@ def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False, mapp
     Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
     """
     many = kind.holds_more(states)
-    lanes = min(kind.lanes, MAPPED_LANES) if mapped else kind.lanes
+    lanes = min(kind.lanes, FEW_LANES) if slope or mapped or kind.rounds else kind.lanes
     registers = MANY_REGISTERS if many else REGISTERS
     threads = min(LARGEST_BLOCK // lanes, WARPS * warp_size if many else MOST_THREADS)
     if slope:
-        lanes, threads, registers = min(lanes, SLOPE_LANES), WARPS * warp_size, SLOPE_REGISTERS
+        threads, registers = WARPS * warp_size, SLOPE_REGISTERS
     if INTERPRETED.value:
         return Layout(WARPS, LARGEST_BLOCK, LARGEST_BLOCK, registers)
     return Layout(threads // warp_size, threads * lanes, threads, registers)

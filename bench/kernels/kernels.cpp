@@ -144,15 +144,17 @@ Run run_staged_of(cpu::StepKernel kernel, const Work& work, const Data& data, ui
                   cpu::Prefetch prefetch) {
   const cpu::ListStep list = list_of(work, threshold);
   const Storing& storing = *work.storing;
-  const cpu::Stage stage = {.param = work.param,
-                            .grad = storing.grad,
-                            .state = work.state,
+  const cpu::Stage stage = {.as = {.param = work.param,
+                                   .grad = storing.grad,
+                                   .state = work.state,
+                                   .mirror = storing.mirror ? Dtype::kBFloat16 : Dtype::kFloat,
+                                   .split = storing.split,
+                                   .changes = storing.changes,
+                                   .stochastic = storing.stochastic,
+                                   .stochastic_states = storing.stochastic_states},
                             .mirror = storing.mirror ? data.beside.get() : nullptr,
-                            .mirror_dtype = Dtype::kBFloat16,
                             .low = storing.split ? reinterpret_cast<int16_t*>(data.beside.get()) : nullptr,
                             .changes = storing.changes ? reinterpret_cast<uint8_t*>(data.changes.get()) : nullptr,
-                            .stochastic = storing.stochastic,
-                            .stochastic_states = storing.stochastic_states,
                             .map = nullptr};
   return [=, &data](int64_t begin, int64_t end) {
     cpu::Range range = {data.param.get(), data.grad.get(), {}, begin, (end - begin) * kTile};

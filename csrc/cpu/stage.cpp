@@ -126,9 +126,9 @@ void ask_tile_ahead(const StagedTiles& tiles, int64_t element) {
     const int64_t first = (element + kTile) * size + tiles.prefetch.bytes;
     ask_lines<kHint>(static_cast<const char*>(base) + first, kLanes * size);
   };
-  ahead(tiles.range.param, size_of(stage.param));
-  ahead(tiles.range.grad, size_of(stage.grad));
-  for (int k = 0; k < tiles.states; ++k) ahead(tiles.range.states[k], size_of(stage.state));
+  ahead(tiles.range.param, size_of(stage.as.param));
+  ahead(tiles.range.grad, size_of(stage.as.grad));
+  for (int k = 0; k < tiles.states; ++k) ahead(tiles.range.states[k], size_of(stage.as.state));
   if (stage.mirror) ahead(stage.mirror, 2);
   if (stage.low) ahead(stage.low, 2);
 }
@@ -182,15 +182,15 @@ void store_params(StagedTiles& tiles, const float* params, int64_t element, int 
       });
     });
   };
-  if (stage.param == Dtype::kFloat) store_real(params, count, static_cast<float*>(tiles.range.param) + element);
+  if (stage.as.param == Dtype::kFloat) store_real(params, count, static_cast<float*>(tiles.range.param) + element);
   if (stage.low) {
     by_rows([&, high = static_cast<BFloat16*>(tiles.range.param) + element](int first, int row_count) {
       split_kept_row(params + first, keeps + first, row_count, high + first, stage.low + element + first, changed);
     });
-  } else if (is_narrow(stage.param)) {
-    rounded(stage.param, tiles.range.param, {stage.stochastic ? buffers.words : nullptr, kParamMultiplier});
+  } else if (is_narrow(stage.as.param)) {
+    rounded(stage.as.param, tiles.range.param, {stage.as.stochastic ? buffers.words : nullptr, kParamMultiplier});
   } else if (stage.mirror) {
-    rounded(stage.mirror_dtype, stage.mirror, {});
+    rounded(stage.as.mirror, stage.mirror, {});
   } else if (changed) {
     by_rows([&](int first, int) {
       for (int i = 0; i < kLanes; ++i) {
@@ -205,7 +205,7 @@ void add(StagedTiles& tiles, const StagedTile& tile, int64_t element, int count,
          float (*sums)[kLanes]) {
   const float* const before = buffers.before;
   const float* const after =
-      tiles.stage.low ? tile.params : real_tile(tiles.stage.param, tiles.range.param, element, count, buffers.param);
+      tiles.stage.low ? tile.params : real_tile(tiles.stage.as.param, tiles.range.param, element, count, buffers.param);
   for (int i = 0; i < count; ++i) {
     const int lane = i % kLanes;
     sums[kSlope][lane] = sums[kSlope][lane] + slope_term(tile.grads[i], before[i], after[i]);
@@ -228,13 +228,13 @@ StagedTile bring_tile(StagedTiles& tiles, int64_t begin, int count) {
     fill_row(own.param, count);
     tile.params = own.param;
   } else {
-    tile.params = real_tile(stage.param, range.param, element, count, own.param);
+    tile.params = real_tile(stage.as.param, range.param, element, count, own.param);
   }
-  tile.grads = real_tile(stage.grad, const_cast<void*>(range.grad), element, count, own.grad);
+  tile.grads = real_tile(stage.as.grad, const_cast<void*>(range.grad), element, count, own.grad);
   for (int k = 0; k < tiles.states; ++k) {
-    tile.states[k] = real_tile(stage.state, range.states[k], element, count, own.states[k]);
+    tile.states[k] = real_tile(stage.as.state, range.states[k], element, count, own.states[k]);
   }
-  const bool compares = range.slopes || (stage.changes && stage.param == Dtype::kFloat && !stage.mirror);
+  const bool compares = range.slopes || (stage.changes && stage.as.param == Dtype::kFloat && !stage.mirror);
   if (compares) std::copy_n(tile.params, count, own.before);
   return tile;
 }
@@ -255,10 +255,10 @@ void store_tile(StagedTiles& tiles, const StagedTile& tile, int64_t begin, int c
                 float (*sums)[kLanes]) {
   const Stage& stage = tiles.stage;
   const int64_t element = tiles.range.stage_begin + begin;
-  if (stage.rounds()) bring_words(tiles, begin, count);
+  if (stage.as.rounds()) bring_words(tiles, begin, count);
   for (int k = 0; k < tiles.states; ++k) {
-    const RowRounding by = {stage.stochastic_states ? buffers.words : nullptr, kStateMultipliers[k]};
-    store_states(stage.state, tile.states[k], by, count, tiles.range.states[k], element);
+    const RowRounding by = {stage.as.stochastic_states ? buffers.words : nullptr, kStateMultipliers[k]};
+    store_states(stage.as.state, tile.states[k], by, count, tiles.range.states[k], element);
   }
   store_params<Isa>(tiles, tile.params, element, count, keeps);
   if (sums) add(tiles, tile, element, count, keeps, sums);

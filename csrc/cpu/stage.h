@@ -17,27 +17,13 @@ struct StoredAs {
   LRT_HD constexpr bool operator==(const StoredAs&) const = default;
 };
 
-// How one tensor is stored. What is float32 in memory is stepped there.
+// How one tensor is stored, and what lies beside it. What is float32 in memory is stepped there.
 struct Stage {
-  Dtype param, grad, state;
-  void* mirror;  // of a float32 parameter, or null
-  Dtype mirror_dtype;
-  int16_t* low;      // completes a BFloat16 parameter to its master, or null
-  uint8_t* changes;  // a bit per element, or null
-  bool stochastic, stochastic_states;
+  StoredAs as;
+  void* mirror;         // of a float32 parameter, or null
+  int16_t* low;         // completes a BFloat16 parameter to its master, or null
+  uint8_t* changes;     // a bit per element, or null
   const IndexMap* map;  // of a shard whose elements are not those of tiles, or null
-
-  LRT_HD StoredAs stored_as() const {
-    return {.param = param,
-            .grad = grad,
-            .state = state,
-            .mirror = mirror ? mirror_dtype : Dtype::kFloat,
-            .split = low != nullptr,
-            .changes = changes != nullptr,
-            .stochastic = stochastic,
-            .stochastic_states = stochastic_states};
-  }
-  LRT_HD bool rounds() const { return stored_as().rounds(); }
 };
 
 // The tiles of a range.

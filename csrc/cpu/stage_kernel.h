@@ -16,7 +16,7 @@ template <class Isa, class Rule, class Hyper>
 __attribute__((noinline)) void run_staged(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<float> scalars(list.scalars);
-  const bool rounds = range.stage->rounds() && !range.stage->map;  // of a map's elements each is drawn alone
+  const bool rounds = range.stage->as.rounds() && !range.stage->map;  // of a map's elements each is drawn alone
   const DrawnRange drawn(list, tensor, range, rounds);
   TileDraws draws;
   draw_first_tile<Isa>(drawn, draws);

@@ -139,14 +139,13 @@ __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const Tens
 // A range of a tensor that is stored otherwise than it is stepped.
 template <class Isa, class Rule, class Hyper>
 void run_stored(const ListStep& list, const TensorStep& tensor, const Range& range) {
-  const StoredAs as = range.stage->stored_as();
   const int64_t whole = range.count / kTile * kTile;
   const auto run_as = [&]<int kKind>() {
     constexpr StoredAs kAs = kInRegisters[kKind];
     if constexpr (!steps_in_registers<Isa>(kAs)) {
       return false;
     } else {
-      if (as != kAs) return false;
+      if (range.stage->as != kAs) return false;
       with_decay(decay_of(list.scalars), [&]<Decay kDecay>() {
         if constexpr (kDecay != Decay::kSelect || kOneDecay)
           run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);

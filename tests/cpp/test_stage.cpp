@@ -132,17 +132,11 @@ void expect(const Variant& variant, const cpu::StoredAs& storage, const cpu::Lis
 
 void run(const Variant& variant, const cpu::StoredAs& as, cpu::Isa isa, const cpu::ListStep& list, int64_t count,
          Stored& own) {
-  const cpu::Stage stage = {.param = as.param,
-                            .grad = as.grad,
-                            .state = as.state,
+  const cpu::Stage stage = {.as = as,
                             .mirror = has_mirror(as) ? own.mirror.data() : nullptr,
-                            .mirror_dtype = as.mirror,
                             .low = as.split ? own.low.data() : nullptr,
                             .changes = as.changes ? own.changes.data() : nullptr,
-                            .stochastic = as.stochastic,
-                            .stochastic_states = as.stochastic_states,
                             .map = nullptr};
-  require(stage.stored_as() == as, "is stored otherwise");
   cpu::Range range = {
       .param = own.param.data(), .grad = own.grad.data(), .states = {}, .first_tile = 0, .count = count};
   for (int k = 0; k < variant.states; ++k) range.states[k] = own.states[k].data();

@@ -51,8 +51,9 @@ def _died(ranks: list[Any], answers: Container[int], seconds: float = 0) -> str:
     """Which ranks ended, by now or within some time, without an answer."""
     for process in ranks:
         process.join(seconds)
-    ended = [(rank, process.exitcode) for rank, process in enumerate(ranks) if process.exitcode is not None]
-    return "".join(f"rank {rank} died, exit code {code}\n" for rank, code in ended if rank not in answers)
+    ended = [(rank, process.exitcode) for rank, process in enumerate(ranks)]
+    # With 0 ends who has answered, whether that was read or not.
+    return "".join(f"rank {rank} died, exit code {code}\n" for rank, code in ended if code and rank not in answers)
 
 
 def run(function: Callable[..., Any], size: int, *args: Any, seconds: float = 120) -> list[Any]:
