@@ -83,7 +83,7 @@ def cuda_kernels(files: list[Path]) -> dict[int, list[Kernel]]:
 def triton_kernels(archs: set[int], rules: list[str], dtypes: list[str]) -> dict[int, list[Kernel]]:
     """The same, compiled by Triton, several at a time; AMD: of pairs of types alone."""
     keys = [(arch, rule, dtype) for arch in sorted(archs) for rule in rules for dtype in dtypes
-            if dtype in DTYPES or arch < 900]  # fmt: skip
+            if triton_model.is_counted(arch, dtype)]  # fmt: skip
     futures = [triton_text.step_text(*key) for key in keys]
     found: dict[int, list[Kernel]] = {}
     for (arch, rule, dtype), future in zip(keys, futures, strict=True):

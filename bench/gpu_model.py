@@ -57,10 +57,8 @@ class Backend(NamedTuple):
 def triton_kernels(arch: int, rule: str, dtypes: DtypeNames = tuple(DTYPES)) -> list[Kernel]:
     """The rule's Triton kernels, compiled for ``arch``, in the order of ``dtypes``; AMD: of pairs of types alone."""
     found = []
-    futures = {dtype: triton_model.step_reading(arch, rule, dtype) for dtype in dtypes if dtype in DTYPES}
-    if arch < 900:
-        futures |= {kind: triton_model.stored_reading(arch, rule, kind) for kind in dtypes if kind in KINDS}
-    for dtype, future in futures.items():
+    counted = [dtype for dtype in dtypes if triton_model.is_counted(arch, dtype)]
+    for dtype, future in [(dtype, triton_model.reading_of(arch, rule, dtype)) for dtype in counted]:
         read = future.result()
         accesses, wide = sum(read.widths.values()), read.widths.get(16, 0)
         size = stored.traffic_bytes(rule, dtype)

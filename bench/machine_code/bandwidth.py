@@ -16,7 +16,6 @@ from .variants import VARIANTS
 from .warps import Launch, Op, Run, occupancy, simulate
 
 ROWS = 8  # of a tile, which one draw serves
-WIDTHS = (16, 8, 4)  # of the narrowest access to parameters and states, the first that explains the code
 MOST_THREADS = 1024  # of a block, where a kernel does not say
 _STEP = re.compile(rf"step_kernel<{cuda_model.PLAIN}, (lrt::\w+<[^<>]*>), ([\w:]+), ([\w:]+)\b")
 
@@ -70,14 +69,14 @@ def read(file: Path) -> dict[str, sass.Text]:
     return dict(zip(sass.run_tool("c++filt", *texts).splitlines(), texts.values(), strict=True))
 
 
-def work(rule: str, dtype: str, threads: int, masked: bool, wide: int = cuda_model.ACCESS) -> Work:
-    """What a thread does to a chunk, in accesses of at least ``wide`` bytes."""
+def work(rule: str, dtype: str, threads: int, masked: bool) -> Work:
+    """What a thread of a CUDA kernel does to a chunk of a pair of types."""
     param, state = (cuda_model.BYTES[name] for name in cuda_model.DTYPES[dtype])
     elements, states = CHUNK // threads, VARIANTS[rule].states
     return Work(
         loaded=elements * (2 * param + states * state),
         stored=elements * (param + states * state),
-        wide=wide,
+        wide=cuda_model.ACCESS,
         masked=masked,
         columns=max(1, elements * param // cuda_model.ACCESS // ROWS),
         calls=cuda_model.ACCESS // param,
@@ -92,15 +91,12 @@ def traced(kernel: Kernel, threads: int, masked: bool) -> list[Op]:
         return [*tables, *operations(kernel.text, body, kernel.shape.narrowest)]
     if kernel.dtype in stored.KINDS:
         way = stored.ways_of(kernel.text, kernel.rule, kernel.dtype, masked).chunk()
-        return operations(kernel.text, way, cuda_model.ACCESS)
-    reasons = []
-    for wide in WIDTHS:
+    else:
         try:
-            way = trace(kernel.text.code, work(kernel.rule, kernel.dtype, threads, masked, wide))
-            return operations(kernel.text, way, wide)
+            way = trace(kernel.text.code, work(kernel.rule, kernel.dtype, threads, masked))
         except sass.UnknownStructure as error:
-            reasons.append(f"{wide} B: {error}")
-    raise sass.UnknownStructure(f"{kernel.rule}, {kernel.dtype}, {kernel.text.arch}: {'; '.join(reasons)}")
+            raise sass.UnknownStructure(f"{kernel.rule}, {kernel.dtype}, {kernel.text.arch}: {error}") from None
+    return operations(kernel.text, way, cuda_model.ACCESS)
 
 
 def predict(kernel: Kernel, board: str, masked: bool = True) -> Prediction:

@@ -19,7 +19,7 @@ from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, elf, sass
 from .stored import KINDS, traffic_bytes
-from .triton_ways import Shape, count, count_ways
+from .triton_ways import Shape, count
 from .variants import VARIANTS
 
 DTYPES = {  # of parameters and gradients, of states; names of torch
@@ -145,6 +145,11 @@ def _compile_step(
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 
 
+def is_counted(arch: int, dtype: str) -> bool:
+    """Whether it is known what a full chunk executes: of pairs of types, and of KINDS, but not for AMD."""
+    return dtype in DTYPES or (dtype in KINDS and arch < 900)
+
+
 def shape_of(arch: int, rule: str, dtype: str, layout: Any, centralize: bool = False) -> Shape:
     """How a full chunk is laid out, of a pair of types or one of KINDS."""
     threads, (param, state) = layout.warps * _target(arch).warp_size, DTYPES.get(dtype, ("float32", "float32"))
@@ -176,13 +181,13 @@ def read_shard_step(arch: int, rule: str, dtype: str) -> Reading:
 
 
 def read_stored_step(arch: int, rule: str, name: str, shards: bool) -> Reading:
-    """The same of one of STORED; of the executed instructions only for NVIDIA, of KINDS and not of shards."""
+    """The same of one of STORED; of the executed instructions where these are counted, and not of shards."""
     reading, code, layout = _compile_step(arch, rule, name, False, False, shards)
     accesses = Counter((this.is_store, this.access_bytes) for this in code if this.access_bytes)
     loads, stores = ({size: n for (kind, size), n in accesses.items() if kind == of} for of in (False, True))
     counted = {}
-    if name in KINDS and arch < 900 and not shards:
-        counted = count_ways(code, shape_of(arch, rule, name, layout))
+    if is_counted(arch, name) and not shards:
+        counted = count(code, shape_of(arch, rule, name, layout))
     return Reading(**{**vars(reading), **counted, "loads": loads, "stores": stores})
 
 
@@ -247,6 +252,11 @@ def shard_reading(arch: int, rule: str, dtype: str) -> Future[Reading]:
 def stored_reading(arch: int, rule: str, name: str, shards: bool = False) -> Future[Reading]:
     """The same of read_stored_step."""
     return _pool().submit(read_stored_step, arch, rule, name, shards)
+
+
+def reading_of(arch: int, rule: str, dtype: str) -> Future[Reading]:
+    """Of a pair of types or one of STORED, whole and without more to do."""
+    return (step_reading if dtype in DTYPES else stored_reading)(arch, rule, dtype)
 
 
 @cache

@@ -1,14 +1,12 @@
 """The ways through the machine code of Triton's step_kernel: what a full chunk executes, and the order of its loads."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import sass
-
-PHILOX_PRODUCT = re.compile(r"-0x2daee0ad|0xd2511f53|^v_mul_hi_u32|^v_mad_u64_u32")
+from .trace import draws
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,7 @@ def masked_and_unmasked(code: Sequence[sass.Instruction], shape: Shape) -> tuple
     masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
     own, rest = ({*this.before, *this.loop} - {*other.before, *other.loop}
                  for this, other in ((masked, unmasked), (unmasked, masked)))  # fmt: skip
-    drawn, drawn_besides = (sum(any(map(PHILOX_PRODUCT.search, (code[i].opcode, code[i].operands))) for i in side)
-                            for side in (own, rest))  # fmt: skip
+    drawn, drawn_besides = (sum(draws(code[i]) for i in side) for side in (own, rest))
     if len(ways) != 2 or drawn <= drawn_besides or (drawn_besides and not shape.rounds) or not known:
         raise sass.UnknownStructure(
             f"{len(ways)} ways, {drawn} and {drawn_besides} draws, no branches besides: {known}"
@@ -143,25 +140,18 @@ def parts(code: Sequence[sass.Instruction], shape: Shape, masked: bool) -> tuple
     return ([*before, *way.before], [*way.loop * shape.passes]) if way.loop else (before, [*way.before])
 
 
-def count_ways(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
+def count(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
     """What a full chunk executes as fields of Reading; UnknownStructure if the code is not as expected."""
     masked, unmasked = masked_and_unmasked(code, shape)
+    body = unmasked.loop or unmasked.before
     narrowest = 1 if unmasked.loop and not shape.mean else shape.narrowest
-    widths = [code[i].access_bytes for i in unmasked.loop or unmasked.before]
+    widths = [code[i].access_bytes for i in body]
+    executed = {i for way in (masked, unmasked) for part in (way.before, way.loop) for i in part}
     return {
         "widths": dict(Counter(width for width in widths if width >= narrowest)),
-        "local_accesses": sum(code[i].is_local for way in (masked, unmasked) for i in {*way.before, *way.loop}),
+        "local_accesses": sum(code[i].is_local for i in executed),
         "masked": masked.cost(code, shape),
         "unmasked": unmasked.cost(code, shape),
-    }
-
-
-def count(code: Sequence[sass.Instruction], shape: Shape) -> dict[str, Any]:
-    """The same, and the order of its loads."""
-    _, unmasked = masked_and_unmasked(code, shape)
-    body = unmasked.loop or unmasked.before
-    return {
-        **count_ways(code, shape),
         "ahead": loads_before_store(code, body, [shape.block * size for size in shape.sizes]),
         "unaligned": unaligned_widths(code, shape),
         "tail_ahead": loads_before_store(code, range(len(code)), shape.sizes),

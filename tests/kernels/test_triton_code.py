@@ -245,8 +245,7 @@ def test_instructions_of_adam_stay_in_budget(arch):
 
 @pytest.mark.parametrize("stored", BUDGETS)
 def test_instructions_of_adam_in_sixteen_bits_stay_in_budget(stored):
-    reading_of = triton_model.step_reading if stored in triton_model.DTYPES else triton_model.stored_reading
-    reading = reading_of(90, "Adam", stored).result()
+    reading = triton_model.reading_of(90, "Adam", stored).result()
     assert reading.unmasked < reading.masked <= BUDGETS[stored]
 
 
