@@ -31,12 +31,6 @@ namespace {
 constexpr int64_t kInMemory = int64_t{1} << 24, kInCache = int64_t{1} << 14;
 constexpr int64_t kAlign = 4096;
 
-// How tensors are stored that are stepped in float32 (cpu/stage.h).
-struct Storing {
-  Dtype grad;
-  bool mirror = false, split = false, changes = false, stochastic = false, stochastic_states = false;
-};
-
 // A step to time: the rule with its flags, and the plain loop beside it, where there is one.
 struct Work {
   const char* name;
@@ -45,7 +39,7 @@ struct Work {
   const void* hyper;
   std::function<cpu::StepKernel(cpu::Isa)> kernel;
   std::function<Loop(cpu::Isa)> plain;
-  std::optional<Storing> storing = {};
+  std::optional<cpu::StoredAs> stored_as = {};  // where that is otherwise than it is stepped
 };
 
 template <class Record>
@@ -61,8 +55,8 @@ std::vector<Work> works() {
   const Flags<AdamRule> plain_adam = {{false}}, amsgrad = {{true}};
   constexpr Dtype f32 = Dtype::kFloat, bf16 = Dtype::kBFloat16;
   const auto plain = [](auto member) { return [=](cpu::Isa isa) { return cpu::with_isa(isa, member); }; };
-  const auto staged = [&](const char* name, Dtype param, Dtype state, Storing storing) {
-    return Work{name, param, state, 2, &adam, kernel_of<AdamRule>(plain_adam, f32, f32), nullptr, storing};
+  const auto staged = [&](const char* name, cpu::StoredAs as) {
+    return Work{name, as.param, as.state, 2, &adam, kernel_of<AdamRule>(plain_adam, f32, f32), nullptr, as};
   };
   const auto loop_of_adam = plain([](auto tag) -> Loop { return Plain<decltype(tag)>::template adam<false>; });
   return {
@@ -73,14 +67,15 @@ std::vector<Work> works() {
        plain([](auto tag) -> Loop { return Plain<decltype(tag)>::sgd; })},
       {"Adam bf16, states f32", bf16, f32, 2, &adam, kernel_of<AdamRule>(plain_adam, bf16, f32), nullptr},
       {"Adam bf16, states bf16", bf16, bf16, 2, &adam, kernel_of<AdamRule>(plain_adam, bf16, bf16), nullptr},
-      staged("Adam f32, gradients and mirror bf16", f32, f32, {.grad = bf16, .mirror = true}),
-      staged("the same, changes", f32, f32, {.grad = bf16, .mirror = true, .changes = true}),
-      staged("Adam f32, states bf16, stochastic", f32, bf16, {.grad = f32, .stochastic_states = true}),
-      staged("Adam bf16, states f32, stochastic", bf16, f32, {.grad = bf16, .stochastic = true}),
-      staged("Adam bf16, states f32, changes", bf16, f32, {.grad = bf16, .changes = true}),
-      staged("Adam bf16, states bf16, stochastic", bf16, bf16,
-             {.grad = bf16, .stochastic = true, .stochastic_states = true}),
-      staged("Adam split, states f32", bf16, f32, {.grad = bf16, .split = true}),
+      staged("Adam f32, gradients and mirror bf16", {.param = f32, .grad = bf16, .state = f32, .mirror = bf16}),
+      staged("the same, changes", {.param = f32, .grad = bf16, .state = f32, .mirror = bf16, .changes = true}),
+      staged("Adam f32, states bf16, stochastic",
+             {.param = f32, .grad = f32, .state = bf16, .stochastic_states = true}),
+      staged("Adam bf16, states f32, stochastic", {.param = bf16, .grad = bf16, .state = f32, .stochastic = true}),
+      staged("Adam bf16, states f32, changes", {.param = bf16, .grad = bf16, .state = f32, .changes = true}),
+      staged("Adam bf16, states bf16, stochastic",
+             {.param = bf16, .grad = bf16, .state = bf16, .stochastic = true, .stochastic_states = true}),
+      staged("Adam split, states f32", {.param = bf16, .grad = bf16, .state = f32, .split = true}),
   };
 }
 
@@ -105,9 +100,9 @@ struct Data {
   Data(const Work& work, int64_t elements)
       : count(elements),
         param(allocate(count, work.param, 0.5f)),
-        grad(allocate(count, work.storing ? work.storing->grad : work.param, 0.25f)),
-        beside(work.storing ? allocate(count, Dtype::kBFloat16, 0.0f) : nullptr),
-        changes(work.storing ? allocate(count / 16, Dtype::kBFloat16, 0.0f) : nullptr) {
+        grad(allocate(count, work.stored_as ? work.stored_as->grad : work.param, 0.25f)),
+        beside(work.stored_as ? allocate(count, Dtype::kBFloat16, 0.0f) : nullptr),
+        changes(work.stored_as ? allocate(count / 16, Dtype::kBFloat16, 0.0f) : nullptr) {
     for (int k = 0; k < work.states; ++k) states.push_back(allocate(count, work.state, 0.125f));
   }
   const int64_t count;
@@ -143,18 +138,11 @@ Run run_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t 
 Run run_staged_of(cpu::StepKernel kernel, const Work& work, const Data& data, uint32_t threshold,
                   cpu::Prefetch prefetch) {
   const cpu::ListStep list = list_of(work, threshold);
-  const Storing& storing = *work.storing;
-  const cpu::Stage stage = {.as = {.param = work.param,
-                                   .grad = storing.grad,
-                                   .state = work.state,
-                                   .mirror = storing.mirror ? Dtype::kBFloat16 : Dtype::kFloat,
-                                   .split = storing.split,
-                                   .changes = storing.changes,
-                                   .stochastic = storing.stochastic,
-                                   .stochastic_states = storing.stochastic_states},
-                            .mirror = storing.mirror ? data.beside.get() : nullptr,
-                            .low = storing.split ? reinterpret_cast<int16_t*>(data.beside.get()) : nullptr,
-                            .changes = storing.changes ? reinterpret_cast<uint8_t*>(data.changes.get()) : nullptr,
+  const cpu::StoredAs& as = *work.stored_as;
+  const cpu::Stage stage = {.as = as,
+                            .mirror = as.mirror == Dtype::kBFloat16 ? data.beside.get() : nullptr,
+                            .low = as.split ? reinterpret_cast<int16_t*>(data.beside.get()) : nullptr,
+                            .changes = as.changes ? reinterpret_cast<uint8_t*>(data.changes.get()) : nullptr,
                             .map = nullptr};
   return [=, &data](int64_t begin, int64_t end) {
     cpu::Range range = {data.param.get(), data.grad.get(), {}, begin, (end - begin) * kTile};
@@ -251,7 +239,7 @@ void print_row(const Work& work, cpu::Isa isa, int threads, bool in_cache, const
     for (const Policy& policy : tried) {
       const std::string name = threshold == kKeepAll ? "unmasked" : "masked";
       if (threshold == kKeepAll && &policy != &tried[0]) continue;
-      const auto run = work.storing ? run_staged_of : static_cast<decltype(&run_staged_of)>(run_of);
+      const auto run = work.stored_as ? run_staged_of : static_cast<decltype(&run_staged_of)>(run_of);
       candidates.push_back({name + ", " + policy.name, run(kernel, work, data, threshold, policy.prefetch)});
     }
   }
