@@ -1,15 +1,17 @@
-"""The machine code of the CUDA kernels whose types of storage are known when they run: one kernel, several ways.
+"""The machine code of the CUDA kernels of tensors that are stored otherwise than they are stepped.
 
-A way is told by what it moves: of all through the passes over a tile the longest that makes nothing but wide accesses,
-loads and stores just the bytes of a kind of storage and rounds no other way than it. Ways of as many bytes (of bfloat16
-and float16, of a split master and a float32) are so one, the longer: figures are of at most so many instructions.
+A kernel has a loop over tiles for each usual choice of types, and one for all others. That of a kind of storage is told
+by the bytes that each of its passes moves at least; the last one moves single elements, too. In a loop a way is told
+by what it moves: of all through a pass the longest that makes nothing but wide accesses, loads and stores just the
+bytes of the kind and rounds no other way than it. Ways of as many bytes (of mirrors in bfloat16 and float16) are so
+one, the longer: figures are of at most so many instructions.
 """
 
 import itertools
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrtricks_fused.step.table import CHUNK
 
@@ -38,6 +40,11 @@ class Kind:
     mirror: int = 0
     stochastic: bool = False  # the parameter, or its states, or both
     half: bool = False  # float16 is rounded so
+
+    @property
+    def least(self) -> "Kind":
+        """Without what some tensors have beside the parameter."""
+        return replace(self, low=0, mirror=0)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -100,13 +107,42 @@ def longest(code: Sequence[Instruction], first: int, last: int, of: Callable[[in
     return found
 
 
-def _nest(code: Sequence[Instruction]) -> tuple[Loop, Loop]:
-    """The loop over tiles, and in it that over passes."""
+@dataclass(frozen=True)
+class Nest:
+    """The loop over tiles, and in it those over passes, one of which a tile takes."""
+
+    tiles: Loop
+    passes: tuple[Loop, ...]
+
+
+def _nest(code: Sequence[Instruction]) -> Nest:
     found = loops(code)
-    pairs = [(outer, inner) for outer in found for inner in found if outer.contains(inner)]
-    if len(found) != 2 or len(pairs) != 1:
-        raise UnknownStructure(f"not one loop in another: {found}")
-    return pairs[0]
+    tiles = [loop for loop in found if sum(loop.contains(other) for other in found) == len(found) - 1]
+    if len(found) < 2 or len(tiles) != 1 or any(a.contains(b) for a in found for b in found if a not in tiles):
+        raise UnknownStructure(f"not loops in one: {found}")
+    return Nest(tiles[0], tuple(loop for loop in found if loop not in tiles))
+
+
+def _least(code: Sequence[Instruction], passes: Loop) -> tuple[int, int]:
+    """Bytes that every pass loads and stores in wide accesses."""
+    shortest = ways(code, passes.head, passes.end).shortest
+    certain = [code[i] for i in shortest if code[i].access_bytes == ACCESS and not code[i].guarded]
+    stores = sum(this.is_store for this in certain)
+    return ACCESS * (len(certain) - stores), ACCESS * stores
+
+
+def _moves_singles(code: Sequence[Instruction], passes: Loop) -> bool:
+    return any(code[i].access_bytes not in (0, BITMAP, ACCESS) for i in range(passes.head, passes.end + 1))
+
+
+def passes_of(code: Sequence[Instruction], nest: Nest, kind: Kind, states: int) -> list[Loop]:
+    """Those of tensors of a kind: of their types, several if others move as many bytes, or of any types."""
+    any_types = [passes for passes in nest.passes if _moves_singles(code, passes)]
+    if len(any_types) != 1:
+        raise UnknownStructure(f"not one loop for any types: {any_types}")
+    least = UNIT * kind.least.loaded(states), UNIT * kind.least.stored(states)
+    own = [passes for passes in nest.passes if passes not in any_types and _least(code, passes) == least]
+    return own if own and not kind.half else any_types
 
 
 @dataclass(frozen=True)
@@ -161,31 +197,37 @@ def _moved(code: Sequence[Instruction], kind: Kind) -> Callable[[int], Tallies]:
     return of
 
 
-def _draws(code: Sequence[Instruction], outer: Loop, inner: Loop, masked: bool, stochastic: bool) -> list[int]:
-    """The way to the passes of a tile, with the draws that decide, which threads tell each other, and that round."""
-    first_told = min(i for i in range(outer.head, inner.head) if code[i].opcode.startswith("SHFL"))
-    product = [int(bool(_PRODUCT.search(this.operands))) for this in code]
-    goal = masked * sum(product[outer.head : first_told]), stochastic * sum(product[first_told : inner.head])
+def _draws(code: Sequence[Instruction], nest: Nest, to: int, masked: bool, stochastic: bool) -> list[int]:
+    """The way to some passes of a tile, with the draws that decide, which threads tell each other, and that round."""
+    head, behind = nest.tiles.head, min(passes.head for passes in nest.passes)
+    first_told = min(i for i in range(head, behind) if code[i].opcode.startswith("SHFL"))
+    product = [int(bool(_PRODUCT.search(this.operands))) for this in code[:behind]]
+    goal = masked * sum(product[head:first_told]), stochastic * sum(product[first_told:])
 
     def of(index: int) -> Tallies:
+        if index >= behind:
+            return ((0, 0),)
         if code[index].access_bytes:
             return ()
         return ((product[index], 0),) if index < first_told else ((0, product[index]),)
 
-    return longest(code, outer.head, inner.head, of, goal)[:-1]
+    return longest(code, head, to, of, goal)[:-1]
 
 
 def ways_of(text: Text, rule: str, kind: str, masked: bool = True) -> Ways:
     """What a warp executes over full chunks; UnknownStructure if the code is not as expected."""
     code, how, states = text.code, KINDS[kind], VARIANTS[rule].states
-    outer, inner = _nest(code)
-    goal = UNIT * how.loaded(states), UNIT * how.stored(states)
-    return Ways(
-        before=[*ways(code, 0, outer.head).longest[:-1]],
-        draws=_draws(code, outer, inner, masked, how.stochastic),
-        one_pass=longest(code, inner.head, inner.end, _moved(code, how), goal),
-        rest=[*ways(code, inner.end, outer.end).longest[1:]],
-    )
+    nest, goal = _nest(code), (UNIT * how.loaded(states), UNIT * how.stored(states))
+
+    def way(passes: Loop) -> Ways:
+        return Ways(
+            before=[*ways(code, 0, nest.tiles.head).longest[:-1]],
+            draws=_draws(code, nest, passes.head, masked, how.stochastic),
+            one_pass=longest(code, passes.head, passes.end, _moved(code, how), goal),
+            rest=[*ways(code, passes.end, nest.tiles.end).longest[1:]],
+        )
+
+    return max(map(way, passes_of(code, nest, how, states)), key=lambda found: len(found.tile()))
 
 
 def text_of(arch: int, rule: str) -> Text:

@@ -1,6 +1,7 @@
 // The CUDA step of tensors that are stored otherwise than they are stepped (lrtricks_fused/step/staged.py), in one
-// pass: load -> update -> keep -> store, as step_kernel.cuh, with the types of storage known when the kernel runs. They
-// are the same for all threads of a block, as are the branches on them: between these all is float, in registers.
+// pass: load -> update -> keep -> store, as step_kernel.cuh. How they are stored is told by a row of the table; a chunk
+// that is stored as most are has a loop of its own types, any other one the loop that branches on them, which all
+// threads of a block take alike.
 #pragma once
 
 #include "cuda/prepare.cuh"
@@ -12,17 +13,38 @@ namespace lrt::cuda {
 struct Rounds {
   bool params, states;
 };
-struct Dtypes {
+
+// The types of a row's operands, known when the kernel runs. Units lie anywhere, and the last may be a part of one;
+// there may be a mirror, or a split master.
+struct AnyDtypes {
+  static constexpr bool kWide = false, kMirrored = true, kSplit = true;
   Dtype param, grad, state, mirror;
-  LRT_HD explicit Dtypes(const TableRow& row)
+  LRT_HD explicit AnyDtypes(const TableRow& row)
       : param(static_cast<Dtype>(row.param_dtype)),
         grad(static_cast<Dtype>(row.grad_dtype)),
         state(static_cast<Dtype>(row.state_dtype)),
         mirror(static_cast<Dtype>(row.mirror_dtype)) {}
 };
+// The same, compiled; all units are whole, at addresses that allow the widest accesses.
+template <class Param, class Grad, class State>
+struct Dtypes {
+  static constexpr Dtype param = kDtypeOf<Param>, grad = kDtypeOf<Grad>, state = kDtypeOf<State>;
+  static constexpr bool kWide = true, kMirrored = param == Dtype::kFloat, kSplit = param == Dtype::kBFloat16;
+  Dtype mirror;
+  LRT_HD explicit Dtypes(const TableRow& row) : mirror(static_cast<Dtype>(row.mirror_dtype)) {}
+  static LRT_HD bool are_of(const AnyDtypes& row) {
+    return row.param == param && row.grad == grad && row.state == state;
+  }
+};
+template <class...>
+struct DtypesList {};
+// fp32 masters, their gradients in 16 bits or their mirrors so, or their states; bfloat16, its states in either.
+using CommonDtypes = DtypesList<Dtypes<float, BFloat16, float>, Dtypes<float, float, float>,
+                                Dtypes<float, float, BFloat16>, Dtypes<float, BFloat16, BFloat16>,
+                                Dtypes<BFloat16, BFloat16, float>, Dtypes<BFloat16, BFloat16, BFloat16>>;
 
 // A thread's unit, which begins at an element.
-template <class Rule>
+template <class Rule, class Dtypes>
 struct StagedUnit {
   const TableRow& row;
   const Dtypes& dtypes;
@@ -40,8 +62,8 @@ struct StagedUnit {
     const Unit grad = load(is_narrow(dtypes.grad), row.grad);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) all_states[k] = load(is_narrow(dtypes.state), row.states[k]);
-    if (row.low) low = load(true, row.low);
-    if (row.mirror && reads_mirror) mirror = load(true, row.mirror);
+    if (is_split()) low = load(true, row.low);
+    if (is_mirrored() && reads_mirror) mirror = load(true, row.mirror);
     if (row.changes) marked = load_piece<uint8_t, 1>(row.changes, begin / kUnit).value[0];
     return grad;
   }
@@ -53,15 +75,15 @@ struct StagedUnit {
     store(is_narrow(dtypes.param), row.param, param);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) store(is_narrow(dtypes.state), row.states[k], all_states[k]);
-    if (row.low) store(true, row.low, low);
-    if (row.mirror) store(true, row.mirror, mirror);
+    if (is_split()) store(true, row.low, low);
+    if (is_mirrored()) store(true, row.mirror, mirror);
   }
 
   __device__ __forceinline__ void to_float(const Unit& grad) {
     to_reals(dtypes.grad, grad, grads);
 #pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) to_reals(dtypes.state, all_states[k], states[k]);
-    if (row.low) {
+    if (is_split()) {
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
         params[e] = joined(param.element<BFloat16>(e), static_cast<int16_t>(low.element<uint16_t>(e)));
@@ -96,7 +118,7 @@ struct StagedUnit {
   // The parameter, and what lies beside it, of the elements that are kept.
   __device__ __forceinline__ void round_params(Rounds rounds, const uint32_t* words, uint32_t keeps) {
     Unit difference;
-    if (row.low) {
+    if (is_split()) {
       difference = split_params(keeps);
     } else {
       with_storage(dtypes.param, [&]<class Storage>() {
@@ -104,17 +126,19 @@ struct StagedUnit {
         difference = take_kept<Storage>(param, updated, keeps);
       });
     }
-    if (row.mirror) {
+    if (is_mirrored()) {
       with_storage(dtypes.mirror, [&]<class Storage>() {
         if constexpr (sizeof(Storage) == 2) {
           difference = take_kept<Storage>(mirror, rounded<Storage>(params, false, words, 0), keeps);
         }
       });
     }
-    if (row.changes) mark(elements_of(row.mirror || is_narrow(dtypes.param), difference));
+    if (row.changes) mark(elements_of(is_mirrored() || is_narrow(dtypes.param), difference));
   }
 
  private:
+  __device__ __forceinline__ bool is_split() const { return Dtypes::kSplit && row.low; }
+  __device__ __forceinline__ bool is_mirrored() const { return Dtypes::kMirrored && row.mirror; }
   __device__ __forceinline__ Unit split_params(uint32_t keeps) {
     Unit high, rest;
 #pragma unroll
@@ -141,33 +165,49 @@ LRT_DEVICE bool are_aligned(const TableRow& row) {
   return addresses % kAccess == 0;
 }
 
+// A thread's units of a tile.
+template <class Dtypes, class Rule>
+LRT_DEVICE void step_units(const Chunk<Rule, float>& chunk, Rounds rounds, int64_t begin, uint32_t keeps,
+                           TileWords& words, bool aligned) {
+  const Dtypes dtypes(chunk.row);
+  const bool reads_mirror = chunk.shared.masked || chunk.shared.word_threshold == 0 || chunk.row.changes;
+#pragma unroll 1
+  for (int pass = 0; pass < kTilePasses && begin < chunk.end; ++pass) {
+    const int64_t rest = chunk.end - begin;
+    const int count = Dtypes::kWide || rest >= kUnit ? kUnit : static_cast<int>(rest);
+    StagedUnit<Rule, Dtypes> unit = {chunk.row, dtypes, begin, count};
+    const bool wide = Dtypes::kWide || (aligned && count == kUnit);
+    unit.to_float(wide ? unit.template load<true>(reads_mirror) : unit.template load<false>(reads_mirror));
+    unit.update(chunk.rule, chunk.shared.scalars);
+    unit.round_states(rounds, words.word[0]);
+    unit.round_params(rounds, words.word[0], keeps & ((1u << count) - 1));
+    wide ? unit.template store<true>() : unit.template store<false>();
+    words.next();
+    keeps >>= kUnit;
+    begin += kWarp * kUnit;
+  }
+}
+
 // The tiles of a block's chunk, the last of which may be a part of one, a warp each.
-template <class Rule, class Draw>
-LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds, int64_t begin, const Draw& draw) {
+template <class Rule, class Draw, class... Common>
+LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds, int64_t begin, const Draw& draw,
+                                  DtypesList<Common...>) {
   constexpr int kWarps = kThreads<BFloat16> / kWarp;
   const int thread = static_cast<int>(threadIdx.x) % kWarp;
-  const Dtypes dtypes(chunk.row);
   const bool aligned = are_aligned<Rule>(chunk.row);
-  const bool keeps_all = !chunk.shared.masked && chunk.shared.word_threshold != 0;
+  const bool wide = aligned && chunk.end % kUnit == 0;
+  const AnyDtypes dtypes(chunk.row);
 #pragma unroll 1
   for (int64_t tile = begin / kTile + threadIdx.x / kWarp; tile * kTile < chunk.end; tile += kWarps) {
-    uint32_t keeps = draw.template passes<BFloat16>(tile, thread);
+    const uint32_t keeps = draw.template passes<BFloat16>(tile, thread);
     TileWords words = {};
     if (rounds.params || rounds.states) draw_words(draw, tile, thread, words);
-    int64_t element = tile * kTile + thread * kUnit;
-#pragma unroll 1
-    for (int pass = 0; pass < kTilePasses && element < chunk.end; ++pass) {
-      const int64_t rest = chunk.end - element;
-      StagedUnit<Rule> unit = {chunk.row, dtypes, element, rest < kUnit ? static_cast<int>(rest) : kUnit};
-      const bool wide = aligned && unit.count == kUnit, reads_mirror = !keeps_all || chunk.row.changes;
-      unit.to_float(wide ? unit.template load<true>(reads_mirror) : unit.template load<false>(reads_mirror));
-      unit.update(chunk.rule, chunk.shared.scalars);
-      unit.round_states(rounds, words.word[0]);
-      unit.round_params(rounds, words.word[0], keeps & ((1u << unit.count) - 1));
-      wide ? unit.template store<true>() : unit.template store<false>();
-      words.next();
-      keeps >>= kUnit;
-      element += kWarp * kUnit;
+    const auto step = [&]<class Dtypes>(bool are_these) {
+      if (are_these) step_units<Dtypes>(chunk, rounds, tile * kTile + thread * kUnit, keeps, words, aligned);
+      return are_these;
+    };
+    if (!(step.template operator()<Common>(wide && Common::are_of(dtypes)) || ...)) {
+      step.template operator()<AnyDtypes>(true);
     }
   }
 }
@@ -178,9 +218,9 @@ __global__ void __launch_bounds__(kThreads<BFloat16>, 4) staged_kernel(Step call
   with_chunk<Rule, float>(call, [&](const Chunk<Rule, float>& chunk, int64_t begin) {
     const Rounds rounds = {call.stochastic, call.stochastic_states};
     if constexpr (kMapped) {
-      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>(chunk, begin));
+      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>(chunk, begin), CommonDtypes());
     } else {
-      step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>(chunk));
+      step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>(chunk), CommonDtypes());
     }
   });
 }

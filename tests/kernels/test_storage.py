@@ -14,7 +14,7 @@ from lrtricks_fused.step.keep import TILE, IndexMap
 CPU = torch.device("cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SHAPES = [
-    TensorCase((0,)), TensorCase(()), TensorCase((65,)), TensorCase((2 * TILE + 130,)), TensorCase((3, 64)),
+    TensorCase((0,)), TensorCase(()), TensorCase((65,)), TensorCase((2 * TILE + 130,)), TensorCase((3, 216)),
 ]  # fmt: skip
 STORED = {
     "fp32, bf16 gradients": (F32, BF16, {}),
@@ -22,12 +22,14 @@ STORED = {
     "bf16, fp32 gradients": (BF16, F32, {}),
     "fp16, fp32 gradients, fp16 states": (F16, F32, {"state_dtype": F16}),
     "offload": (F32, BF16, {"mirror": BF16, "track_changes": True}),
+    "offload, stochastic bf16 states": (F32, BF16, {
+        "mirror": BF16, "state_dtype": BF16, "state_rounding": "stochastic"}),
     "fp16 mirror": (F32, F32, {"mirror": F16}),
     "split": (BF16, BF16, {"master": "split", "track_changes": True}),
     "split, fp32 gradients, bf16 states": (BF16, F32, {"master": "split", "state_dtype": BF16}),
     "stochastic bf16": (BF16, BF16, {"rounding": "stochastic", "track_changes": True}),
     "stochastic fp16": (F16, F16, {"rounding": "stochastic", "state_dtype": F16, "state_rounding": "stochastic"}),
-    "stochastic bf16 and states": (BF16, F32, {
+    "stochastic bf16 and states": (BF16, BF16, {
         "rounding": "stochastic", "state_dtype": BF16, "state_rounding": "stochastic"}),
     "fp32, bf16 states": (F32, F32, {"state_dtype": BF16}),
     "fp32, stochastic bf16 states": (F32, F32, {

@@ -18,14 +18,15 @@ from test_storage import BF16, F16, F32, STORED, by_case, by_storage, run, set_g
 import lrtricks_fused as lrt
 from lrtricks_fused.step import device
 from lrtricks_fused.step.keep import TILE, IndexMap
-from lrtricks_fused.step.table import BESIDE, GRAD, MIRROR, MIRROR_DTYPE
+from lrtricks_fused.step.table import BESIDE, CHUNK, GRAD, MIRROR, MIRROR_DTYPE
 
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 ADAM = RICH[1]
 GUARD_BYTE = 0xA5
 FEW = ["offload", "split, fp32 gradients, bf16 states", "stochastic fp16"]  # each type and each flag once
 some_storage = pytest.mark.parametrize("stored", [STORED[name] for name in (STORED if FULL else FEW)])
-WHOLE_AND_REST = [TensorCase((n,)) for n in (TILES_AND_REST, 1, 65)]
+# A whole chunk and one that ends anywhere, one that ends within a tile, and less than a thread steps.
+WHOLE_AND_REST = [TensorCase((n,)) for n in (CHUNK + 65, TILES_AND_REST, 1)]
 
 
 @pytest.fixture

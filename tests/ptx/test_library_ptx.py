@@ -1,8 +1,8 @@
 """The PTX of the built library, by its own launchers, against the reference, bit for bit.
 
-Reduced: every variant in f32, every rule's richest one in all types, every trick of three rules, for the newest
-target; the richest variants in f32 and the tricks of Adam for all other targets. With LRTRICKS_FULL=1 all scenes of all
-variants in all types for all targets.
+Reduced: every variant in f32, every rule's richest one in all types, every trick of three rules, every kind of storage
+of Adam, one of every rule, for the newest target; the richest variants in f32, the tricks and kinds of storage of Adam
+for all other targets. With LRTRICKS_FULL=1 all scenes of all variants in all types for all targets.
 """
 
 import os
@@ -12,25 +12,29 @@ import native_ptx
 import pytest
 from helpers import assert_same_bits
 from inventory import CASES, DTYPES, RICH
-from scenes import EXHAUSTIVE, TRICKS, steps
+from scenes import EXHAUSTIVE, STORAGE, TRICKS, steps
 
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 TARGETS = sorted(native_ptx.library(), key=lambda name: int(name.strip("sm_af")))
 NEWEST, OTHERS = TARGETS[-1:], TARGETS[:-1]
 ADAM = next(case for case in RICH if case.ours.__name__ == "Adam")
 RING = next(case for case in RICH if "momentum_window" in case.kwargs)
+RINGS = [case for case in CASES if "momentum_window" in case.kwargs]  # which are not stored otherwise in one pass
 F32, BF16 = DTYPES[0], next(dtype for dtype in DTYPES if dtype.name == "bf16-bf16")
 
 
 def rows():
     """(target, scene, variant, types)."""
     if FULL:
-        return [(t, s, c, d) for t in TARGETS for s in EXHAUSTIVE.items() for c in CASES for d in DTYPES]
+        all_types = [(t, s, c, d) for t in TARGETS for s in EXHAUSTIVE.items() for c in CASES for d in DTYPES]
+        return all_types + [(t, s, c, F32) for t in TARGETS for s in STORAGE.items() for c in CASES if c not in RINGS]
     plain = ("steps", steps)
     chosen = [(t, plain, c, F32) for t in NEWEST for c in CASES]
     chosen += [(t, plain, c, d) for t in NEWEST for c in RICH for d in DTYPES[1:]]
     chosen += [(t, s, c, F32) for t in NEWEST for s in EXHAUSTIVE.items() for c in (ADAM, RING) if s[0] != "steps"]
     chosen += [(t, s, RICH[0], BF16) for t in NEWEST for s in TRICKS.items()]
+    chosen += [(t, s, ADAM, F32) for t in TARGETS for s in STORAGE.items()]
+    chosen += [(t, ("offload", STORAGE["offload"]), c, F32) for t in NEWEST for c in RICH if c not in (ADAM, *RINGS)]
     chosen += [(t, plain, c, F32) for t in OTHERS for c in RICH]
     return chosen + [(t, s, ADAM, F32) for t in OTHERS for s in TRICKS.items()]
 

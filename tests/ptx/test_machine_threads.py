@@ -75,6 +75,23 @@ def test_shared_memory_behind_a_barrier():
             run(broken, 128, blocks=2, threads=64)
 
 
+def test_shared_memory_behind_a_barrier_of_the_warp():
+    body = (
+        BUFFER
+        + OWN
+        + SHARED
+        + """
+    st.shared.b32 [%r12], %r3; bar.warp.sync -1;
+    xor.b32 %r13, %r0, 1; shl.b32 %r13, %r13, 2; add.s32 %r13, %r13, %r10;
+    ld.shared.b32 %r14, [%r13]; st.global.b32 [%rd9], %r14;"""
+    )
+    assert run(body, 128, blocks=2, threads=64).tolist() == [i ^ 1 for i in range(128)]
+    of_other_warp = body.replace("%r0, 1;", "%r0, 33;")
+    for broken in (body.replace("bar.warp.sync -1;", ""), of_other_warp):
+        with pytest.raises(Race, match="shared"):
+            run(broken, 128, blocks=2, threads=64)
+
+
 def test_local_memory_and_generic_addresses():
     body = (
         ".local .align 8 .b8 depot[16];"

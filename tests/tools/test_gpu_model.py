@@ -22,8 +22,11 @@ by_rule = pytest.mark.parametrize("rule", VARIANTS)
 
 # Of instructions per parameter, what nvcc makes of it now: an H100 issues over 200 while its memory moves 28 bytes.
 BUDGETS = {"f32": 54, "bf16/f32": 63, "bf16": 64}
-# The same of the kernels whose types of storage are known when they run, at most.
-STORED_BUDGETS = {"f32, bf16 grads": 125, "offload": 125, "split": 125, "bf16 stoch.": 145, "f16 stoch.": 180}
+# The same of the kernels by storage, at most: those that have a loop of their types, and one that has not.
+STORED_BUDGETS = {
+    "f32, bf16 grads": 82, "offload": 82, "split": 82, "bf16 stoch./f32": 94, "f32/bf16 stoch.": 108,
+    "bf16 stoch.": 108, "f16 stoch.": 168,
+}  # fmt: skip
 MASK_RATIO = 1.2
 
 # What a thread moves of a tile in SGD, f32.
@@ -270,7 +273,7 @@ def test_kernels_by_storage_use_registers_and_wide_accesses(arch, rule):
         assert kernel.spills == kernel.local_accesses == kernel.stack_bytes == 0, kernel
         assert kernel.wide_accesses == kernel.accesses, kernel
         assert kernel.unmasked < kernel.masked, kernel
-        if rule == "Adam" and kernel.dtype in STORED_BUDGETS:
+        if rule == "Adam":
             assert kernel.masked <= STORED_BUDGETS[kernel.dtype], kernel
 
 
@@ -340,7 +343,11 @@ def predicted_share(board: str, rule: str, dtype: str) -> float:
 
 
 # Shares of the attainable bandwidth, by the model.
-FLOORS = {("H100", "f32"): 0.95, ("B200", "f32"): 0.95, ("H200", "bf16"): 0.85, ("B200", "bf16"): 0.70}
+FLOORS = {
+    ("H100", "f32"): 0.95, ("B200", "f32"): 0.95, ("H200", "bf16"): 0.85, ("B200", "bf16"): 0.70,
+    ("H200", "f32/bf16 stoch."): 0.90, ("B200", "f32, bf16 grads"): 0.95, ("B200", "offload"): 0.95,
+    ("B200", "split"): 0.95, ("B200", "bf16 stoch./f32"): 0.77, ("B200", "f32/bf16 stoch."): 0.67,
+}  # fmt: skip
 PREDICTED = [key for key in FLOORS if CODE[key[0]] in cuda_model.archs()]
 
 

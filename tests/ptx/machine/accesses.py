@@ -59,8 +59,7 @@ class _Accessed:
 
     def access(self, addresses: np.ndarray, chosen: np.ndarray, values: np.ndarray | None) -> Access:
         lanes, this = self.lanes, self.this
-        return Access(addresses, self.size, lanes.number[chosen], lanes.epoch[chosen],
-                      "nc" in this.modifiers, this.text, values)  # fmt: skip
+        return Access(addresses, self.size, *lanes.order(chosen), "nc" in this.modifiers, this.text, values)
 
     def within(self, addresses: np.ndarray, limit: int) -> None:
         if (addresses % self.size).any() or (addresses < 0).any() or (addresses + self.size > limit).any():

@@ -106,6 +106,10 @@ class BoundLanes(Lanes):
         self.number = (self.lane + first_block * self.threads).astype(np.int32)
         self._shared_accesses: list[Access] = []
 
+    def order(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The chosen lanes' numbers in the launch, and the barriers of block and warp that each has passed."""
+        return self.number[chosen], self.epoch[chosen], self.warp_epoch[chosen]
+
     def note_shared(self, access: Access) -> None:
         """Between barriers, that is, in an epoch, threads race."""
         places = access.addresses + access.epochs.astype(np.int64) * self.shared.size

@@ -1,4 +1,4 @@
-"""Races: two threads access the same byte, one of them writes, and no barrier lies between them.
+"""Races: two threads access the same byte, one of them writes, and no barrier of theirs lies between.
 
 Threads of different blocks are ordered by nothing but the end of a launch.
 """
@@ -23,7 +23,8 @@ class Access:
     addresses: np.ndarray
     size: int
     threads: np.ndarray  # by their numbers in the launch
-    epochs: np.ndarray  # barriers that each has passed
+    epochs: np.ndarray  # barriers of its block that each has passed
+    warp_epochs: np.ndarray  # and of its warp
     constant: bool  # by the cache that does not see writes
     text: str
     values: np.ndarray | None = None  # that are written, a row of numbers an address; None: they are read
@@ -101,24 +102,27 @@ def _judge(accesses: list[Access], contended: np.ndarray, unit: int, block: int)
             for k in np.flatnonzero(contended[units]):
                 value = None if values is None else bytes(values[k, number * unit : (number + 1) * unit])
                 thread = int(access.threads[k])
-                touch = _Touch(thread, thread // block, int(access.epochs[k]), value, access.text, bool(alone[k]))
+                epochs = int(access.epochs[k]), int(access.warp_epochs[k])
+                warp = thread % block // WARP
+                touch = _Touch(thread, thread // block, warp, *epochs, value, access.text, bool(alone[k]))
                 seen.setdefault(int(units[k]), set()).add(touch)
     for touches in map(list, seen.values()):
         replicated = {(touch.thread, touch.text) for touch in touches if touch.value is None}
         for i, touch in enumerate(touches):
             for other in touches[:i]:
-                if touch.races(other) and not _replicates(touch, other, block, replicated):
+                if touch.races(other) and not _replicates(touch, other, replicated):
                     raise Race(f"threads {other.thread} and {touch.thread}: {other.text} and {touch.text}")
 
 
-def _replicates(touch: "_Touch", other: "_Touch", block: int, read: set[tuple[int, str]]) -> bool:
+def _replicates(touch: "_Touch", other: "_Touch", read: set[tuple[int, str]]) -> bool:
     """Whether a thread has read the number by the same instruction as the one of its warp that, alone, writes it.
 
     So Triton steps a scalar: all threads of a warp load it, and one of them stores what it has made of it.
     """
     reader, writer = (touch, other) if touch.value is None else (other, touch)
-    together = reader.block == writer.block and reader.thread % block // WARP == writer.thread % block // WARP
-    return reader.value is None and together and writer.alone and (writer.thread, reader.text) in read
+    return (
+        reader.value is None and reader.is_in_warp_of(writer) and writer.alone and (writer.thread, reader.text) in read
+    )
 
 
 class _Touch(NamedTuple):
@@ -126,7 +130,9 @@ class _Touch(NamedTuple):
 
     thread: int
     block: int
+    warp: int  # of the block
     epoch: int
+    warp_epoch: int
     value: bytes | None  # None: it is read
     text: str
     alone: bool  # no other thread of the warp executes the instruction
@@ -138,4 +144,9 @@ class _Touch(NamedTuple):
         # CUDA leaves nothing open but which of the equal writes is the last.
         if self.value is not None and self.value == other.value and self.text == other.text:
             return False
+        if self.is_in_warp_of(other) and self.warp_epoch != other.warp_epoch:
+            return False
         return self.block != other.block or self.epoch == other.epoch
+
+    def is_in_warp_of(self, other: "_Touch") -> bool:
+        return (self.block, self.warp) == (other.block, other.warp)

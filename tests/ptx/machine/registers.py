@@ -39,7 +39,8 @@ class Lanes:
         self.lane = np.arange(self.count)
         self.thread = self.lane % threads
         self.block = self.lane // threads
-        self.epoch = np.zeros(self.count, np.int32)  # barriers passed
+        self.epoch = np.zeros(self.count, np.int32)  # barriers of the block passed
+        self.warp_epoch = np.zeros(self.count, np.int32)  # and of the warp
         self.params = np.zeros(kernel.param_bytes + 16, np.uint8)
         self.local = np.zeros((self.count, -(-kernel.local_bytes // 8) * 8), np.uint8)
         self.static_shared = -(-kernel.shared_bytes // 16) * 16
@@ -62,7 +63,7 @@ class Lanes:
         self.params[: len(params)] = params
         for storage in (self.local, self.shared):
             storage[:] = 0xCD
-        for lanes in (self.epoch, *self.defined.values()):
+        for lanes in (self.epoch, self.warp_epoch, *self.defined.values()):
             lanes[:] = 0
 
     def _make(self, kind: str) -> np.ndarray:

@@ -104,13 +104,14 @@ def vote(this: Instruction, lanes: Lanes) -> Execute:
 @instruction("bar", "barrier")
 def barrier(this: Instruction, lanes: Lanes) -> Execute:
     """Orders what the threads of a block, or of a warp, have done before from what they do after."""
-    if this.modifiers == ("warp", "sync"):
-        return lambda mask: _everyone(this, this.operands[0], lanes, mask)
-    if this.modifiers not in (("sync",), ("sync", "aligned")) or this.operands != (Immediate(0),):
+    of_warp = this.modifiers == ("warp", "sync")
+    if not of_warp and (this.modifiers not in (("sync",), ("sync", "aligned")) or this.operands != (Immediate(0),)):
         raise UnknownPtx(this.text)
 
     def run(mask: Mask) -> None:
-        lanes.epoch[lanes_of(mask, lanes.count)] += 1
+        if of_warp:
+            _everyone(this, this.operands[0], lanes, mask)
+        (lanes.warp_epoch if of_warp else lanes.epoch)[lanes_of(mask, lanes.count)] += 1
 
     return run
 
@@ -147,8 +148,7 @@ def store_matrix(this: Instruction, lanes: Lanes) -> Execute:
                     raise MemoryFault(f"a row at {int(at.max())} of {limit} bytes, or not aligned: {this.text}")
                 flat = at + 2 * c[chosen] + lanes.block[chosen] * limit
                 values = (source[chosen] >> np.uint32(16 * half)).astype(np.uint16)
-                lanes.note_shared(Access(flat, 2, lanes.number[chosen],
-                                         lanes.epoch[chosen], False, this.text, values[:, None]))  # fmt: skip
+                lanes.note_shared(Access(flat, 2, *lanes.order(chosen), False, this.text, values[:, None]))
                 numbers[flat // 2] = values
 
     return run
