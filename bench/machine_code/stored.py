@@ -1,10 +1,10 @@
 """The machine code of the CUDA kernels of tensors that are stored otherwise than they are stepped.
 
-A kernel has a loop over tiles for each usual choice of types, and one for all others. That of a kind of storage is told
-by the bytes that each of its passes moves at least; the last one moves single elements, too. In a loop a way is told
-by what it moves: of all through a pass the longest that makes nothing but wide accesses, loads and stores just the
-bytes of the kind and rounds no other way than it. Ways of as many bytes (of mirrors in bfloat16 and float16) are so
-one, the longer: figures are of at most so many instructions.
+In a kernel's loop over tiles there is a loop over the passes of a tile for each usual choice of types, and one for all
+others. That of a kind of storage is told by the bytes that each of its passes moves at least; the one for all others
+moves single elements, too. In a loop a way is told by what it moves: of all through a pass the longest that makes
+nothing but wide accesses, loads and stores just the bytes of the kind and rounds no other way than it. Ways of as many
+bytes (of mirrors in bfloat16 and float16) are so one, the longer: figures are of at most so many instructions.
 """
 
 import itertools
