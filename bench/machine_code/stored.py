@@ -29,45 +29,62 @@ _STATE_PRODUCT = re.compile(r"-0x61c88647|0x9e3779b9|-0x4498517b|0xbb67ae85|-0x2
 _SUBNORMAL = re.compile(r"F2I")  # only float16 is rounded stochastically by an integer
 
 
+BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # of an element, by torch's names
+LOW_BYTES = 2  # of the other half of a split master
+F32, BF16, F16 = "float32", "bfloat16", "float16"
+
+
 @dataclass(frozen=True)
 class Kind:
-    """How a parameter is stored: bytes of each operand, 0 for one that there is not."""
+    """How a parameter is stored: names of dtypes, and what is told of it besides."""
 
-    param: int = 4
-    grad: int = 4
-    state: int = 4
-    low: int = 0
-    mirror: int = 0
-    stochastic: bool = False  # the parameter, or its states, or both
-    half: bool = False  # float16 is rounded so
+    param: str = F32
+    state: str = F32
+    grad: str = F32
+    mirror: str | None = None
+    split: bool = False
+    tracked: bool = False
+    stochastic: bool = False
+    stochastic_states: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded stochastically."""
+        return self.stochastic or self.stochastic_states
+
+    @property
+    def rounds_half(self) -> bool:
+        """Whether float16 is."""
+        return F16 in (self.stochastic and self.param, self.stochastic_states and self.state)
 
     @property
     def least(self) -> "Kind":
         """Without what some tensors have beside the parameter."""
-        return replace(self, low=0, mirror=0)
+        return replace(self, split=False, mirror=None)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Bytes of an element of the operands that there are."""
-        return tuple(size for size in (self.param, self.grad, self.state, self.low, self.mirror) if size)
+        beside = (LOW_BYTES,) * self.split + ((BYTES[self.mirror],) if self.mirror else ())
+        return BYTES[self.param], BYTES[self.grad], BYTES[self.state], *beside
 
     def loaded(self, states: int) -> int:
         """Bytes per parameter, under a mask."""
-        return self.param + self.grad + states * self.state + self.low + self.mirror
+        return sum(self.sizes) + (states - 1) * BYTES[self.state]
 
     def stored(self, states: int) -> int:
         """Bytes per parameter."""
-        return self.loaded(states) - self.grad
+        return self.loaded(states) - BYTES[self.grad]
 
 
 KINDS = {
-    "f32, bf16 grads": Kind(grad=2),
-    "offload": Kind(grad=2, mirror=2),
-    "split": Kind(param=2, grad=2, low=2),
-    "bf16 stoch./f32": Kind(param=2, grad=2, stochastic=True),
-    "f32/bf16 stoch.": Kind(state=2, stochastic=True),
-    "bf16 stoch.": Kind(param=2, grad=2, state=2, stochastic=True),
-    "f16 stoch.": Kind(param=2, grad=2, state=2, stochastic=True, half=True),
+    "f32, bf16 grads": Kind(grad=BF16),
+    "offload": Kind(grad=BF16, mirror=BF16),
+    "split": Kind(param=BF16, grad=BF16, split=True),
+    "bf16 stoch./f32": Kind(param=BF16, grad=BF16, stochastic=True),
+    "f32/bf16 stoch.": Kind(state=BF16, stochastic_states=True),
+    "bf16 stoch.": Kind(BF16, BF16, BF16, stochastic=True, stochastic_states=True),
+    "f16 stoch.": Kind(F16, F16, F16, stochastic=True, stochastic_states=True),
 }
 
 
@@ -142,7 +159,7 @@ def passes_of(code: Sequence[Instruction], nest: Nest, kind: Kind, states: int) 
         raise UnknownStructure(f"not one loop for any types: {any_types}")
     least = UNIT * kind.least.loaded(states), UNIT * kind.least.stored(states)
     own = [passes for passes in nest.passes if passes not in any_types and _least(code, passes) == least]
-    return own if own and not kind.half else any_types
+    return own if own and not kind.rounds_half else any_types
 
 
 @dataclass(frozen=True)
@@ -184,8 +201,8 @@ def _moved(code: Sequence[Instruction], kind: Kind) -> Callable[[int], Tallies]:
 
     def of(index: int) -> Tallies:
         this = code[index]
-        rounds = _STATE_PRODUCT.search(this.operands) and not kind.stochastic
-        if rounds or (_SUBNORMAL.match(this.opcode) and not kind.half):
+        rounds = _STATE_PRODUCT.search(this.operands) and not kind.rounds
+        if rounds or (_SUBNORMAL.match(this.opcode) and not kind.rounds_half):
             return ()
         size = this.access_bytes
         single = this.target is not None and any(_has_singles(code, way) for way in successors(code, index))
@@ -222,7 +239,7 @@ def ways_of(text: Text, rule: str, kind: str, masked: bool = True) -> Ways:
     def way(passes: Loop) -> Ways:
         return Ways(
             before=[*ways(code, 0, nest.tiles.head).longest[:-1]],
-            draws=_draws(code, nest, passes.head, masked, how.stochastic),
+            draws=_draws(code, nest, passes.head, masked, how.rounds),
             one_pass=longest(code, passes.head, passes.end, _moved(code, how), goal),
             rest=[*ways(code, passes.end, nest.tiles.end).longest[1:]],
         )

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from lrtricks_fused.step.table import CHUNK
 
 from . import amdgcn, elf, sass
-from .stored import KINDS, traffic_bytes
+from .stored import BF16, BYTES, F32, KINDS, Kind, traffic_bytes
 from .triton_ways import Shape, count
 from .variants import VARIANTS
 
@@ -31,25 +31,14 @@ DTYPES = {  # of parameters and gradients, of states; names of torch
     "f64": ("float64", "float64"),
 }
 MEANS = ("f32", "bf16", "f16", "f64")  # pairs of which the kernels of slices' means have instances of their own
-BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-# What is stored otherwise than it is stepped, those of stored.KINDS and others: the pair of DTYPES, the gradients' and
-# the mirrors', and the flags.
-STORED: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
-    "f32, bf16 grads": ("f32", "bfloat16", None, ()),
-    "offload": ("f32", "bfloat16", "bfloat16", ()),
-    "offload, changes": ("f32", "bfloat16", "bfloat16", ("tracked",)),
-    "f32, changes": ("f32", "float32", None, ("tracked",)),
-    "split": ("bf16/f32", "bfloat16", None, ("split",)),
-    "split, changes": ("bf16/f32", "bfloat16", None, ("split", "tracked")),
-    "split, f32 gradients, bf16 states": ("bf16", "float32", None, ("split",)),
-    "bf16 stoch./f32": ("bf16/f32", "bfloat16", None, ("stochastic",)),
-    "bf16 stoch./f32, changes": ("bf16/f32", "bfloat16", None, ("stochastic", "tracked")),
-    "bf16 stoch.": ("bf16", "bfloat16", None, ("stochastic", "stochastic_states")),
-    "f16 stoch.": ("f16", "float16", None, ("stochastic", "stochastic_states")),
-    "f32/bf16 stoch.": ("f32/bf16", "float32", None, ("stochastic_states",)),
-    "f32/bf16 stoch., changes": ("f32/bf16", "bfloat16", None, ("stochastic_states", "tracked")),
+# What is stored otherwise than it is stepped: KINDS and others.
+STORED = {
+    **KINDS,
+    **{f"{name}, changes": replace(KINDS[name], tracked=True) for name in ("offload", "split", "bf16 stoch./f32")},
+    "f32, changes": Kind(tracked=True),
+    "split, f32 gradients, bf16 states": Kind(BF16, BF16, split=True),
+    "f32/bf16 stoch., changes": Kind(state=BF16, grad=BF16, stochastic_states=True, tracked=True),
 }
-STORED_DTYPES = {**DTYPES, "f32/bf16": ("float32", "bfloat16")}
 ARCHS = (80, 90, 100, 942)  # 942: gfx942
 ALIGNED = [["tt.divisibility", 16]]  # what Triton finds of a pointer that is
 
@@ -124,9 +113,9 @@ def kind_of(name: str) -> Any:
 
     from lrtricks_fused.triton_kernels import instances
 
-    dtype, grad, mirror, flags = STORED.get(name, (name, STORED_DTYPES.get(name, [""])[0], None, ()))
-    dtypes = [None if of is None else getattr(torch, of) for of in (*STORED_DTYPES[dtype], grad, mirror)]
-    return instances.Kind(*dtypes, **dict.fromkeys(flags, True))
+    param, state = DTYPES.get(name, (F32, F32))
+    told = vars(STORED.get(name, Kind(param, state, param)))
+    return instances.Kind(**{key: getattr(torch, of) if isinstance(of, str) else of for key, of in told.items()})
 
 
 def _compile_step(
@@ -156,7 +145,7 @@ def shape_of(arch: int, rule: str, dtype: str, layout: Any, centralize: bool = F
     kind, traffic = KINDS.get(dtype), traffic_bytes(rule, dtype)
     sizes = kind.sizes if kind else (BYTES[param], BYTES[state])
     mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
-    rounds = kind is not None and kind.stochastic
+    rounds = kind is not None and kind.rounds
     return Shape(CHUNK // threads, layout.block // threads, sizes, traffic, mean, rounds)
 
 

@@ -187,18 +187,17 @@ def test_step_kernel_of_what_is_stored_otherwise(key):
     reading = triton_model.stored_reading(*key).result()
     check_registers(arch, reading)
     check_arithmetic(arch, reading)
-    dtype, grad, mirror, flags = triton_model.STORED[stored]
-    assert bool(reading.shared_bytes) == ("tracked" in flags)  # where bits of lanes become bytes
-    param, state = (triton_model.BYTES[of] for of in triton_model.STORED_DTYPES[dtype])
-    beside = [2] * ((mirror is not None) + ("split" in flags))  # bytes of elements
-    lanes = 16 // max(param, state, triton_model.BYTES[grad])
-    lanes = min(lanes, 4) if "stoch" in stored else lanes
+    kind = triton_model.STORED[stored]
+    assert bool(reading.shared_bytes) == kind.tracked  # where bits of lanes become bytes
+    param, grad, state, *beside = kind.sizes
+    lanes = 16 // max(param, state, grad)
+    lanes = min(lanes, 4) if kind.rounds else lanes
     written = Counter(lanes * size for size in [param, *[state] * VARIANTS[rule].states, *beside])
     paths = 2  # where the gradient is aligned, and where it is not
     assert {size: n for size, n in reading.stores.items() if size >= 8} == {
         s: paths * ROWS * n for s, n in written.items()
     }
-    read = Counter({size: paths * n for size, n in written.items()}) + Counter([lanes * triton_model.BYTES[grad]])
+    read = Counter({size: paths * n for size, n in written.items()}) + Counter([lanes * grad])
     assert all(reading.loads[size] >= ROWS * n for size, n in read.items())
 
 
