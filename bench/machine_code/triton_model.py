@@ -39,6 +39,7 @@ STORED = {
     "split, f32 gradients, bf16 states": Kind(BF16, BF16, split=True),
     "f32/bf16 stoch., changes": Kind(state=BF16, grad=BF16, stochastic_states=True, tracked=True),
 }
+ALL_KINDS = {name: Kind(param, state, param) for name, (param, state) in DTYPES.items()} | STORED
 ARCHS = (80, 90, 100, 942)  # 942: gfx942
 ALIGNED = [["tt.divisibility", 16]]  # what Triton finds of a pointer that is
 
@@ -113,8 +114,7 @@ def kind_of(name: str) -> Any:
 
     from lrtricks_fused.triton_kernels import instances
 
-    param, state = DTYPES.get(name, (F32, F32))
-    told = vars(STORED.get(name, Kind(param, state, param)))
+    told = vars(ALL_KINDS[name])
     return instances.Kind(**{key: getattr(torch, of) if isinstance(of, str) else of for key, of in told.items()})
 
 
@@ -141,12 +141,9 @@ def is_counted(arch: int, dtype: str) -> bool:
 
 def shape_of(arch: int, rule: str, dtype: str, layout: Any, centralize: bool = False) -> Shape:
     """How a full chunk is laid out, of a pair of types or one of KINDS."""
-    threads, (param, state) = layout.warps * _target(arch).warp_size, DTYPES.get(dtype, ("float32", "float32"))
-    kind, traffic = KINDS.get(dtype), traffic_bytes(rule, dtype)
-    sizes = kind.sizes if kind else (BYTES[param], BYTES[state])
-    mean = max(BYTES[param], BYTES["float32"]) if centralize else 0
-    rounds = kind is not None and kind.rounds
-    return Shape(CHUNK // threads, layout.block // threads, sizes, traffic, mean, rounds)
+    threads, kind, traffic = layout.warps * _target(arch).warp_size, ALL_KINDS[dtype], traffic_bytes(rule, dtype)
+    mean = max(BYTES[kind.param], BYTES[F32]) if centralize else 0
+    return Shape(CHUNK // threads, layout.block // threads, kind.sizes, traffic, mean, kind.rounds)
 
 
 def read_step(arch: int, rule: str, dtype: str, centralize: bool = False) -> Reading:

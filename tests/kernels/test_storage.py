@@ -14,7 +14,8 @@ from lrtricks_fused.step.keep import TILE, IndexMap
 CPU = torch.device("cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SHAPES = [
-    TensorCase((0,)), TensorCase(()), TensorCase((65,)), TensorCase((2 * TILE + 130,)), TensorCase((3, 216)),
+    TensorCase((0,)), TensorCase(()), TensorCase((65,)), TensorCase((2 * TILE + 130,)), TensorCase((3, 64)),
+    TensorCase((3, 216)),
 ]  # fmt: skip
 STORED = {
     "fp32, bf16 gradients": (F32, BF16, {}),
@@ -29,7 +30,9 @@ STORED = {
     "split, fp32 gradients, bf16 states": (BF16, F32, {"master": "split", "state_dtype": BF16}),
     "stochastic bf16": (BF16, BF16, {"rounding": "stochastic", "track_changes": True}),
     "stochastic fp16": (F16, F16, {"rounding": "stochastic", "state_dtype": F16, "state_rounding": "stochastic"}),
-    "stochastic bf16 and states": (BF16, BF16, {
+    "stochastic bf16 and states": (BF16, F32, {
+        "rounding": "stochastic", "state_dtype": BF16, "state_rounding": "stochastic"}),
+    "stochastic bf16 and states, bf16 gradients": (BF16, BF16, {
         "rounding": "stochastic", "state_dtype": BF16, "state_rounding": "stochastic"}),
     "fp32, bf16 states": (F32, F32, {"state_dtype": BF16}),
     "fp32, stochastic bf16 states": (F32, F32, {

@@ -25,8 +25,7 @@ ADAM = RICH[1]
 GUARD_BYTE = 0xA5
 FEW = ["offload", "split, fp32 gradients, bf16 states", "stochastic fp16"]  # each type and each flag once
 some_storage = pytest.mark.parametrize("stored", [STORED[name] for name in (STORED if FULL else FEW)])
-# A whole chunk and one that ends anywhere, one that ends within a tile, and less than a thread steps.
-WHOLE_AND_REST = [TensorCase((n,)) for n in (CHUNK + 65, TILES_AND_REST, 1)]
+WHOLE_AND_REST = [TensorCase((n,)) for n in (CHUNK + 65, TILES_AND_REST, 1, 65)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import test_slope
 import test_storage
 import torch
 from helpers import SCALAR_STATES, everything
-from inventory import SEED, Case
+from inventory import CASES, SEED, Case
 from tensors import GUARD, TensorCase, guards_of, make_params, set_grads, unaligned
 from torch import Tensor
 
@@ -153,16 +153,17 @@ def many_tensors(case: Case, dtype: Storage, backend: str) -> list[Tensor]:
     return test_slope.run(case, dtype, backend, shapes, steps=1)
 
 
-def stored_otherwise(case: Case, dtype: Storage, backend: str, stored: str, **options: object) -> list[Tensor]:
-    """Tensors that are stored otherwise than they are stepped; in float32, and whatever it says of storage.
+def stored_otherwise(case: Case, dtype: Storage, backend: str, stored: str) -> list[Tensor]:
+    """Tensors that are stored otherwise than they are stepped, whatever the pair of types says.
 
     A whole chunk and one that ends anywhere, ends within a tile, an operand that is not aligned.
     """
     shapes = [TensorCase((CHUNK + 65,)), TensorCase((3, 216)), TensorCase((7,)),
               TensorCase((704,), unaligned, unaligned)]  # fmt: skip
-    return test_storage.run(case, test_storage.STORED[stored], backend, shapes, **options)
+    return test_storage.run(case, test_storage.STORED[stored], backend, shapes)
 
 
+RINGS = [case for case in CASES if "momentum_window" in case.kwargs]  # which have no kernels by storage
 STORAGE: dict[str, Scene] = {name: partial(stored_otherwise, stored=name) for name in test_storage.STORED}
 TRICKS: dict[str, Scene] = {
     "unmasked": partial(steps, keep_prob=1.0),

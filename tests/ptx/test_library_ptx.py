@@ -12,14 +12,13 @@ import native_ptx
 import pytest
 from helpers import assert_same_bits
 from inventory import CASES, DTYPES, RICH
-from scenes import EXHAUSTIVE, STORAGE, TRICKS, steps
+from scenes import EXHAUSTIVE, RINGS, STORAGE, TRICKS, steps
 
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 TARGETS = sorted(native_ptx.library(), key=lambda name: int(name.strip("sm_af")))
 NEWEST, OTHERS = TARGETS[-1:], TARGETS[:-1]
 ADAM = next(case for case in RICH if case.ours.__name__ == "Adam")
 RING = next(case for case in RICH if "momentum_window" in case.kwargs)
-RINGS = [case for case in CASES if "momentum_window" in case.kwargs]  # which are not stored otherwise in one pass
 F32, BF16 = DTYPES[0], next(dtype for dtype in DTYPES if dtype.name == "bf16-bf16")
 
 

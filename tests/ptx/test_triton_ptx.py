@@ -10,14 +10,13 @@ import os
 import pytest
 from helpers import assert_same_bits
 from inventory import CASES, DTYPES, RICH
-from scenes import EXHAUSTIVE, STORAGE, TRICKS, steps
+from scenes import EXHAUSTIVE, RINGS, STORAGE, TRICKS, steps
 from triton_ptx import gpu
 
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 TARGETS = (90, 80, 100, 120)
 ADAM = next(case for case in RICH if case.ours.__name__ == "Adam")
 F32 = DTYPES[0]
-RINGS = [case for case in CASES if "momentum_window" in case.kwargs]  # which are not stored otherwise in one pass
 
 
 def rows():
