@@ -73,7 +73,7 @@ def cuda_kernels(files: list[Path]) -> dict[int, list[Kernel]]:
     """The step kernels of cubins, or of the native library, by architecture."""
     texts: dict[int, dict[str, sass.Text]] = {}
     for file in files:
-        for name, text in bandwidth.read(file).items():
+        for name, text in sass.demangled(sass.read(file, cuda_model.is_reported)).items():
             texts.setdefault(text.arch, {})[name] = text
     if not files:
         texts = {arch: cuda_model.library(arch) for arch in cuda_model.archs()}

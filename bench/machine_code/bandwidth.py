@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from lrtricks_fused.step.table import CHUNK
 
@@ -61,12 +60,6 @@ def step_kernels(texts: dict[str, sass.Text]) -> Iterator[Kernel]:
         if otherwise and otherwise[1] in rules:
             for kind in stored.KINDS:
                 yield Kernel("cuda", rules[otherwise[1]], kind, text)
-
-
-def read(file: Path) -> dict[str, sass.Text]:
-    """Every kernel of a cubin by its demangled name."""
-    texts = sass.read(file)
-    return dict(zip(sass.run_tool("c++filt", *texts).splitlines(), texts.values(), strict=True))
 
 
 def work(rule: str, dtype: str, threads: int, masked: bool) -> Work:

@@ -2,7 +2,8 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .variants import VARIANTS
 
 ACCESS = 16  # bytes of one access of a full chunk
 ELEMENTS = 16  # of a thread in a tile of 512, which a warp steps
+_UNREPORTED = re.compile(r"(step_kernelILb0ELb1|step_kernelILb1|staged_kernelILb1)E")
 PLAIN = "false, false"  # step_kernel's kMapped, kSloped: neither shards, channels_last nor a slope
 PHILOX_MULTIPLIER = re.compile(r"-0x2daee0ad|0xd2511f53")
 BYTES = {"float": 4, "double": 8, "lrt::BFloat16": 2, "lrt::Half": 2}
@@ -51,17 +53,32 @@ def _arguments(rule: str, dtype: str) -> str:
     return f"{VARIANTS[rule].cpp('double' if param == 'double' else 'float')}, {param}, {state}"
 
 
-@cache
-def library(arch: int) -> dict[str, sass.Text]:
-    """Every kernel of the native library for one architecture, by its demangled name."""
+def is_reported(name: str) -> bool:
+    """Whether reports have the kernel of this mangled name: none of shards, channels_last and slopes."""
+    return not _UNREPORTED.search(name)
+
+
+@contextmanager
+def _cubins(arch: int) -> Iterator[list[Path]]:
     if reason := why_not():
         raise RuntimeError(reason)
-    texts: dict[str, sass.Text] = {}
     with tempfile.TemporaryDirectory() as folder:
         sass.run_tool("cuobjdump", "-xelf", f"sm_{arch}", str(native.LIBRARY), cwd=folder)
-        for cubin in Path(folder).iterdir():
-            texts |= sass.read(cubin)
-    return dict(zip(sass.run_tool("c++filt", *texts).splitlines(), texts.values(), strict=True))
+        yield [*Path(folder).iterdir()]
+
+
+@cache
+def library(arch: int, wanted: Callable[[str], bool] = is_reported) -> dict[str, sass.Text]:
+    """Kernels of the native library for one architecture, those of wanted mangled names, by their demangled ones."""
+    with _cubins(arch) as cubins:
+        return sass.demangled({name: text for cubin in cubins for name, text in sass.read(cubin, wanted).items()})
+
+
+@cache
+def stacks(arch: int) -> dict[str, int]:
+    """Bytes of the stack of every kernel of the native library for one architecture, by its demangled name."""
+    with _cubins(arch) as cubins:
+        return sass.demangled({name: stack for cubin in cubins for name, (_, stack, _) in sass.usage(cubin).items()})
 
 
 def tile_loop(code: Sequence[sass.Instruction], dtype: str) -> tuple[sass.Loop, list[sass.Loop]]:

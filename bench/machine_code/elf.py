@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 _HEADER = struct.Struct("<16xHHIQQQIHHHHHH")  # after the identification, as <elf.h> has Elf64_Ehdr
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
+_SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
+_SYMBOLS = 2  # SHT_SYMTAB
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little endian
 _SIZED = 4  # format of an attribute of .nv.info that has a payload, of the length that follows; others are a word
 _THREADS = (0x05, 0x10)  # EIATTR_MAX_THREADS, from launch bounds; EIATTR_REQNTID, the one size that may be launched
@@ -13,10 +15,11 @@ _THREADS = (0x05, 0x10)  # EIATTR_MAX_THREADS, from launch bounds; EIATTR_REQNTI
 
 @dataclass(frozen=True)
 class Section:
-    """The bytes of one kernel's code, and of its attributes."""
+    """The bytes of one kernel's code, and of its attributes; ``symbol``: the number by which nvdisasm knows it."""
 
     code: bytes
     attributes: bytes
+    symbol: int
 
     def encoding(self, index: int) -> int:
         """The upper half of an instruction's 128 bits."""
@@ -45,10 +48,17 @@ def kernels(image: bytes) -> dict[str, Section]:
     sections = [_SECTION.unpack_from(image, table + number * header[10]) for number in range(count)]
     strings = sections[names][4]
     found: dict[str, bytes] = {}
-    for section in sections:
+    numbers: dict[str, int] = {}  # of sections of code
+    symbols: dict[int, int] = {}  # the last one in each section
+    for number, section in enumerate(sections):
         begin = strings + section[0]
         name = image[begin : image.index(b"\0", begin)].decode()
+        content = image[section[4] : section[4] + section[5]]
         if name.startswith((".text.", ".nv.info.")):
-            found[name] = image[section[4] : section[4] + section[5]]
-    return {name.removeprefix(".text."): Section(code, found.get(f".nv.info.{name.removeprefix('.text.')}", b""))
-            for name, code in found.items() if name.startswith(".text.")}  # fmt: skip
+            found[name] = content
+        if name.startswith(".text."):
+            numbers[name.removeprefix(".text.")] = number
+        if section[1] == _SYMBOLS:
+            symbols = {symbol[3]: index for index, symbol in enumerate(_SYMBOL.iter_unpack(content))}
+    return {name: Section(found[f".text.{name}"], found.get(f".nv.info.{name}", b""), symbols[number])
+            for name, number in numbers.items()}  # fmt: skip

@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from . import elf
 
+T = TypeVar("T")
 TOOLS = ("cuobjdump", "nvdisasm")
 
 _SECTION = re.compile(r"\s*\.section\s+\.text\.([^,\s]+)")
@@ -276,16 +278,26 @@ def run_tool(name: str, *arguments: str, cwd: str | None = None) -> str:
     return done.stdout
 
 
-def read(cubin: Path) -> dict[str, Text]:
-    """Every kernel of a file by its mangled name."""
-    usage = re.findall(_USAGE, run_tool("cuobjdump", "-res-usage", str(cubin)))
-    given = {name: tuple(map(int, figures)) for name, *figures in usage}
-    printed, sections = run_tool("nvdisasm", "-c", str(cubin)), elf.kernels(cubin.read_bytes())
+def usage(cubin: Path) -> dict[str, tuple[int, int, int]]:
+    """Registers, bytes of stack and of shared memory of every kernel of a file, by its mangled name."""
+    found = re.findall(_USAGE, run_tool("cuobjdump", "-res-usage", str(cubin)))
+    return {name: (int(registers), int(stack), int(shared)) for name, registers, stack, shared in found}
+
+
+def read(cubin: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Text]:
+    """The kernels of a file whose mangled names are wanted, by these; what is read takes as long as it is large."""
+    sections = {name: section for name, section in elf.kernels(cubin.read_bytes()).items() if wanted(name)}
+    if not sections:
+        return {}
+    given, symbols = usage(cubin), ",".join(str(section.symbol) for section in sections.values())
+    printed = run_tool("nvdisasm", "-c", "-fun", symbols, str(cubin))
     arch = _ARCH.search(printed)
     if not arch:
         raise UnknownStructure(f"no architecture in {cubin}")
-    found = {}
-    for name, code in parse(printed).items():
-        registers, stack_bytes, shared_bytes = given[name]
-        found[name] = Text(code, registers, stack_bytes, shared_bytes, int(arch[1]), sections[name])
-    return found
+    codes = parse(printed)
+    return {name: Text(codes[name], *given[name], int(arch[1]), section) for name, section in sections.items()}
+
+
+def demangled(found: dict[str, T]) -> dict[str, T]:
+    """The same, by demangled names."""
+    return dict(zip(run_tool("c++filt", *found).splitlines(), found.values(), strict=True)) if found else {}

@@ -33,6 +33,7 @@ _PACKED = tuple(
     if field.name
     not in ("clip", "tables", "table_key", "alone", "prepared", "table", "copies", "norms", "pieces", "staged")
 )
+_OF_STORAGE = tuple(field.name for field in fields(Storage))
 _WRITTEN = {"params", "states", "scalar_states", "steps", "sums", "storage"}
 _POOLS = ("written", "read", "numbers", "integers")
 _REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool
@@ -64,7 +65,7 @@ class _Pools:
         if isinstance(value, Tensor):
             return self._tensor(value, written)
         if isinstance(value, Storage):
-            return self.encoded({field.name: getattr(value, field.name) for field in fields(Storage)}, written)
+            return self.encoded({name: getattr(value, name) for name in _OF_STORAGE}, written)
         if isinstance(value, list) and value and all(isinstance(entry, Tensor) for entry in value):
             pool = self.written if written else self.read
             pool.extend(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..step.call import Storage
-from ..step.operands import check_low, check_mirror
+from ..step.operands import check_mirror
 from ..step.rounding import joined
 from .changes import Changes, all_changed, taken
 from .checkpoints import SavedOptimizer
@@ -88,14 +88,11 @@ class StoredOptimizer(SavedOptimizer):
         if self._master is not None:
             states = [{**self.state.get(param, {}), **new.get(param, {})} for param in params]
             storage.lows = [
-                check_low(local(state[LOW]), local(param)) if self._splits(param.dtype) else None
+                local(state[LOW]) if self._splits(param.dtype) else None
                 for param, state in zip(params, states, strict=True)
             ]
         if self._mirrors:
-            own = [self._mirrors.get(param) for param in params]
-            storage.mirrors = [
-                None if out is None else check_mirror(out, local(param)) for param, out in zip(params, own, strict=True)
-            ]
+            storage.mirrors = [self._mirrors.get(param) for param in params]
         if self.track_changes:
             storage.changes = [self._bitmap(param) for param in params]
         return storage

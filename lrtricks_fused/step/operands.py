@@ -124,12 +124,8 @@ def check_state(name: str, state: object, param: Tensor, shape: tuple[int, ...])
     _check_memory(f"state {name}", state, written=True)
 
 
-def check_mirror(mirror: object, param: Tensor) -> Tensor:
-    """``mirror``, if a parameter's rounding can be written to it.
-
-    Raises:
-        TypeError, ValueError: it cannot.
-    """
+def check_mirror(mirror: object, param: Tensor) -> None:
+    """Raises TypeError or ValueError unless a parameter's rounding can be written to ``mirror``."""
     if not isinstance(mirror, Tensor) or is_wrapper(type(mirror)):
         raise TypeError(f"Invalid mirror of type {type(mirror).__name__}: must be a plain tensor")
     if param.dtype != torch.float32:
@@ -140,22 +136,16 @@ def check_mirror(mirror: object, param: Tensor) -> Tensor:
         where = f"of shape {tuple(mirror.shape)} on {mirror.device}, {mirror.layout}"
         raise ValueError(f"Invalid mirror {where}: must be strided, {tuple(param.shape)} on {param.device}")
     _check_memory("mirror", mirror, written=True)
-    return mirror
 
 
-def check_low(low: object, param: Tensor) -> Tensor:
-    """``low``, if it can complete a bfloat16 parameter to its float32 master.
-
-    Raises:
-        TypeError, ValueError: it cannot.
-    """
+def check_low(low: object, param: Tensor) -> None:
+    """Raises TypeError or ValueError unless ``low`` can complete a bfloat16 parameter to its float32 master."""
     if not isinstance(low, Tensor) or is_wrapper(type(low)):
         raise TypeError(f"Invalid state param_low of type {type(low).__name__}: must be a plain tensor")
     if low.dtype != torch.int16 or low.shape != param.shape or low.device != param.device:
         where = f"on {low.device}: must be torch.int16 of shape {tuple(param.shape)} on {param.device}"
         raise ValueError(f"Invalid state param_low {_describe(low)} {where}")
     _check_memory("state param_low", low, written=True)
-    return low
 
 
 def is_staged(call: StepCall) -> bool:
@@ -230,6 +220,10 @@ def check_operands(call: StepCall) -> None:
         for name, column in call.scalar_states.items():
             check_scalar_state(name, column[index], param)
         check_step(step, param)
+    for check, name in ((check_low, "lows"), (check_mirror, "mirrors")):
+        for param, stored in zip(call.params, getattr(call.storage, name, None) or (), strict=False):
+            if stored is not None:
+                check(stored, param)
 
 
 def operands(call: StepCall) -> Iterable[Tensor]:

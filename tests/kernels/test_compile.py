@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, random_grads
 from inventory import RICH
+from test_storage import STORED
 from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
@@ -191,6 +192,65 @@ def test_steps_compiled_and_eager_by_turns_and_a_checkpoint_between():
             if number == 3:
                 optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert_same_bits(*map(everything, optimizers))
+
+
+# Of gradients of another dtype torch itself cannot trace the parameter (2.13).
+@pytest.mark.parametrize("kind", [name for name, (dtype, grads, _) in STORED.items() if dtype == grads])
+def test_what_is_stored_otherwise_than_it_is_stepped(kind):
+    dtype, _, arguments = STORED[kind]
+    arguments = dict(arguments)
+    mirror = arguments.pop("mirror", None)
+    results = []
+    for compile_it in (True, False):
+        params = leaves((6, 50), (700,), (0,), dtype=dtype)
+        optimizer = Adam(params, keep_prob=0.5, **arguments)
+        outs = [torch.empty(param.shape, dtype=mirror) for param in params] if mirror else []
+        for param, out in zip(params, outs, strict=False):
+            optimizer.mirror(param, out)
+        state = run(optimizer, compiled(optimizer) if compile_it else optimizer.step)
+        changes = optimizer.pop_changes().values() if optimizer.track_changes else ()
+        results.append([*state, *outs, *(change.bitmap for change in changes)])
+    assert graphs() == 2
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("kind", ["split", "fp32, stochastic bf16 states"])
+def test_mirrors_changes_and_checkpoints_between_compiled_steps(kind, backend):
+    dtype, _, arguments = STORED[kind]
+    results = []
+    for compile_it in (True, False):
+        params = leaves((6, 50), (700,), (0,), dtype=dtype)
+        optimizer = Adam(params, keep_prob=0.5, max_norm=1.0, track_metrics=True, **arguments)
+        step = compiled(optimizer, backend=backend) if compile_it else optimizer.step
+        out, told = torch.zeros(700, dtype=torch.float16), []
+        for number in range(8):
+            random_grads(params, number)
+            if dtype == torch.float32 and number in (2, 6):
+                optimizer.mirror(params[1], out if number == 2 else None)
+            if number == 4:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            if number == 7:
+                params[0].grad = None
+            step()
+            told += [value.clone() for value in optimizer.metrics().values()]
+            if number in (1, 5):
+                told += [it for changes in optimizer.pop_changes().values() for it in (changes.bitmap, changes.values)]
+        results.append([*everything(optimizer), out, *told])
+    assert_same_bits(*results)
+
+
+def test_a_mirror_that_cannot_be_written_is_refused_when_the_graph_runs():
+    params, out = leaves((6, 50), (700,)), torch.empty(700, dtype=torch.bfloat16)
+    optimizer = Adam(params, keep_prob=0.5)
+    optimizer.mirror(params[1], out)
+    step = compiled(optimizer)
+    run(optimizer, step)
+    before = [tensor.clone() for tensor in everything(optimizer)]
+    out.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="Invalid mirror"):
+        step()
+    assert_same_bits(everything(optimizer), before)
 
 
 def test_slopes_are_added_up():

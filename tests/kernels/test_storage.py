@@ -234,29 +234,6 @@ def test_parameters_that_share_memory_are_stepped_in_turn():
     assert_same_bits(shared("native"), shared("reference"))
 
 
-@pytest.mark.parametrize("compile_backend", ["aot_eager"])
-# Not with gradients of another dtype: torch itself cannot trace such a parameter (2.13).
-@pytest.mark.parametrize("name", ["fp16 mirror", "split", "fp32, stochastic bf16 states"])
-def test_compiled_steps_are_the_same(name, compile_backend):
-    dtype, grad_dtype, arguments = STORED[name]
-    results = []
-    for compiled in (False, True):
-        params = make_params(SHAPES[2:], dtype)
-        own = dict(arguments)
-        mirror = own.pop("mirror", None)
-        optimizer = lrt.Adam(params, keep_prob=0.5, **own)
-        outs = [torch.empty(param.shape, dtype=mirror) for param in params] if mirror else []
-        for param, out in zip(params, outs, strict=False):
-            optimizer.mirror(param, out)
-        step = torch.compile(optimizer.step, backend=compile_backend) if compiled else optimizer.step
-        for number in range(3):
-            set_grads(params, grad_dtype, number)
-            step()
-        changes = optimizer.pop_changes().values() if optimizer.track_changes else ()
-        results.append([*everything(optimizer), *outs, *(change.bitmap for change in changes)])
-    assert_same_bits(*results)
-
-
 def test_every_pair_of_storage_types_is_tried():
     tried = {(dtype, grad) for dtype, grad, _ in STORED.values()}
     assert tried == {*itertools.product((F32,), (F32, BF16, F16)), *itertools.product((BF16,), (BF16, F32)),

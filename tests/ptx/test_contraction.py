@@ -19,10 +19,10 @@ from inventory import DTYPES, RICH
 from machine import parse
 from machine.launch import Machine
 from scenes import steps
-from test_library_ptx import ADAM, F32, NEWEST
+from test_library_ptx import ADAM, F32, FULL, NEWEST
 from triton_ptx import gpu
 
-from bench.machine_code import sass
+from bench.machine_code import cuda_model, sass
 from lrtricks_fused.step import native
 
 (TARGET,) = NEWEST
@@ -31,6 +31,11 @@ IN_PTX = re.compile(r"(?:^|\s)(add|sub|mul|fma|div|sqrt|rcp)\.rn\.(f32x2|f32|f64
 # Of a type: what PTX calls it, and in machine code multiplications, additions and the fused instruction.
 CODES = {"f32": ("FMUL", "FADD", "FFMA"), "f64": ("DMUL", "DADD", "DFMA")}
 STEP = re.compile(r"4cuda11step_kernel")
+
+
+def is_counted(name):
+    """Whether a kernel of this mangled name is: without LRTRICKS_FULL=1 none of shards, channels_last and slopes."""
+    return FULL or cuda_model.is_reported(name)
 
 
 def in_ptx(text, kind):
@@ -62,21 +67,26 @@ def test_the_driver_is_told_to_contract_nothing():
     assert {" ".join(said.split()[1:]) for said in native_ptx.ptxas_options()} == {"--fmad false"}
 
 
+def counted():
+    """Names and PTX texts."""
+    return ((name, text) for name, text in native_ptx.library()[TARGET].items() if is_counted(name))
+
+
 @pytest.fixture(scope="module")
 def code():
-    """The machine code of all kernels in the library, for the newest target whose PTX it has, too."""
+    """The machine code of the library's kernels that are counted, for the newest target whose PTX it has, too."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         sass.run_tool("cuobjdump", "-xelf", TARGET, str(native.LIBRARY), cwd=folder)
         for cubin in Path(folder).iterdir():
-            found |= sass.parse(sass.run_tool("nvdisasm", "-c", str(cubin)))
-    return found
+            found |= sass.read(cubin, is_counted)
+    return {name: text.code for name, text in found.items()}
 
 
 @pytest.mark.parametrize("kind", CODES)
 def test_ptxas_contracts_nothing_without_divisions(code, kind):
     seen = 0
-    for name, text in native_ptx.library()[TARGET].items():
+    for name, text in counted():
         products, sums, fused, expanded = in_ptx(text, kind)
         if expanded or not products + sums:
             continue
@@ -114,7 +124,7 @@ def test_ptxas_fuses_for_divisions_and_roots_alone(code, kind):
     # Each takes so many fused instructions, and their rare ways, which a kernel has once, so many more: as many as
     # without the rest of the kernel, however many products and sums there are in it.
     others = defaultdict(set)
-    for name, text in native_ptx.library()[TARGET].items():
+    for name, text in counted():
         products, sums, fused, expanded = in_ptx(text, kind)
         if expanded and STEP.search(name):
             given = in_code(code[name], kind)[2]
@@ -146,17 +156,20 @@ def test_a_contraction_by_ptxas_beside_divisions_would_be_counted(kind):
     assert given[2] > alone
 
 
-def contracted_library(folder):
-    """The text of SGD's kernels from nvcc as the library was built, but with contraction."""
+def contracted_kernel(folder):
+    """The text of SGD's kernel (momentum, Nesterov) from nvcc as the library was built, but with contraction."""
     ninja = (native_ptx.OBJECTS / "build.ninja").read_text()
     nvcc, flags = (re.search(rf"^{name} = (.*)$", ninja, re.MULTILINE)[1] for name in ("nvcc", "cuda_flags"))
-    (extra,) = re.findall(r"cuda\.rule\.sgd\.o: cuda \S+\n  extra = (.*)", ninja)
     kept = [flag for flag in shlex.split(flags) if not flag.startswith("-gencode")]
     assert "-fmad=false" in kept
     kept[kept.index("-fmad=false")] = "-fmad=true"
-    made = Path(folder, "contracted.ptx")
-    source = native_ptx.ROOT / "csrc" / "cuda" / "rule.cu"
-    command = [nvcc, *kept, *shlex.split(extra), f"-arch={TARGET.replace('sm', 'compute')}", "-ptx", source, "-o", made]
+    source, made = Path(folder, "contracted.cu"), Path(folder, "contracted.ptx")
+    kernel = f"step_kernel<{cuda_model.PLAIN}, lrt::SGD<float, true, true>, float, float>"
+    source.write_text(
+        f'#include "rules/sgd.h"\n#include "cuda/step_kernel.cuh"\n'
+        f"template __global__ void lrt::cuda::{kernel}(lrt::cuda::Step);\n"
+    )
+    command = [nvcc, *kept, f"-arch={TARGET.replace('sm', 'compute')}", "-ptx", source, "-o", made]
     subprocess.run(command, check=True, capture_output=True)
     return parse.entries(made.read_text())
 
@@ -164,7 +177,7 @@ def contracted_library(folder):
 def test_a_contraction_by_nvcc_would_be_seen(on_ptx, tmp_path):
     expected = steps(SGD, F32, "reference")
     device = on_ptx(TARGET)
-    built, plain = contracted_library(tmp_path), device.machine
+    built, plain = contracted_kernel(tmp_path), device.machine
     try:
         device.machine = Machine()
         device.machine.load(native_ptx.library()[TARGET] | built)
