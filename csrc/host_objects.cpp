@@ -8,16 +8,16 @@ namespace {
 
 constexpr int64_t kAhead = 16;  // tensors
 
-void ask_for(const HostTensor& tensor) {
-  ask_for_span(tensor.object, kObjectBytes);
-  ask_for_span(tensor.implementation, kImplementationBytes);
-  ask_for_span(tensor.storage, kStorageBytes);
+void ask(const HostTensor& tensor) {
+  ask_for(tensor.object, kOfObject);
+  ask_for(tensor.implementation, kOfImplementation);
+  ask_for(tensor.storage, kOfStorage);
 }
 
 bool have_stayed(AddressOf address_of, const HostTensor* tensors, int64_t count) {
-  for (int64_t i = 0; i < std::min(kAhead, count); ++i) ask_for(tensors[i]);
+  for (int64_t i = 0; i < std::min(kAhead, count); ++i) ask(tensors[i]);
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) ask_for(tensors[i + kAhead]);
+    if (i + kAhead < count) ask(tensors[i + kAhead]);
     const void* const address = address_of(reinterpret_cast<void*>(tensors[i].object));
     if (reinterpret_cast<int64_t>(address) != tensors[i].address) return false;
   }
@@ -44,7 +44,7 @@ int64_t compare(NextEntry next, void* dict, const DictEntry* entries, int64_t co
 }  // namespace lrt
 
 void lrt_ask_for(const lrt::HostTensor* tensors, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) lrt::ask_for(tensors[i]);
+  for (int64_t i = 0; i < count; ++i) lrt::ask(tensors[i]);
 }
 
 int lrt_have_stayed(lrt::AddressOf address_of, const lrt::HostTensor* tensors, int64_t count) {

@@ -9,12 +9,17 @@
 
 namespace lrt {
 
+// Bytes of an object, from one to before another: what is read of it, at most. An error costs time alone.
+struct Read {
+  uint64_t begin, end;
+};
 constexpr uint64_t kLine = 64;
-constexpr uint64_t kObjectBytes = 48, kImplementationBytes = 192, kStorageBytes = 64;  // what is read of each, at most
-constexpr uint64_t kWrapperBytes = 64, kWrapperImplementationBytes = 64, kVersionBytes = 24;
+constexpr Read kOfObject = {8, 24}, kOfImplementation = {16, 176}, kOfStorage = {16, 64}, kOfVersion = {16, 24};
+constexpr Read kOfWrapper = {8, 64}, kOfSlots = {48, 64}, kOfWrapperImplementation = {24, 56}, kOfWord = {0, 8};
 
-inline void ask_for_span(uint64_t begin, uint64_t bytes) {
-  for (uint64_t line = begin / kLine * kLine; line < begin + bytes; line += kLine) {
+// Asks for the lines of the object at an address that will be read.
+inline void ask_for(uint64_t object, Read read) {
+  for (uint64_t line = (object + read.begin) / kLine * kLine; line < object + read.end; line += kLine) {
     cpu::ask<cpu::Hint::kFirst>(reinterpret_cast<const void*>(line));
   }
 }

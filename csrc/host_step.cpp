@@ -2,8 +2,10 @@
 #include "host_step.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "core/numeric.h"
@@ -11,7 +13,8 @@
 namespace lrt {
 namespace {
 
-constexpr int64_t kAhead = 16;  // tensors
+constexpr int64_t kAhead = 16;       // rows
+constexpr int64_t kGrainBlocks = 4;  // as many as a thread is worth
 
 uint64_t word(uint64_t object, int64_t offset) { return *reinterpret_cast<const uint64_t*>(object + offset); }
 
@@ -162,8 +165,9 @@ bool can_follow(const HostLayout& layout, const HostWrapper* wrapper, StepTensor
          device == row.device && address_of(handle, row.moved_to) && is_in_memory(row, handle);
 }
 
+// Of a state's wrapper nothing else is read: whatever becomes another is in its slots.
 bool holds_the_same(const HostLayout& layout, const HostWrapper& wrapper, const StepTensor& row) {
-  return is_same_object(layout, row) && word(row.of.object, wrapper.wrapped) == row.wrapped &&
+  return (!row.of.slot || is_same_object(layout, row)) && word(row.of.object, wrapper.wrapped) == row.wrapped &&
          word(row.of.object, wrapper.spec) == row.spec;
 }
 
@@ -177,45 +181,93 @@ bool is_as_before(const HostLayout& layout, const HostWrapper* wrapper, StepTens
   }
 }
 
-void ask_for(const StepTensor& row) {
+void ask(const StepTensor& row) {
   if (row.of.role == StepTensorRole::kWrapper) {
-    ask_for_span(row.of.object, kWrapperBytes);
-    if (row.version == 0) return;
-    ask_for_span(row.implementation, kWrapperImplementationBytes);
-    return ask_for_span(row.version, kVersionBytes);
+    if (!row.of.slot) return ask_for(row.of.object, kOfSlots);
+    ask_for(row.of.object, kOfWrapper);
+    ask_for(row.implementation, kOfWrapperImplementation);
+    return ask_for(row.version, kOfVersion);
   }
   if (row.of.role == StepTensorRole::kWrappedGradient) {
-    ask_for_span(row.outer_implementation, kWrapperImplementationBytes);
-    ask_for_span(row.outer_object, kWrapperBytes);
+    ask_for(row.outer_implementation, kOfWrapperImplementation);
+    ask_for(row.outer_object, kOfWrapper);
   }
   if (!is_gradient(row)) {
-    ask_for_span(row.of.object, kObjectBytes);
-    if (row.version != 0) ask_for_span(row.version, kVersionBytes);
+    ask_for(row.of.object, kOfObject);
+    if (row.version != 0) ask_for(row.version, kOfVersion);
   }
-  ask_for_span(row.handle, sizeof(row.handle));
-  ask_for_span(row.implementation, kImplementationBytes);
-  ask_for_span(row.storage, kStorageBytes);
-  if (row.of.role == StepTensorRole::kCount) ask_for_span(row.address, sizeof(double));
+  ask_for(row.handle, kOfWord);
+  ask_for(row.implementation, kOfImplementation);
+  ask_for(row.storage, kOfStorage);
+  if (row.of.role == StepTensorRole::kCount) ask_for(row.address, kOfWord);
 }
 
-// Visits all rows, each with the one before, and asks ahead for what the next ones name.
+StepTensor* row_at(const StepRecord& record, int64_t block) {
+  return reinterpret_cast<StepTensor*>(record.tensors + record.blocks[block]);
+}
+
+// Visits the rows of some blocks, each with the one before, until visit says no.
 template <class Visit>
-bool for_all(const StepRecord& record, const Visit& visit) {
-  StepTensor* row = reinterpret_cast<StepTensor*>(record.tensors);
-  StepTensor *before = row, *ahead = row;
-  int64_t asked = 0;
-  for (int64_t i = 0; i < record.count; ++i, before = row, row = &next(*row)) {
-    for (; asked < std::min(i + kAhead, record.count); ++asked, ahead = &next(*ahead)) ask_for(*ahead);
+bool for_rows(const StepRecord& record, int64_t begin, int64_t end, const Visit& visit) {
+  StepTensor* const last = row_at(record, end);
+  for (StepTensor *row = row_at(record, begin), *before = row; row != last; before = row, row = &next(*row)) {
     if (!visit(*row, *before)) return false;
   }
   return true;
 }
 
+// The same of all blocks, by as many threads as are worth it. Python's lock is held for all of them: none runs Python.
+template <class Visit>
+void for_blocks(const StepRecord& record, const Visit& visit) {
+  torch::stable::parallel_for(0, record.count, kGrainBlocks, visit);
+}
+
+// Whether all tensors are as before, and where the gradients are now. Asks ahead for what the next rows name.
+bool are_as_before(const HostLayout& layout, const StepRecord& record, bool& moved) {
+  std::atomic<bool> all_are = true, any_moved = false;
+  for_blocks(record, [&](int64_t begin, int64_t end) {
+    StepTensor *ahead = row_at(record, begin), *const last = row_at(record, end);
+    for (int64_t i = 0; i < kAhead && ahead != last; ++i, ahead = &next(*ahead)) ask(*ahead);
+    bool here_moved = false;
+    const bool here_are = for_rows(record, begin, end, [&](StepTensor& row, const StepTensor& before) {
+      if (ahead != last) {
+        ask(*ahead);
+        ahead = &next(*ahead);
+      }
+      if (!is_as_before(layout, record.wrapper, row, before)) return false;
+      here_moved = here_moved || (is_gradient(row) && row.moved_to != row.address);
+      return true;
+    });
+    if (!here_are) all_are = false;
+    if (here_moved) any_moved = true;
+  });
+  moved = any_moved;
+  return all_are;
+}
+
+// Of the parameters that are stepped; of one in a wrapper the wrapper, too. Returns whether all can be written to here.
+bool bump_versions(const HostLayout& layout, const StepRecord& record) {
+  std::atomic<bool> all = true;
+  const auto bump = [&](const StepTensor& row) { layout.bump_version(reinterpret_cast<const void*>(row.handle)); };
+  for_blocks(record, [&](int64_t begin, int64_t end) {
+    try {
+      for_rows(record, begin, end, [&](StepTensor& row, const StepTensor& before) {
+        if (is_gradient(row)) bump(before);
+        if (before.of.role == StepTensorRole::kWrappedGradient) bump(row);
+        return true;
+      });
+    } catch (...) {  // made in inference mode, which has ended
+      all = false;
+    }
+  });
+  return all;
+}
+
 void move_gradients(const StepRecord& record) {
-  StepTensor* row = reinterpret_cast<StepTensor*>(record.tensors);
-  for (int64_t i = 0; i < record.count; ++i, row = &next(*row)) {
-    if (is_gradient(*row)) *row->of.slot = row->address = row->moved_to;
-  }
+  for_rows(record, 0, record.count, [](StepTensor& row, const StepTensor&) {
+    if (is_gradient(row)) *row.of.slot = row.address = row.moved_to;
+    return true;
+  });
 }
 
 bool fill_layout(StepTensor& row) {
@@ -257,26 +309,19 @@ bool fill(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row,
 }  // namespace lrt
 
 int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, const lrt::StepRecord* record) {
-  auto* row = reinterpret_cast<lrt::StepTensor*>(record->tensors);
-  const lrt::StepTensor* before = row;
-  for (int64_t i = 0; i < record->count; ++i, before = row, row = &lrt::next(*row)) {
-    *row = {};
-    row->of = given[i];
-    if (!lrt::fill(*layout, record->wrapper, *row, *before)) return 0;
-  }
-  return 1;
+  return lrt::for_rows(*record, 0, record->count, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
+    row = {};
+    row.of = *given++;
+    return lrt::fill(*layout, record->wrapper, row, before);
+  });
 }
 
 int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record, void* attributes) {
   lrt::Entries entries(*layout, record->entries);
   if (!entries.match(attributes, false)) return lrt::kOther;
   bool moved = false;
-  const bool same = lrt::for_all(*record, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
-    if (!lrt::is_as_before(*layout, record->wrapper, row, before)) return false;
-    moved = moved || (lrt::is_gradient(row) && row.moved_to != row.address);
-    return true;
-  });
-  if (!same) return lrt::kOther;
+  if (!lrt::are_as_before(*layout, *record, moved)) return lrt::kOther;
+  if (layout->bump_version && !lrt::bump_versions(*layout, *record)) return lrt::kOther;
   if (moved) lrt::move_gradients(*record);
   return lrt::kSame | (entries.of_other_numbers ? lrt::kOfOtherNumbers : 0) | (moved ? lrt::kOfMovedGradients : 0);
 }

@@ -15,8 +15,9 @@ struct HostLayout {
   intptr_t (*list_size)(void* list);
   void* (*list_item)(void* list, intptr_t place);
   const void* (*grad_of)(const void* implementation);  // where its gradient's implementation is named
-  int64_t type, implementation;                        // in a tensor's object
-  int64_t storage, keys, object;                       // in its implementation in C++; -1: not found
+  void (*bump_version)(const void* handle);  // by which graphs know that a tensor has changed; null: not found
+  int64_t type, implementation;              // in a tensor's object
+  int64_t storage, keys, object;             // in its implementation in C++; -1: not found
 };
 
 // An entry of a dict or list, or the end of one. After an entry that is a dict or list come those that it has.
@@ -72,11 +73,13 @@ struct HostWrapper {
   int64_t wrapped, spec;
 };
 
+// The rows lie in blocks, each of which can be looked at by itself: a row that asks for the one before begins none.
 struct StepRecord {
   const HostEntry* entries;
   const HostWrapper* wrapper;  // null: there is none
-  uint64_t* tensors;
-  int64_t count;
+  uint64_t* tensors;           // the rows
+  const int64_t* blocks;       // where each block begins, in words, and where the last one ends
+  int64_t count;               // of blocks
 };
 
 // What is told of a step, bits.
@@ -90,8 +93,9 @@ extern "C" {
 __attribute__((visibility("default"))) int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given,
                                                       const lrt::StepRecord* record);
 
-// Whether the attributes of an optimizer, a dict, and the tensors are those of the record: bits of StepIs. Where
-// gradients have moved, their slots say so afterwards; where not all is the same, nothing has been written.
+// Whether the attributes of an optimizer, a dict, and the tensors are those of the record: bits of StepIs. Where they
+// are, the parameters that have a gradient count a version more, if that can be told, and the slots of gradients that
+// have moved say so; where not all is the same, nothing has been written.
 __attribute__((visibility("default"))) int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record,
                                                        void* attributes);
 }

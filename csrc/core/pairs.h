@@ -40,14 +40,14 @@ struct Pair {
   using State = StateType;
 };
 
-template <class... P>
-struct PairList {};
-using Pairs = PairList<Pair<float, float>, Pair<double, double>, Pair<BFloat16, float>, Pair<BFloat16, BFloat16>,
+template <class...>
+struct TypeList {};
+using Pairs = TypeList<Pair<float, float>, Pair<double, double>, Pair<BFloat16, float>, Pair<BFloat16, BFloat16>,
                        Pair<Half, float>, Pair<Half, Half>>;
 
 // visit.operator()<Param, State>() with the types of these codes; `otherwise` where the pair is not among them.
 template <class Result, class Visit, class... P>
-constexpr Result with_pair(Dtype param, Dtype state, Result otherwise, const Visit& visit, PairList<P...>) {
+constexpr Result with_pair(Dtype param, Dtype state, Result otherwise, const Visit& visit, TypeList<P...>) {
   Result result = otherwise;
   const auto is_it = [&]<class One>(One*) {
     if (kDtypeOf<typename One::Param> != param || kDtypeOf<typename One::State> != state) return false;

@@ -27,21 +27,19 @@ struct AnyDtypes {
 };
 // The same, compiled; all units are whole, at addresses that allow the widest accesses.
 template <class Param, class Grad, class State>
-struct Dtypes {
+struct KnownDtypes {
   static constexpr Dtype param = kDtypeOf<Param>, grad = kDtypeOf<Grad>, state = kDtypeOf<State>;
   static constexpr bool kWide = true, kMirrored = param == Dtype::kFloat, kSplit = param == Dtype::kBFloat16;
   Dtype mirror;
-  LRT_HD explicit Dtypes(const TableRow& row) : mirror(static_cast<Dtype>(row.mirror_dtype)) {}
+  LRT_HD explicit KnownDtypes(const TableRow& row) : mirror(static_cast<Dtype>(row.mirror_dtype)) {}
   static LRT_HD bool are_of(const AnyDtypes& row) {
     return row.param == param && row.grad == grad && row.state == state;
   }
 };
-template <class...>
-struct DtypesList {};
 // fp32 masters, their gradients in 16 bits or their mirrors so, or their states; bfloat16, its states in either.
-using CommonDtypes = DtypesList<Dtypes<float, BFloat16, float>, Dtypes<float, float, float>,
-                                Dtypes<float, float, BFloat16>, Dtypes<float, BFloat16, BFloat16>,
-                                Dtypes<BFloat16, BFloat16, float>, Dtypes<BFloat16, BFloat16, BFloat16>>;
+using CommonDtypes = TypeList<KnownDtypes<float, BFloat16, float>, KnownDtypes<float, float, float>,
+                              KnownDtypes<float, float, BFloat16>, KnownDtypes<float, BFloat16, BFloat16>,
+                              KnownDtypes<BFloat16, BFloat16, float>, KnownDtypes<BFloat16, BFloat16, BFloat16>>;
 
 // A thread's unit, which begins at an element.
 template <class Rule, class Dtypes>
@@ -191,7 +189,7 @@ LRT_DEVICE void step_units(const Chunk<Rule, float>& chunk, Rounds rounds, int64
 // The tiles of a block's chunk, the last of which may be a part of one, a warp each.
 template <class Rule, class Draw, class... Common>
 LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds, int64_t begin, const Draw& draw,
-                                  DtypesList<Common...>) {
+                                  TypeList<Common...>) {
   constexpr int kWarps = kThreads<BFloat16> / kWarp;
   const int thread = static_cast<int>(threadIdx.x) % kWarp;
   const bool aligned = are_aligned<Rule>(chunk.row);

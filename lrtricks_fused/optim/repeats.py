@@ -67,9 +67,16 @@ class _Piece:
         if self.native is not None:
             self.native = TableStep(self.call)
 
-    def step(self) -> None:
+    def count_versions(self) -> None:
+        """Have graphs know that the parameters have changed.
+
+        Before the step: their objects, which have just been looked at, are in the cache; after it they are not.
+        """
+        torch.autograd.graph.increment_version(self.wholes[0])
         if self.wholes[0] is not self.call.params:
-            torch.autograd.graph.increment_version(self.wholes[0])
+            torch.autograd.graph.increment_version(self.call.params)
+
+    def step(self) -> None:
         if self.native is None:
             self.backend.step(self.call)
         else:
@@ -155,6 +162,8 @@ class Repeats:
         if self._summed is not None:
             self._summed.begin_again()
         for piece in self._pieces:
+            if not self._record.counts_versions:
+                piece.count_versions()
             piece.step()
         if self._summed is not None:
             optimizer._enter(self._summed.finish())

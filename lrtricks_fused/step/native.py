@@ -194,14 +194,15 @@ def _run(call: StepCall, table: AddressTable | None) -> None:
 
 
 class TableStep:
-    """The step of a prepared call on the CPU by its table, as often as its table and its numbers hold."""
+    """The step of a prepared call on the CPU by its table, as often as its table and its numbers hold.
+
+    Graphs do not hear of it: versions are the caller's.
+    """
 
     def __init__(self, call: StepCall) -> None:
-        self._op, self._arguments, self._params = _table_op(call.rule), _arguments(call, call.table), call.params
+        self._op, self._arguments = _table_op(call.rule), _arguments(call, call.table)
 
     def __call__(self) -> None:
-        # First: the objects of the parameters, which have just been looked at, are in the cache; after the step not.
-        torch.autograd.graph.increment_version(self._params)
         self._op(*self._arguments)
 
 

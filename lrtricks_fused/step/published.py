@@ -19,13 +19,14 @@ from . import host
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _IMPLEMENTATION_BYTES = 192  # of c10::TensorImpl since torch 2.0, of which the keys are the last
 _GRAD_OF = "_ZNK3c1010TensorImpl4gradEv"  # c10::TensorImpl::grad() const
+_BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"  # torch::autograd::impl::bump_version
 
 
 class HostLayout(ctypes.Structure):
     """As csrc/host_step.h has it."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "grad_of")),
+        *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "grad_of", "bump_version")),
         *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys", "object")),
     ]
 
@@ -60,6 +61,19 @@ def _place_or_none(find: Callable[[], int]) -> int:
         return -1
 
 
+def _bump_version(library: ctypes.CDLL, implementation: int) -> int | None:
+    """Where the function is that counts a tensor's versions; None where there is none that does."""
+    if not hasattr(library, _BUMP_VERSION):
+        return None
+    function = library[_BUMP_VERSION]
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    with torch.inference_mode(False):
+        sample = torch.ones(3, device="cpu")
+    before = sample._version
+    function(id(sample) + implementation)
+    return ctypes.cast(function, ctypes.c_void_p).value if sample._version == before + 1 else None
+
+
 def _keys(tensor: Tensor) -> int:
     return torch._C._dispatch_keys(tensor).raw_repr()
 
@@ -82,13 +96,15 @@ def _found() -> HostLayout:
     def in_implementation(value: Callable[[Any], int]) -> int:
         return _place(samples, implementation, _IMPLEMENTATION_BYTES, value)
 
-    c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-    api = ctypes.pythonapi
+    named = _place(samples, id, object_size, implementation)
+    libraries, api = Path(torch.__file__).parent / "lib", ctypes.pythonapi
+    c10, cpu = (ctypes.CDLL(str(libraries / f"lib{name}.so")) for name in ("c10", "torch_cpu"))
     published = (api.PyDict_Next, api.PyList_Size, api.PyList_GetItem, c10[_GRAD_OF])
     return HostLayout(
         *(ctypes.cast(function, ctypes.c_void_p) for function in published),
+        bump_version=_bump_version(cpu, named),
         type=_place(samples, id, object_size, lambda tensor: id(type(tensor))),
-        implementation=_place(samples, id, object_size, implementation),
+        implementation=named,
         storage=in_implementation(lambda tensor: tensor.untyped_storage()._cdata),
         keys=in_implementation(_keys),
         object=_place_or_none(lambda: in_implementation(id)),

@@ -20,7 +20,7 @@ from .slots import place_of
 
 _MOST_DEPTH = 4  # attributes, groups, a group, its parameters
 _FIXED_WORDS = 14  # of a StepTensor of csrc/host_step.h
-
+_BLOCK = 64  # rows, at least
 
 # Plain integers, of which there are many.
 _OBJECT, _SCHEDULED, _DICT, _LIST, _END = range(5)  # HostEntryKind of csrc/host_step.h
@@ -31,7 +31,7 @@ SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS = 1, 2, 4
 
 class _StepRecord(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("entries", "wrapper", "tensors")),
+        *((name, ctypes.c_void_p) for name in ("entries", "wrapper", "tensors", "blocks")),
         ("count", ctypes.c_int64),
     ]
 
@@ -52,8 +52,8 @@ def _wrapper(sample: Any) -> _HostWrapper:
     return _HostWrapper(id(type(sample)), id(Tensor), *places)
 
 
-def _integers(rows: list[int]) -> Tensor:
-    return torch.from_numpy(numpy.array(rows, dtype=numpy.int64)).view(-1, 3)
+def _integers(values: list[int]) -> Tensor:
+    return torch.from_numpy(numpy.array(values, dtype=numpy.int64))
 
 
 class Operands:
@@ -63,7 +63,16 @@ class Operands:
         self.held: list[Any] = []
         self.given: list[int] = []  # a StepTensorOf of each row
         self.words = 0
+        self.blocks: list[int] = []  # where each begins, in words
+        self._next_block = 0  # the first row that may begin one
         self.wrapper: Any = None  # one of those, if there is any
+
+    def _begin(self) -> None:
+        """What comes next asks for no row before it."""
+        row = len(self.given) // 3
+        if row >= self._next_block:
+            self.blocks.append(self.words)
+            self._next_block = row + _BLOCK
 
     def _add(self, role: int, at: int = 0, dims: int = 0, slot: int = 0) -> None:
         self.words += _FIXED_WORDS + 2 * dims
@@ -71,6 +80,7 @@ class Operands:
 
     def hold(self, tensor: Tensor) -> None:
         """Any other tensor, which must stay where and what it is; what is in it may be other numbers."""
+        self._begin()
         self._hold(tensor)
 
     def _hold(self, tensor: Any, role: int = _HELD, is_param: bool = False) -> None:
@@ -86,6 +96,7 @@ class Operands:
 
         ``slot``: the address at which its gradient's is kept; None: it has no gradient.
         """
+        self._begin()
         wraps = param is not part
         self._hold(param, _WRAPPER if wraps else _HELD, is_param=True)
         if slot is None:
@@ -155,14 +166,15 @@ class Record:
         if known is None or there is None:
             raise ValueError("Invalid record: the native library cannot look at objects here")
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
-        self._entries = _integers(entries.rows)
+        self._entries, self._blocks = _integers(entries.rows).view(-1, 3), _integers([*operands.blocks, operands.words])
         self._tensors = torch.empty(operands.words, dtype=torch.int64, device="cpu")
         wrapper = None if operands.wrapper is None else _wrapper(operands.wrapper)
         self._wrapper = wrapper
         self._record = _StepRecord(
             self._entries.data_ptr(), None if wrapper is None else ctypes.addressof(wrapper),
-            self._tensors.data_ptr(), len(operands.given) // 3,
+            self._tensors.data_ptr(), self._blocks.data_ptr(), len(operands.blocks),
         )  # fmt: skip
+        self.counts_versions = bool(there.bump_version)  # of the parameters that are stepped, so that no one else must
         self._look, self._places = known.repeats, (ctypes.addressof(there), ctypes.addressof(self._record))
         given = _integers(operands.given)
         if not known.record(self._places[0], given.data_ptr(), self._places[1]):
@@ -171,7 +183,8 @@ class Record:
     def compare(self, attributes: dict[str, Any]) -> int:
         """Whether a step would be the same: ``SAME`` and what else is to be told of it, or 0.
 
-        Where gradients have moved, the tables say so already; where the step is another, nothing has been written.
+        Where gradients have moved, the tables say so already; where the step is another, nothing has been written. What
+        is stepped counts a version more (see ``counts_versions``).
         """
         return self._look(*self._places, attributes)
 

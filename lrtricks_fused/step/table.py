@@ -256,6 +256,7 @@ class AddressTable:
     def _update(self, call: StepCall) -> bool:
         if not (
             self._indices == call.param_indices
+            and {*map(type, call.param_indices)} <= {int}  # True and 1.0 are equal to 1
             and self._maps == call.index_maps
             and self._how == (call.centralize, call.rounds)
             and self.watched.are_in(self._lists(call))

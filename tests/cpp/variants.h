@@ -17,7 +17,7 @@ struct DtypePair {
   Dtype param, state;
 };
 template <class... P>
-constexpr std::array<DtypePair, sizeof...(P)> dtypes_of(PairList<P...>) {
+constexpr std::array<DtypePair, sizeof...(P)> dtypes_of(TypeList<P...>) {
   return {{{kDtypeOf<typename P::Param>, kDtypeOf<typename P::State>}...}};
 }
 constexpr auto kPairs = dtypes_of(Pairs{});

@@ -386,6 +386,21 @@ def test_what_is_no_identity_is_refused(value):
         optimizer.step()
 
 
+@pytest.mark.parametrize("value", [1.0, True], ids=repr)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_what_equals_an_identity_is_none(value, backend):
+    params = [torch.ones(5, requires_grad=True) for _ in range(2)]
+    optimizer = lrt.Adam(params, keep_prob=0.5, backend=backend)
+    for param in params:
+        param.grad = torch.ones(5)
+    for _ in range(5):  # what is known of the operands is kept
+        optimizer.step()
+    assert optimizer.state[params[1]]["identity"] == 1
+    optimizer.state[params[1]]["identity"] = value
+    with pytest.raises(ValueError, match=f"Invalid state identity={value!r}: must be an int in"):
+        optimizer.step()
+
+
 def test_two_parameters_of_one_identity_are_refused():
     optimizer, saved = damaged(lambda states: [states[number].update(identity=5) for number in (2, 4)])
     before = Snapshot(optimizer)

@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import lrtricks_fused as lrt
 from lrtricks_fused.optim import repeats
 from lrtricks_fused.optim.base import MaskedOptimizer
-from lrtricks_fused.step import host, published
+from lrtricks_fused.step import host, published, record
 from lrtricks_fused.step.table import AddressTable
 
 WARM = repeats.FIRST_PATIENCE + 2  # the first makes states, the last is repeated
@@ -104,6 +104,73 @@ def test_what_is_repeated(event, library, whole_steps, monkeypatch):
             opt.step()
     assert whole_steps.count(native) == (0 if library else 3) and whole_steps.count(reference) == 3
     assert_same_bits(contents(native), contents(reference))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["library", "Python"])
+def test_graphs_know_of_a_repeated_step(told, cpu_or_device, whole_steps, monkeypatch):
+    layout = published.HostLayout.from_buffer_copy(published.layout())
+    assert layout.bump_version
+    if not told:
+        layout.bump_version = None
+    monkeypatch.setattr(record, "layout", lambda: layout)
+    opt = warm(optimizer())
+    whole_steps.clear()
+    loss = sum(param.square().sum() for param in parameters(opt))
+    versions = [param._version for param in parameters(opt)]
+    opt.step()
+    assert not whole_steps
+    *stepped, without_gradient = [now._version > then for now, then in zip(parameters(opt), versions, strict=True)]
+    assert all(stepped) and not without_gradient
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+MANY = 900  # rows enough for several threads
+
+
+def other_memory(param, opt):
+    param.data = param.data.clone()
+
+
+def other_gradient(param, opt):
+    param.grad = param.grad + 1
+
+
+def other_size(param, opt):
+    param.data, param.grad = param.data[:2], param.grad[:2]
+    opt.state.pop(param)
+
+
+def other_moments(param, opt):
+    opt.state[param]["exp_avg"] = opt.state[param]["exp_avg"] + 1
+
+
+def without_gradient(param, opt):
+    param.grad = None
+
+
+@pytest.mark.parametrize("place", [0, 1, MANY // 2 - 1, MANY // 2, MANY - 1])
+@pytest.mark.parametrize("event", [other_memory, other_gradient, other_size, other_moments,
+                                   without_gradient], ids=lambda event: event.__name__)  # fmt: skip
+def test_several_threads_look_at_many_tensors(event, place, whole_steps):
+    opts = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for backend in ("native", "reference"):
+            params = [torch.full((3,), float(i)).requires_grad_() for i in range(MANY)]
+            for param in params:
+                param.grad = param.detach() * 0.1
+            opts.append(warm(lrt.Adam(params, lr=0.1, keep_prob=0.5, backend=backend)))
+        whole_steps.clear()
+        for opt in opts:
+            opt.step()
+            event(parameters(opt)[place], opt)
+            opt.step()
+        assert whole_steps.count(opts[0]) == (event is not other_gradient)
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_bits(*map(contents, opts))
 
 
 @pytest.mark.parametrize("what", NOTICED)
