@@ -308,6 +308,11 @@ bool fill(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row,
 }  // namespace
 }  // namespace lrt
 
+int lrt_fits(int64_t layout, int64_t wrapper, int64_t record, int64_t row) {
+  return layout == sizeof(lrt::HostLayout) && wrapper == sizeof(lrt::HostWrapper) &&
+         record == sizeof(lrt::StepRecord) && row == sizeof(lrt::StepTensor);
+}
+
 int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, const lrt::StepRecord* record) {
   return lrt::for_rows(*record, 0, record->count, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
     row = {};

@@ -89,6 +89,9 @@ enum StepIs { kOther = 0, kSame = 1, kOfOtherNumbers = 2, kOfMovedGradients = 4 
 
 extern "C" {
 
+// Whether the caller's structures are as large as these, in bytes: it may be of other sources.
+__attribute__((visibility("default"))) int lrt_fits(int64_t layout, int64_t wrapper, int64_t record, int64_t row);
+
 // Fills the record's rows. Returns whether all tensors say what is asked of them.
 __attribute__((visibility("default"))) int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given,
                                                       const lrt::StepRecord* record);

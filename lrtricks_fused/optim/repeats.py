@@ -18,8 +18,7 @@ from ..step.device import is_captured, on, scalar
 from ..step.host import same
 from ..step.layouts import columns_beside
 from ..step.native import TableStep, native_step
-from ..step.published import layout
-from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record
+from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record, can_look
 from .arguments import IN_TENSORS
 from .clipping import Clipping
 from .groups import LOW, CheckedGroup, Group
@@ -27,7 +26,8 @@ from .parts import PLAIN, Part
 from .shards import dtensor_type, local
 from .sums import StepSums
 
-SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas"})
+OF_SCALER = "grad_scale", "found_inf"  # attributes that GradScaler sets for a step, and takes away after it
+SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas", *OF_SCALER})
 UNREAD = frozenset({"_tables", "_checked_groups", "_maps", "_repeats", "_measured"})  # they follow from the others
 FIRST_PATIENCE, MOST_PATIENCE, WORTHWHILE = 2, 256, 8  # steps
 
@@ -58,9 +58,11 @@ class _Piece:
         before = self.checked
         return (checked.wanted, checked.scalars) == (before.wanted, before.scalars)
 
-    def tell(self, checked: CheckedGroup) -> None:
-        """Take the numbers of a group that fits."""
+    def tell(self, checked: CheckedGroup, attributes: dict[str, Any]) -> None:
+        """Take the numbers of a group that fits, and of the optimizer's attributes."""
         self.checked = checked
+        for name in OF_SCALER:
+            setattr(self.call, name, attributes.get(name))
         for name, value in checked.arguments.items():
             setattr(self.call, name, value)
         self.call.hyper = checked.hyper
@@ -85,8 +87,7 @@ class _Piece:
 
 def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
-    told = call.copies, call.norms, call.grad_scale, call.found_inf
-    plain = not (call.staged or call.pieces) and all(value is None for value in told)
+    plain = not (call.staged or call.pieces) and call.copies is call.norms is None
     if not plain or call.table is None or call.table is not optimizer._tables.get(call.table_key):
         return None
     on_cpu = backend.step is native_step and call.params[0].is_cpu
@@ -188,8 +189,8 @@ class Repeats:
         if not all(now.is_constant for now in checked.values()) or not all(piece.fits(now) for piece, now in of_pieces):
             return False
         for piece, now in of_pieces:
-            piece.tell(now)
-        record.take_numbers()
+            piece.tell(now, optimizer.__dict__)
+        record.take_numbers(optimizer.__dict__)
         return True
 
     def note(
@@ -203,7 +204,7 @@ class Repeats:
     ) -> None:
         """Make a record of a step that was just taken, if it can be repeated and enough like it were waited for."""
         self._waited += 1
-        if self._waited < self._patience or not calls or len(work) != len(calls) or layout() is None:
+        if self._waited < self._patience or not calls or len(work) != len(calls) or not can_look():
             return
         params = list(optimizer._params())
         groups = [optimizer._checked_group(group) for group in optimizer.param_groups]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import host
-from .published import layout
+from .published import HostLayout, layout
 from .slots import place_of
 
 _MOST_DEPTH = 4  # attributes, groups, a group, its parameters
@@ -38,6 +38,13 @@ class _StepRecord(ctypes.Structure):
 
 class _HostWrapper(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("type", "wrapped_type", "wrapped", "spec")]
+
+
+def can_look() -> bool:
+    """Whether the native library can look at objects here: it is there, and of the same sources."""
+    known, row = host.functions(), _FIXED_WORDS * ctypes.sizeof(ctypes.c_int64)
+    sizes = [*map(ctypes.sizeof, (HostLayout, _HostWrapper, _StepRecord)), row]
+    return known is not None and layout() is not None and bool(known.fits(*sizes))
 
 
 def _wrapper(sample: Any) -> _HostWrapper:
@@ -125,7 +132,8 @@ class Entries:
         self._scheduled, self._unread = scheduled, unread
         self.held: list[Any] = []
         self.rows: list[int] = []  # three of each
-        self.numbers: dict[int, tuple[Any, Any]] = {}  # where those scheduled are, by their rows
+        # Where those scheduled are, by their rows; None: among the attributes, which must not be held by one of them.
+        self.numbers: dict[int, tuple[Any, Any]] = {}
         self._enter(attributes, 1)
 
     def _enter(self, container: Any, depth: int) -> None:
@@ -133,7 +141,7 @@ class Entries:
         for key, value in container.items() if is_dict else ((None, item) for item in container):
             kind = self._kind(key, value, depth)
             if kind == _SCHEDULED:
-                self.numbers[len(self.rows) // 3] = container, key
+                self.numbers[len(self.rows) // 3] = None if depth == 1 else container, key
             self.rows += id(key) if is_dict else 0, id(value), kind
             if not self._is_unread(key, depth):
                 self.held += [key, value]
@@ -163,7 +171,7 @@ class Record:
 
     def __init__(self, entries: Entries, operands: Operands) -> None:
         known, there = host.functions(), layout()
-        if known is None or there is None:
+        if known is None or there is None or not can_look():
             raise ValueError("Invalid record: the native library cannot look at objects here")
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
         self._entries, self._blocks = _integers(entries.rows).view(-1, 3), _integers([*operands.blocks, operands.words])
@@ -188,8 +196,9 @@ class Record:
         """
         return self._look(*self._places, attributes)
 
-    def take_numbers(self) -> None:
+    def take_numbers(self, attributes: dict[str, Any]) -> None:
         """From now on the scheduled numbers are those that they are now."""
-        self._values = [container[key] for container, key in self._numbers.values()]  # which are held
+        places = self._numbers.values()
+        self._values = [(attributes if it is None else it)[key] for it, key in places]  # which are held
         for row, value in zip(self._numbers, self._values, strict=True):
             self._entries[row, 1] = id(value)

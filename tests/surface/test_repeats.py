@@ -87,8 +87,11 @@ def counted_uploads(opt, monkeypatch):
     return uploads
 
 
-def test_the_library_can_look_here():
-    assert published.layout() is not None
+def test_the_library_can_look_here(monkeypatch):
+    assert record.can_look()
+    monkeypatch.setattr(record, "_FIXED_WORDS", 13)  # as of other sources than the library's
+    assert not record.can_look()
+    warm(optimizer(), 9)
 
 
 @pytest.mark.parametrize("library", [True, False], ids=["library", "Python"])
@@ -409,6 +412,46 @@ def test_clipped_steps_are_repeated(event, whole_steps):
     assert whole_steps.count(opts[0]) == 0 and len({norm.data_ptr() for norm in told[0]}) == 3
     assert_same_bits(told[0], told[1])
     assert_same_bits(*map(contents, opts))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}, {"track_metrics": True}], ids=str)
+def test_steps_of_a_scaler_are_repeated(options, cpu_or_device, whole_steps):
+    if cpu_or_device and "track_metrics" in options:
+        pytest.skip("of metrics on a device all steps are whole")
+    opts = [optimizer(backend, **options) for backend in ("native", "reference")]
+    told = []
+    for number in range(WARM + 6):
+        if number == WARM:
+            whole_steps.clear()
+        for opt in opts:
+            new_gradients(opt)
+            scale = None if number == WARM + 4 else torch.tensor(2.0**number)  # None: gradients are unscaled already
+            vars(opt).update(grad_scale=scale, found_inf=torch.tensor(float(number == WARM + 2)))
+            opt.step()
+            del opt.grad_scale, opt.found_inf
+            told.append(opt.grad_norm if "max_norm" in options else None)
+    assert opts[0] not in whole_steps
+    for opt in opts:
+        opt.step()  # without the scaler, which is noticed
+    assert opts[0] in whole_steps
+    assert_same_bits(*map(contents, opts))
+    assert all(torch.equal(a, b) for a, b in zip(told[::2], told[1::2], strict=True) if a is not None)
+
+
+def test_a_scaler_makes_no_cycle():
+    opt = optimizer()
+    for _ in range(WARM + 3):
+        vars(opt).update(grad_scale=torch.tensor(2.0), found_inf=torch.tensor(0.0))
+        opt.step()
+    assert opt._repeats._repeated
+    gone = weakref.ref(opt), weakref.ref(parameters(opt)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        del opt
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_another_norm_to_clip_to_is_noticed(whole_steps):
