@@ -43,7 +43,8 @@ class _Functions:
         self.ask_for.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         self.ask_for.restype = None
         self.have_stayed.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-        self.fits, self.record, self.repeats = native.lrt_fits, native.lrt_record, native.lrt_repeats  # csrc/host_step.h
+        # csrc/host_step.h
+        self.fits, self.record, self.repeats = native.lrt_fits, native.lrt_record, native.lrt_repeats
         self.fits.argtypes = [ctypes.c_int64] * 4
         self.record.argtypes = [ctypes.c_void_p] * 3
         self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object]
