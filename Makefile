@@ -36,10 +36,10 @@ test-all: export LRTRICKS_FULL = 1
 test-all: test
 
 # The PTX out of the library (TORCH_CUDA_ARCH_LIST="9.0+PTX", or the default) and of Triton, executed on the CPU. Some
-# variants; with LRTRICKS_FULL=1 all variants, types, tricks and targets, which takes long.
+# variants; with LRTRICKS_FULL=1 all variants, types, tricks and targets, which takes long. ARGS="-k sm_90": fewer.
 test-ptx: export LRTRICKS_PTX = 1
 test-ptx: $(VENV)/.built
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/ptx
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/ptx $(ARGS)
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench
