@@ -16,8 +16,8 @@ from .variants import VARIANTS
 
 ACCESS = 16  # bytes of one access of a full chunk
 ELEMENTS = 16  # of a thread in a tile of 512, which a warp steps
-_UNREPORTED = re.compile(r"(step_kernelILb0ELb1|step_kernelILb1|staged_kernelILb1)E")
 PLAIN = "false, false"  # step_kernel's kMapped, kSloped: neither shards, channels_last nor a slope
+_UNREPORTED = re.compile(r"(step_kernelILb0ELb1|step_kernelILb1|staged_kernelILb1)E")  # all others, by mangled names
 PHILOX_MULTIPLIER = re.compile(r"-0x2daee0ad|0xd2511f53")
 BYTES = {"float": 4, "double": 8, "lrt::BFloat16": 2, "lrt::Half": 2}
 DTYPES = {  # of parameters and gradients, of states
