@@ -1,6 +1,8 @@
-// Runs every C++ test of csrc, or those whose case name contains the first argument; exit status 1 if one fails.
-// Built by tests/cpp/Makefile without torch, under AddressSanitizer and UBSan unless MODE=release.
+// Runs every C++ test of csrc, or those whose case name contains the first argument; exit status 1 if one fails, or
+// none is so named. A second and third argument: part I of N of these cases, from 0. Built by tests/cpp/Makefile
+// without torch, under AddressSanitizer and UBSan unless MODE=release.
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 
 #include "check.h"
@@ -9,13 +11,14 @@
 namespace lrt::test {
 namespace {
 
-int passed = 0, failed = 0;
+int named = 0, passed = 0, failed = 0;
+int part = 0, parts = 1;
 std::string wanted;
 
 }  // namespace
 
 void run_case(const std::string& name, const std::function<void()>& body) {
-  if (name.find(wanted) == std::string::npos) return;
+  if (name.find(wanted) == std::string::npos || named++ % parts != part) return;
   try {
     body();
     ++passed;
@@ -31,6 +34,7 @@ int main(int argc, char** argv) {
   using namespace lrt::test;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   if (argc > 1) wanted = argv[1];
+  if (argc > 3) part = std::atoi(argv[2]), parts = std::atoi(argv[3]);
   std::printf("instruction sets:");
   for (const lrt::cpu::Isa isa : available_isas()) std::printf(" %s", lrt::cpu::isa_name(isa));
   std::printf("\n");
@@ -43,5 +47,5 @@ int main(int argc, char** argv) {
   test_squares();
   test_stage();
   std::printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0 || passed == 0;
+  return failed != 0 || named == 0;
 }

@@ -28,15 +28,15 @@ POISON = 0xCD
 @functools.cache
 def module() -> ModuleType:
     """The compiled module, built on first use."""
-    build, flags = ROOT / "build" / "cuda-host", ""
+    build, sanitized = ROOT / "build" / "cuda-host", []
     if os.environ.get("LRTRICKS_SANITIZE") == "1":  # make sanitize, which also preloads the runtimes
-        build, flags = build.with_name("cuda-host-sanitize"), "-g1 -fsanitize=address,undefined -fno-sanitize-recover"
+        build, sanitized = build.with_name("cuda-host-sanitize"), ["SANITIZED=1"]
     make = ["make", "-s", "-j2", "-C", ROOT / "tests" / "cuda_host", f"PYTHON={sys.executable}", f"BUILD={build}"]
     build.mkdir(parents=True, exist_ok=True)
     without_preload = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     with open(build / "lock", "w") as lock:  # several processes may run tests
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run([*make, f"EXTRA={flags}"], check=True, env=without_preload)
+        subprocess.run([*make, *sanitized], check=True, env=without_preload)
     spec = importlib.util.spec_from_file_location("cuda_on_host", build / "cuda_on_host.so")
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
