@@ -7,6 +7,7 @@
 
 #include "core/keep.h"
 #include "cpu/isa.h"
+#include "cpu/philox_common.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -27,14 +28,17 @@ struct Wide {
   LRT_HD explicit Wide(__m512i x) : v(x) {}
   LRT_HD explicit Wide(uint32_t x) : v(_mm512_set1_epi64(x)) {}
   static constexpr int kCalls = 8;
-  static LRT_HD Wide counters(uint32_t first) {  // every second call: first, first + 2, ...
-    return Wide(_mm512_add_epi64(_mm512_set1_epi64(first), _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0)));
+  // The numbers of every second call, first, first + 2, ..., times a factor.
+  static LRT_HD Wide products(uint64_t first, uint64_t factor) {
+    const __m512i steps = _mm512_mul_epu32(_mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), _mm512_set1_epi64(factor));
+    return Wide(_mm512_add_epi64(_mm512_set1_epi64(first * factor), steps));
   }
 };
 LRT_HD Wide operator^(Wide a, Wide b) { return Wide(_mm512_xor_si512(a.v, b.v)); }
+LRT_HD Wide high_half(Wide a) { return Wide(_mm512_shuffle_epi32(a.v, _MM_PERM_DDBB)); }
 LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm512_mul_epu32(a.v, _mm512_set1_epi64(multiplier)));
-  hi = Wide(_mm512_shuffle_epi32(lo.v, _MM_PERM_DDBB));
+  hi = high_half(lo);
 }
 LRT_HD __m512i words_of(Wide even, Wide odd) {
   return _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
@@ -53,14 +57,16 @@ struct Wide {
   LRT_HD explicit Wide(__m256i x) : v(x) {}
   LRT_HD explicit Wide(uint32_t x) : v(_mm256_set1_epi64x(x)) {}
   static constexpr int kCalls = 4;
-  static LRT_HD Wide counters(uint32_t first) {
-    return Wide(_mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_set_epi64x(6, 4, 2, 0)));
+  static LRT_HD Wide products(uint64_t first, uint64_t factor) {
+    const __m256i steps = _mm256_mul_epu32(_mm256_set_epi64x(6, 4, 2, 0), _mm256_set1_epi64x(factor));
+    return Wide(_mm256_add_epi64(_mm256_set1_epi64x(first * factor), steps));
   }
 };
 LRT_HD Wide operator^(Wide a, Wide b) { return Wide(_mm256_xor_si256(a.v, b.v)); }
+LRT_HD Wide high_half(Wide a) { return Wide(_mm256_shuffle_epi32(a.v, 0xf5)); }
 LRT_HD void mul_hi_lo(Wide a, uint32_t multiplier, Wide& hi, Wide& lo) {
   lo = Wide(_mm256_mul_epu32(a.v, _mm256_set1_epi64x(multiplier)));
-  hi = Wide(_mm256_shuffle_epi32(lo.v, 0xf5));
+  hi = high_half(lo);
 }
 LRT_HD __m256i words_of(Wide even, Wide odd) { return _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa); }
 LRT_HD void store_words(uint32_t* words, Wide even, Wide odd) {
@@ -87,6 +93,12 @@ constexpr int kPiece = 8;
 constexpr int kRowsBetweenDraws = LRT_ROWS_BETWEEN_DRAWS > kPiece / 8 ? LRT_ROWS_BETWEEN_DRAWS : kPiece / 8;
 static_assert(8 % kRowsBetweenDraws == 0 && 8 * kRowsBetweenDraws % kPiece == 0);
 
+// What the calls of one tile have in common.
+LRT_HD PhiloxCommon common_of(const KeepStream& key, Stream stream, int64_t tile) {
+  const uint32_t others[] = {counter_high(static_cast<uint64_t>(tile) * kLanes, stream), key.step, key.param};
+  return {others, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32)};
+}
+
 #if defined(__AVX512F__) || defined(__AVX2__)
 // Calls [lane, lane + kPiece) of one tile, every second of them from the first on, and from the second on.
 struct Piece {
@@ -94,12 +106,13 @@ struct Piece {
 };
 template <int kRounds>
 LRT_HD Piece piece_of(const KeepStream& key, Stream stream, int64_t tile, int lane) {
-  const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
-  const uint32_t key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
-  const Wide high(counter_high(first, stream)), step(key.step), param(key.param);
-  const uint32_t n = static_cast<uint32_t>(first) + lane;
-  return {philox4x32<kRounds>(PhiloxBlock<Wide>{{Wide::counters(n), high, step, param}}, key0, key1),
-          philox4x32<kRounds>(PhiloxBlock<Wide>{{Wide::counters(n + 1), high, step, param}}, key0, key1)};
+  const PhiloxCommon common = common_of(key, stream, tile);
+  const uint32_t first = static_cast<uint32_t>(tile * kLanes + lane);
+  const auto every_second = [&](uint32_t n) {
+    const Wide product = Wide::products(n, kPhiloxM0);
+    return common.block<kRounds>(high_half(product), product);
+  };
+  return {every_second(first), every_second(first + 1)};
 }
 #endif
 
@@ -112,9 +125,9 @@ LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t til
     store_keeps(&keeps.row[2 * w][lane], &keeps.row[2 * w + 1][lane], even.word[w], odd.word[w], threshold);
   }
 #else
-  const uint64_t first = static_cast<uint64_t>(tile) * kLanes;
+  const PhiloxCommon common = common_of(stream, Stream::kElement, tile);
   for (int call = lane; call < lane + kPiece; ++call) {
-    const auto block = draw(stream, first + call, Stream::kElement);
+    const auto block = common.block<kPhiloxRounds>(static_cast<uint32_t>(tile * kLanes + call));
     for (int r = 0; r < 8; ++r) keeps.row[r][call] = row_bits(block.word[r / 2], r) < threshold ? -1 : 0;
   }
 #endif
@@ -131,8 +144,9 @@ LRT_HD void draw_words(const KeepStream& key, Stream stream, int64_t tile, int l
   const auto [even, odd] = piece_of<kRounds>(key, stream, tile, lane);
   for (int w = 0; w < 4; ++w) store_words(&words.word[w][lane], even.word[w], odd.word[w]);
 #else
+  const PhiloxCommon common = common_of(key, stream, tile);
   for (int call = lane; call < lane + kPiece; ++call) {
-    const auto block = draw<kRounds>(key, static_cast<uint64_t>(tile) * kLanes + call, stream);
+    const auto block = common.block<kRounds>(static_cast<uint32_t>(tile * kLanes + call));
     for (int w = 0; w < 4; ++w) words.word[w][call] = block.word[w];
   }
 #endif

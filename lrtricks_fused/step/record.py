@@ -40,11 +40,19 @@ class _HostWrapper(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("type", "wrapped_type", "wrapped", "spec")]
 
 
+def _lookers() -> tuple[Any, HostLayout] | None:
+    """The functions that look at objects here, and what they need to know of these.
+
+    None where there is no library, or one of other sources.
+    """
+    known, there = host.functions(), layout()
+    sizes = [*map(ctypes.sizeof, (HostLayout, _HostWrapper, _StepRecord)), _FIXED_WORDS * ctypes.sizeof(ctypes.c_int64)]
+    return (known, there) if known is not None and there is not None and known.fits(*sizes) else None
+
+
 def can_look() -> bool:
     """Whether the native library can look at objects here: it is there, and of the same sources."""
-    known, row = host.functions(), _FIXED_WORDS * ctypes.sizeof(ctypes.c_int64)
-    sizes = [*map(ctypes.sizeof, (HostLayout, _HostWrapper, _StepRecord)), row]
-    return known is not None and layout() is not None and bool(known.fits(*sizes))
+    return _lookers() is not None
 
 
 def _wrapper(sample: Any) -> _HostWrapper:
@@ -170,9 +178,10 @@ class Record:
     """
 
     def __init__(self, entries: Entries, operands: Operands) -> None:
-        known, there = host.functions(), layout()
-        if known is None or there is None or not can_look():
+        lookers = _lookers()
+        if lookers is None:
             raise ValueError("Invalid record: the native library cannot look at objects here")
+        known, there = lookers
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
         self._entries, self._blocks = _integers(entries.rows).view(-1, 3), _integers([*operands.blocks, operands.words])
         self._tensors = torch.empty(operands.words, dtype=torch.int64, device="cpu")

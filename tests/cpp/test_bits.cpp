@@ -52,9 +52,13 @@ void philox_answers() {
     const PhiloxBlock<uint32_t> counter = {{c[0], c[1], c[2], c[3]}};
     const auto seven = philox4x32<7>(counter, answer.key[0], answer.key[1]);
     const auto ten = philox4x32<10>(counter, answer.key[0], answer.key[1]);
+    const cpu::PhiloxCommon common({c[1], c[2], c[3]}, answer.key[0], answer.key[1]);
+    const auto common_seven = common.block<7>(c[0]), common_ten = common.block<10>(c[0]);
     for (int w = 0; w < 4; ++w) {
       require(seven.word[w] == answer.seven_rounds[w], "7 rounds, word ", w, ": ", seven.word[w]);
       require(ten.word[w] == answer.ten_rounds[w], "10 rounds, word ", w, ": ", ten.word[w]);
+      require(common_seven.word[w] == answer.seven_rounds[w], "7 rounds, in common, word ", w);
+      require(common_ten.word[w] == answer.ten_rounds[w], "10 rounds, in common, word ", w);
     }
   }
 }
