@@ -94,30 +94,51 @@ bool is_same_object(const HostLayout& layout, const StepTensor& row) {
          word(row.of.object, layout.implementation) == row.implementation;
 }
 
+// Whether the storage has all of the tensor, which lies at this address.
+bool is_in_memory(const StepTensor& row, uint64_t handle, uint64_t address) {
+  if (row.extent == 0) return true;
+  int64_t offset, size;
+  return address != 0 && ask(aoti_torch_get_storage_offset, handle, &offset) &&
+         ask(aoti_torch_get_storage_size, handle, &size) &&
+         (offset + row.extent) * static_cast<int64_t>(aoti_torch_dtype_element_size(row.dtype)) <= size;
+}
+
 bool has_stayed(const HostLayout& layout, StepTensor& row) {
   uint64_t address;
   if (!is_same_object(layout, row) || !is_alike(layout, row, row.handle) || !address_of(row.handle, address) ||
       address != row.address) {
     return false;
   }
+  if (!is_in_memory(row, row.handle, address)) return false;
   return row.of.role != StepTensorRole::kCount || is_step_count(*reinterpret_cast<const double*>(address));
 }
-
-// Whether the storage has all of the tensor.
-bool is_in_memory(const StepTensor& row, uint64_t handle) {
-  if (row.extent == 0) return true;
-  int64_t offset, size;
-  return row.moved_to != 0 && ask(aoti_torch_get_storage_offset, handle, &offset) &&
-         ask(aoti_torch_get_storage_size, handle, &size) &&
-         (offset + row.extent) * static_cast<int64_t>(aoti_torch_dtype_element_size(row.dtype)) <= size;
+// The gradient gets one owner more: while kernels read it, anyone may drop it.
+bool hold(const StepRecord& record, const StepTensor& row, uint64_t handle) {
+  AtenTensorHandle own = nullptr;
+  if (aoti_torch_new_tensor_handle(handle_of(handle), &own) != AOTI_TORCH_SUCCESS) return false;
+  record.held[row.of.object] = {reinterpret_cast<uint64_t>(own), word(handle, 0)};
+  return true;
 }
 
-// Whether the gradient of a tensor can take the place of the one before.
-bool can_follow(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row, const StepTensor& owner) {
-  const uint64_t handle = handle_of_gradient(layout, wrapper, row, owner);
+// By one thread, which has Python's lock: the owner that goes may be the last.
+void let_go(const StepRecord& record) {
+  for (int64_t i = 0; i < record.gradients; ++i) {
+    if (i + kAhead < record.gradients) {
+      ask_for(record.held[i + kAhead].handle, kOfWord);
+      ask_for(record.held[i + kAhead].implementation, kOfCount);
+    }
+    if (record.held[i].handle != 0) aoti_torch_delete_tensor_object(handle_of(record.held[i].handle));
+    record.held[i] = {};
+  }
+}
+
+// Whether the gradient of a tensor can take the place of the one before; it is held then.
+bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& owner) {
+  const uint64_t handle = handle_of_gradient(layout, record.wrapper, row, owner);
   int32_t device;
   return handle != 0 && is_alike(layout, row, handle) && ask(aoti_torch_get_device_index, handle, &device) &&
-         device == row.device && address_of(handle, row.moved_to) && is_in_memory(row, handle);
+         device == row.device && address_of(handle, row.moved_to) && is_in_memory(row, handle, row.moved_to) &&
+         hold(record, row, handle);
 }
 
 // Of a state's wrapper nothing else is read: whatever becomes another is in its slots.
@@ -126,12 +147,12 @@ bool holds_the_same(const HostLayout& layout, const HostWrapper& wrapper, const 
          word(row.of.object, wrapper.spec) == row.spec;
 }
 
-bool is_as_before(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row, const StepTensor& before) {
+bool is_as_before(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
   switch (row.of.role) {
     case StepTensorRole::kGradient:
-    case StepTensorRole::kWrappedGradient: return can_follow(layout, wrapper, row, before);
+    case StepTensorRole::kWrappedGradient: return can_follow(layout, record, row, before);
     case StepTensorRole::kNone: return !is_defined(gradient_of(layout, before.implementation));
-    case StepTensorRole::kWrapper: return holds_the_same(layout, *wrapper, row);
+    case StepTensorRole::kWrapper: return holds_the_same(layout, *record.wrapper, row);
     default: return has_stayed(layout, row);
   }
 }
@@ -189,7 +210,7 @@ bool are_as_before(const HostLayout& layout, const StepRecord& record, bool& mov
         ask(*ahead);
         ahead = &next(*ahead);
       }
-      if (!is_as_before(layout, record.wrapper, row, before)) return false;
+      if (!is_as_before(layout, record, row, before)) return false;
       here_moved = here_moved || (is_gradient(row) && row.moved_to != row.address);
       return true;
     });
@@ -269,19 +290,32 @@ int lrt_fits(int64_t layout, int64_t wrapper, int64_t record, int64_t row) {
 }
 
 int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, const lrt::StepRecord* record) {
+  uint64_t gradients = 0;
   return lrt::for_rows(*record, 0, record->count, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
     row = {};
     row.of = *given++;
-    return lrt::fill(*layout, record->wrapper, row, before);
+    if (!lrt::fill(*layout, record->wrapper, row, before)) return false;
+    if (lrt::is_gradient(row)) row.of.object = gradients++;
+    return true;
   });
 }
 
-int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record, void* attributes) {
+int lrt_count_versions(const lrt::HostLayout* layout, const lrt::StepRecord* record) {
+  return layout->bump_version && lrt::bump_versions(*layout, *record);
+}
+
+void lrt_let_go(const lrt::StepRecord* record) { lrt::let_go(*record); }
+
+int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record, void* attributes, int counts) {
   lrt::Entries entries(*layout, record->entries);
   if (!entries.match(attributes, false)) return lrt::kOther;
   bool moved = false;
-  if (!lrt::are_as_before(*layout, *record, moved)) return lrt::kOther;
-  if (layout->bump_version && !lrt::bump_versions(*layout, *record)) return lrt::kOther;
+  if (!lrt::are_as_before(*layout, *record, moved)) {
+    lrt_let_go(record);
+    return lrt::kOther;
+  }
   if (moved) lrt::move_gradients(*record);
-  return lrt::kSame | (entries.of_other_numbers ? lrt::kOfOtherNumbers : 0) | (moved ? lrt::kOfMovedGradients : 0);
+  const bool counted = counts && !entries.of_other_numbers && lrt_count_versions(layout, record);
+  return lrt::kSame | (entries.of_other_numbers ? lrt::kOfOtherNumbers : 0) | (moved ? lrt::kOfMovedGradients : 0) |
+         (counted ? lrt::kCounted : 0);
 }

@@ -35,7 +35,7 @@ enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone, kWrapper,
 // What is given of a row.
 struct StepTensorOf {
   StepTensorRole role;
-  uint64_t object;  // 0: a gradient, which its tensor knows, or none
+  uint64_t object;  // 0: a gradient, which its tensor knows and which gets a number here, or none
   uint64_t* slot;   // of a gradient: where a table has its address; of a parameter: not null
 };
 
@@ -73,6 +73,11 @@ struct HostWrapper {
   int64_t wrapped, spec;
 };
 
+// By which a gradient is held, and what is; null: it is not.
+struct HeldGradient {
+  uint64_t handle, implementation;
+};
+
 // The rows lie in blocks, each of which can be looked at by itself: a row that asks for the one before begins none.
 struct StepRecord {
   const HostEntry* entries;
@@ -80,10 +85,12 @@ struct StepRecord {
   uint64_t* tensors;           // the rows
   const int64_t* blocks;       // where each block begins, in words, and where the last one ends
   int64_t count;               // of blocks
+  HeldGradient* held;          // one for each gradient
+  int64_t gradients;
 };
 
 // What is told of a step, bits.
-enum StepIs { kOther = 0, kSame = 1, kOfOtherNumbers = 2, kOfMovedGradients = 4 };
+enum StepIs { kOther = 0, kSame = 1, kOfOtherNumbers = 2, kOfMovedGradients = 4, kCounted = 8 };
 
 }  // namespace lrt
 
@@ -97,8 +104,16 @@ __attribute__((visibility("default"))) int lrt_record(const lrt::HostLayout* lay
                                                       const lrt::StepRecord* record);
 
 // Whether the attributes of an optimizer, a dict, and the tensors are those of the record: bits of StepIs. Where they
-// are, the parameters that have a gradient count a version more, if that can be told, and the slots of gradients that
-// have moved say so; where not all is the same, nothing has been written.
+// are, the gradients are held until lrt_let_go, and the slots of those that have moved say so; if it counts and no
+// number is another, lrt_count_versions is done, too. Where not all is the same, nothing has been written, and nothing
+// is held.
 __attribute__((visibility("default"))) int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record,
-                                                       void* attributes);
+                                                       void* attributes, int counts);
+
+// Has the parameters that have a gradient count a version more; returns whether that can be told.
+__attribute__((visibility("default"))) int lrt_count_versions(const lrt::HostLayout* layout,
+                                                              const lrt::StepRecord* record);
+
+// Holds the gradients no longer. Their last owner may be this one.
+__attribute__((visibility("default"))) void lrt_let_go(const lrt::StepRecord* record);
 }

@@ -114,6 +114,8 @@ class SavedOptimizer(StatefulOptimizer):
         if not isinstance(saved, dict):
             raise TypeError(f"Invalid state_dict: the state of a parameter is {saved!r}, not a dict")
         state = {name: saved[name] for name in self._state_names(group) if saved.get(name) is not None}
+        if "step" not in saved and not state.keys() <= {"momentum_buffer"}:
+            raise ValueError(f"Invalid state_dict: the state {', '.join(sorted(state))} of a parameter has no step")
         # torch.optim.SGD counts no steps: with a momentum buffer, at least one was taken.
         scalars = {"step": _step_count(saved.get("step", 1.0 if state else 0.0))}
         lost = self._required_states(group) - state.keys()
@@ -163,8 +165,12 @@ class SavedOptimizer(StatefulOptimizer):
         """The other half of a master, which no dtype but its own can hold."""
         if not isinstance(saved, Tensor) or saved.dtype != torch.int16 or tuple(saved.shape) != tuple(param.shape):
             raise ValueError(f"Invalid state_dict: {LOW} is {saved!r}: must be torch.int16 of its parameter's shape")
-        own = local(param)
-        copy = torch.empty_like(own.detach(), dtype=torch.int16).copy_(saved_part(saved, param))
+        own, saved = local(param), saved_part(saved, param)
+        if saved.layout is not torch.strided or saved.is_meta or not storage_holds(saved):
+            raise ValueError(
+                f"Invalid state_dict: {LOW} is {saved.layout} on {saved.device}: must be strided, and in its storage"
+            )
+        copy = torch.empty_like(own.detach(), dtype=torch.int16).copy_(saved)
         return placed(copy, param) if is_dtensor(param) else copy
 
 

@@ -17,8 +17,8 @@ from ..step.call import BESIDE, StepCall
 from ..step.device import is_captured, on, scalar
 from ..step.host import same
 from ..step.layouts import columns_beside
-from ..step.native import TableStep, native_step
-from ..step.record import OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record, can_look
+from ..step.native import TableStep, mirrors_of, native_step
+from ..step.record import COUNTED, OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record, can_look
 from .arguments import IN_TENSORS
 from .clipping import Clipping
 from .groups import LOW, CheckedGroup, Group
@@ -46,6 +46,7 @@ class _Piece:
     backend: Backend
     native: TableStep | None
     wholes: list[list[Any]]
+    mirrors: list[Tensor]
 
     def has_moved(self) -> None:
         """Take the addresses of gradients, which the host's table has, to the device's."""
@@ -53,10 +54,10 @@ class _Piece:
             with on(self.call.params[0].device):
                 self.call.table.upload_gradients()
 
-    def fits(self, checked: CheckedGroup) -> bool:
+    def fits(self, checked: CheckedGroup, attributes: dict[str, Any]) -> bool:
         """Whether the call stays the same but for its numbers, where this is what now follows from its group."""
-        before = self.checked
-        return (checked.wanted, checked.scalars) == (before.wanted, before.scalars)
+        before, of_scaler = self.checked, [attributes.get(name) for name in OF_SCALER]
+        return (checked.wanted, checked.scalars) == (before.wanted, before.scalars) and _are_read(of_scaler, self.call)
 
     def tell(self, checked: CheckedGroup, attributes: dict[str, Any]) -> None:
         """Take the numbers of a group that fits, and of the optimizer's attributes."""
@@ -79,6 +80,8 @@ class _Piece:
             torch.autograd.graph.increment_version(self.call.params)
 
     def step(self) -> None:
+        if self.mirrors:
+            torch.autograd.graph.increment_version(self.mirrors)
         if self.native is None:
             self.backend.step(self.call)
         else:
@@ -93,15 +96,36 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
     on_cpu = backend.step is native_step and call.params[0].is_cpu
     if call.wants_metrics and not on_cpu:
         return None  # no kernel sums them: they are made of the gradients, which the call will not have
-    read = [getattr(call, name) for name in IN_TENSORS]
-    if any(isinstance(value, Tensor) and scalar(value, call.params[0].device) is not value for value in read):
-        return None  # what is read is a copy of it
+    if call.clip is not None and call.table.grad_code is None:
+        return None  # norms of several dtypes are made of the gradients, too
+    if not _are_read([getattr(call, name) for name in (*IN_TENSORS, *OF_SCALER)], call):
+        return None
     wholes = optimizer._maps[call.table_key].wholes if part.sharded else [call.params, *call.states.values()]
     wholes = [*wholes, *_wholes_beside(call, wholes[0], optimizer)]
     if not same([local(param.grad) for param in wholes[0]], call.grads):
         return None
     call.grads = []  # which come and go
-    return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None, wholes)
+    native = TableStep(call) if on_cpu else None
+    return _Piece(part.group, part.checked, call, backend, native, wholes, mirrors_of(call))
+
+
+def _are_read(values: list[Any], call: StepCall) -> bool:
+    """Whether the kernels read those that are tensors, and not copies of them, which would know nothing of a change."""
+    device = call.params[0].device
+    return all(not isinstance(value, Tensor) or scalar(value, device) is value for value in values)
+
+
+def _is_plain(optimizer: Any) -> bool:
+    """Whether all that decides on a step is found by looking at the optimizer's attributes, dicts and lists."""
+    of_class = [name for name in (*OF_SCALER, "param_groups", "state") if hasattr(type(optimizer), name)]
+    groups = optimizer.param_groups
+    return (
+        not of_class
+        and getattr(type(optimizer), "max_norm", None) is None
+        and isinstance(optimizer.max_norm, (float, int, type(None)))
+        and isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group["params"], (list, tuple)) for group in groups)
+    )
 
 
 def _wholes_beside(call: StepCall, params: list[Any], optimizer: Any) -> Iterator[list[Any]]:
@@ -152,27 +176,46 @@ class Repeats:
         Raises:
             ValueError, TypeError: a scheduled number is invalid; nothing has been changed.
         """
-        if self._record is None:
+        record = self._record
+        if record is None:
             return False
-        if any(map(is_captured, self._devices)) or not self._holds(self._record, optimizer):
+        if any(map(is_captured, self._devices)) or not self._holds(record, optimizer):
             self.forget()
             return False
         self._repeated += 1
+        try:
+            self._take(optimizer)
+        finally:
+            record.let_go()
+        return True
+
+    def _take(self, optimizer: Any) -> None:
         if self._clipping is not None:
             optimizer._measured["grad_norm"] = self._clipping.measure([piece.backend for piece in self._pieces])
         if self._summed is not None:
             self._summed.begin_again()
         for piece in self._pieces:
-            if not self._record.counts_versions:
-                piece.count_versions()
             piece.step()
         if self._summed is not None:
             optimizer._enter(self._summed.finish())
-        return True
 
     def _holds(self, record: Record, optimizer: Any) -> bool:
+        """Whether the step is the same; then its gradients are held, and its parameters count a version more."""
+        holds = False
         try:
-            told = record.compare(optimizer.__dict__)
+            told = self._told(record, optimizer)
+            holds = bool(told) and (not told & OF_OTHER_NUMBERS or self._take_numbers(record, optimizer))
+            if holds and not told & COUNTED and not record.count_versions():
+                for piece in self._pieces:
+                    piece.count_versions()
+        finally:
+            if not holds:
+                record.let_go()
+        return holds
+
+    def _told(self, record: Record, optimizer: Any) -> int:
+        try:
+            told = record.compare(optimizer.__dict__, not self._with_tensors)
             if told & OF_MOVED_GRADIENTS:
                 for piece in self._pieces:
                     piece.has_moved()
@@ -181,12 +224,14 @@ class Repeats:
         except BaseException:  # an interrupt, too, must not leave the device with other addresses than the host
             self.forget()
             raise
-        return bool(told) and (not told & OF_OTHER_NUMBERS or self._take_numbers(record, optimizer))
+        return told
 
     def _take_numbers(self, record: Record, optimizer: Any) -> bool:
         checked = {id(group): optimizer._checked_group(group) for group in optimizer.param_groups}
         of_pieces = [(piece, checked[id(piece.group)]) for piece in self._pieces]
-        if not all(now.is_constant for now in checked.values()) or not all(piece.fits(now) for piece, now in of_pieces):
+        if not all(now.is_constant for now in checked.values()):
+            return False
+        if not all(piece.fits(now, optimizer.__dict__) for piece, now in of_pieces):
             return False
         for piece, now in of_pieces:
             piece.tell(now, optimizer.__dict__)
@@ -205,6 +250,8 @@ class Repeats:
         """Make a record of a step that was just taken, if it can be repeated and enough like it were waited for."""
         self._waited += 1
         if self._waited < self._patience or not calls or len(work) != len(calls) or not can_look():
+            return
+        if not _is_plain(optimizer):
             return
         params = list(optimizer._params())
         groups = [optimizer._checked_group(group) for group in optimizer.param_groups]

@@ -60,9 +60,15 @@ class StoredOptimizer(SavedOptimizer):
         if isinstance(param_group, dict) and param_group.get("mirrors") is not None:
             params = param_group["params"]
             params = [params] if isinstance(params, Tensor) else list(params)
-            mirrors = check_mirrors(param_group.pop("mirrors"), [p[1] if isinstance(p, tuple) else p for p in params])
+            mirrors = check_mirrors(param_group["mirrors"], [p[1] if isinstance(p, tuple) else p for p in params])
             param_group["params"] = params
-        super().add_param_group(param_group)
+            del param_group["mirrors"]
+        try:
+            super().add_param_group(param_group)
+        except BaseException:
+            if mirrors:
+                param_group["mirrors"] = mirrors
+            raise
         for param, out in zip(self.param_groups[-1]["params"], mirrors, strict=False):
             self.mirror(param, out)
 
@@ -82,6 +88,8 @@ class StoredOptimizer(SavedOptimizer):
     def _storage(self, params: list[Tensor], new: dict[Tensor, dict[str, Any]]) -> Storage | None:
         """How these parameters are stored; None where as the kernels step them."""
         rounds = self.rounding == STOCHASTIC, self.state_rounding == STOCHASTIC
+        if self._changes and not self.track_changes:
+            self._changes.clear()  # they will not know of this step
         if not (self._master or self._mirrors or self.track_changes or any(rounds)):
             return None
         storage = Storage(stochastic=rounds[0], stochastic_states=rounds[1])
@@ -147,8 +155,13 @@ class StoredOptimizer(SavedOptimizer):
         if param not in self._changes:
             own = local(param)
             none = torch.zeros(-(-own.numel() // 8), dtype=torch.uint8, device=own.device)
-            self._changes[param] = all_changed(own) if self._all_changed else none
+            self._changes[param] = all_changed(own) if self._all_changed or self._has_stepped(param) else none
         return self._changes[param]
+
+    def _has_stepped(self, param: Tensor) -> bool:
+        """Whether the parameter has taken a step; where a look would have to wait for a device, it may have."""
+        step = self.state.get(param, {}).get("step")
+        return step is not None and (torch.compiler.is_compiling() or not step.is_cpu or step.item() != 0)
 
     @torch.no_grad()
     def pop_changes(self) -> dict[str | int, Changes]:

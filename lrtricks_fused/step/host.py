@@ -18,7 +18,7 @@ from operator import attrgetter, is_
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy
 from torch import Tensor
 
 LIBRARY = Path(__file__).parents[1] / "_native.so"
@@ -47,7 +47,10 @@ class _Functions:
         self.fits, self.record, self.repeats = native.lrt_fits, native.lrt_record, native.lrt_repeats
         self.fits.argtypes = [ctypes.c_int64] * 4
         self.record.argtypes = [ctypes.c_void_p] * 3
-        self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object]
+        self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object, ctypes.c_int]
+        self.count_versions, self.let_go = native.lrt_count_versions, native.lrt_let_go
+        self.count_versions.argtypes, self.let_go.argtypes = [ctypes.c_void_p] * 2, [ctypes.c_void_p]
+        self.let_go.restype = None
         self.has_entries.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int64]
         self.address_of = int(found._torchinductor_pyobject_tensor_data_ptr)
         self.next_entry = ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p)
@@ -74,24 +77,25 @@ def same(mine: list[Any], others: list[Any]) -> bool:
     return mine is others or (len(mine) == len(others) and all(map(is_, mine, others)))
 
 
-def _integers(*columns: list[int]) -> Tensor:
-    return torch.tensor(columns, dtype=torch.int64, device="cpu").t().contiguous()
+def integers(*columns: list[int]) -> Any:
+    """An array of int64 with these columns: no tensor, which under some modes has no memory."""
+    return numpy.array(columns, dtype=numpy.int64).T.copy()
 
 
-def tensor_rows(tensors: list[Tensor], at: list[int]) -> Tensor:
+def tensor_rows(tensors: list[Tensor], at: list[int]) -> Any:
     """The tensors as the library knows them, the address of whose elements is ``at``."""
     try:
         objects = [list(map(_cdata, tensors)), [_cdata(tensor.untyped_storage()) for tensor in tensors]]
     except AttributeError:
         objects = [[0] * len(tensors)] * 2
-    return _integers(list(map(id, tensors)), *objects, at)
+    return integers(list(map(id, tensors)), *objects, at)
 
 
-def ask_for(rows: Tensor | None) -> None:
+def ask_for(rows: Any) -> None:
     """Ask for the memory of these tensors' objects, see the note."""
     known = functions()
     if known is not None and rows is not None:
-        known.ask_for(rows.data_ptr(), len(rows))
+        known.ask_for(rows.ctypes.data, len(rows))
 
 
 class HeldTensors:
@@ -99,7 +103,7 @@ class HeldTensors:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors, self._addresses = tensors, addresses(tensors)
-        self._rows: Tensor | None = None
+        self._rows: Any = None
         self._looked = False
 
     def have_stayed(self) -> bool:
@@ -108,7 +112,7 @@ class HeldTensors:
         if known is not None and self._looked:
             if self._rows is None:  # which take longer to make than one look
                 self._rows = tensor_rows(self.tensors, self._addresses)
-            return bool(known.have_stayed(known.address_of, self._rows.data_ptr(), len(self.tensors)))
+            return bool(known.have_stayed(known.address_of, self._rows.ctypes.data, len(self.tensors)))
         self._looked = True
         return addresses(self.tensors) == self._addresses
 
@@ -131,7 +135,7 @@ class HeldEntries:
 
     def __init__(self, dicts: Mapping[Any, Any]) -> None:
         self._keys, self._values = _entries(dicts)
-        self._rows: Tensor | None = None
+        self._rows: Any = None
 
     def hold(self, dicts: Mapping[Any, Any]) -> bool:
         """Whether all keys and values are the very same objects."""
@@ -140,5 +144,5 @@ class HeldEntries:
             keys, values = _entries(dicts)
             return same(self._keys, keys) and same(self._values, values)
         if self._rows is None:
-            self._rows = _integers(list(map(id, self._keys)), list(map(id, self._values)))
-        return bool(known.has_entries(known.next_entry, dicts, self._rows.data_ptr(), len(self._rows)))
+            self._rows = integers(list(map(id, self._keys)), list(map(id, self._values)))
+        return bool(known.has_entries(known.next_entry, dicts, self._rows.ctypes.data, len(self._rows)))

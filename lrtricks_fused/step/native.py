@@ -123,7 +123,12 @@ def native_step(call: StepCall) -> None:
         if call.copies is not None:
             copy_back(call.copies, call)
     # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
-    torch.autograd.graph.increment_version(call.params)
+    torch.autograd.graph.increment_version([*call.params, *mirrors_of(call)])
+
+
+def mirrors_of(call: StepCall) -> list[Tensor]:
+    """The mirrors that there are."""
+    return [mirror for mirror in getattr(call.storage, "mirrors", None) or () if mirror is not None]
 
 
 @functools.cache
@@ -244,7 +249,7 @@ def squares(call: StepCall, out: Tensor) -> None:
     """Writes the squared norms of the gradients of a prepared call, one float64 per parameter, into ``out``."""
     if not call.params[0].is_cpu:
         squares_on_device(call, out, _run_squares)
-    elif call.table is not None:
+    elif call.table is not None and call.table.grad_code is not None:
         _run_squares(call, call.table, out)
     else:
         grads = (call.copies or (plain(call) if call.pieces else call)).grads

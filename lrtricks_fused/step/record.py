@@ -11,7 +11,6 @@ import ctypes
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor
 
 from . import host
@@ -26,13 +25,15 @@ _BLOCK = 64  # rows, at least
 _OBJECT, _SCHEDULED, _DICT, _LIST, _END = range(5)  # HostEntryKind of csrc/host_step.h
 _HELD, _COUNT, _GRADIENT, _NONE, _WRAPPER, _WRAPPED_GRADIENT = range(6)  # StepTensorRole
 # What is told of a step, bits; 0: it is another. Plain integers, which a step asks without a call.
-SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS = 1, 2, 4
+SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS, COUNTED = 1, 2, 4, 8
 
 
 class _StepRecord(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("entries", "wrapper", "tensors", "blocks")),
         ("count", ctypes.c_int64),
+        ("held", ctypes.c_void_p),
+        ("gradients", ctypes.c_int64),
     ]
 
 
@@ -65,10 +66,6 @@ def _wrapper(sample: Any) -> _HostWrapper:
     if None in places:
         raise ValueError("Invalid record: a DTensor does not tell what it holds")
     return _HostWrapper(id(type(sample)), id(Tensor), *places)
-
-
-def _integers(values: list[int]) -> Tensor:
-    return torch.from_numpy(numpy.array(values, dtype=numpy.int64))
 
 
 class Operands:
@@ -183,27 +180,40 @@ class Record:
             raise ValueError("Invalid record: the native library cannot look at objects here")
         known, there = lookers
         self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
-        self._entries, self._blocks = _integers(entries.rows).view(-1, 3), _integers([*operands.blocks, operands.words])
-        self._tensors = torch.empty(operands.words, dtype=torch.int64, device="cpu")
+        self._entries = numpy.array(entries.rows, dtype=numpy.int64).reshape(-1, 3)
+        self._blocks = host.integers([*operands.blocks, operands.words])
+        self._tensors = numpy.empty(operands.words, dtype=numpy.int64)
+        roles = operands.given[::3]
+        self._gradients = numpy.zeros((roles.count(_GRADIENT) + roles.count(_WRAPPED_GRADIENT), 2), dtype=numpy.int64)
         wrapper = None if operands.wrapper is None else _wrapper(operands.wrapper)
         self._wrapper = wrapper
         self._record = _StepRecord(
-            self._entries.data_ptr(), None if wrapper is None else ctypes.addressof(wrapper),
-            self._tensors.data_ptr(), self._blocks.data_ptr(), len(operands.blocks),
+            self._entries.ctypes.data, None if wrapper is None else ctypes.addressof(wrapper),
+            self._tensors.ctypes.data, self._blocks.ctypes.data, len(operands.blocks),
+            self._gradients.ctypes.data, len(self._gradients),
         )  # fmt: skip
-        self.counts_versions = bool(there.bump_version)  # of the parameters that are stepped, so that no one else must
-        self._look, self._places = known.repeats, (ctypes.addressof(there), ctypes.addressof(self._record))
-        given = _integers(operands.given)
-        if not known.record(self._places[0], given.data_ptr(), self._places[1]):
+        self._look, self._count, self._let_go = known.repeats, known.count_versions, known.let_go
+        self._places = ctypes.addressof(there), ctypes.addressof(self._record)
+        given = host.integers(operands.given)
+        if not known.record(self._places[0], given.ctypes.data, self._places[1]):
             raise ValueError("Invalid record: a tensor does not tell where it is")
 
-    def compare(self, attributes: dict[str, Any]) -> int:
+    def compare(self, attributes: dict[str, Any], counts: bool = True) -> int:
         """Whether a step would be the same: ``SAME`` and what else is to be told of it, or 0.
 
-        Where gradients have moved, the tables say so already; where the step is another, nothing has been written. What
-        is stepped counts a version more (see ``counts_versions``).
+        Where gradients have moved, the tables say so already; where the step is another, nothing has been written. The
+        gradients are held until :meth:`let_go`. If it ``counts``, and the numbers are the same, so that nothing can be
+        wrong with the step any more, what is stepped counts a version more: ``COUNTED``, if that can be told.
         """
-        return self._look(*self._places, attributes)
+        return self._look(*self._places, attributes, counts)
+
+    def count_versions(self) -> bool:
+        """Have what is stepped count a version more; whether that could be told."""
+        return bool(self._count(*self._places))
+
+    def let_go(self) -> None:
+        """Hold the gradients no longer."""
+        self._let_go(self._places[1])
 
     def take_numbers(self, attributes: dict[str, Any]) -> None:
         """From now on the scheduled numbers are those that they are now."""

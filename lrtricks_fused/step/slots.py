@@ -11,8 +11,7 @@ from operator import attrgetter
 from types import MemberDescriptorType
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy
 
 from . import host
 
@@ -75,7 +74,7 @@ class HeldSlots:
     def __init__(self, things: list[Any], *names: str) -> None:
         self._things, self._names = things, names
         self._values = [list(map(attrgetter(name), things)) for name in names]
-        self._words: Tensor | None = None
+        self._words: Any = None
         self._looks = 0
 
     def of(self, name: str) -> list[Any]:
@@ -90,9 +89,9 @@ class HeldSlots:
             found = [_rows(self._things, name, values) for name, values in zip(self._names, self._values, strict=True)]
             if None not in found:
                 rows = [row for rows in zip(*found, strict=True) for row in rows]
-                self._words = torch.tensor(rows, dtype=torch.int64, device="cpu")
+                self._words = numpy.array(rows, dtype=numpy.int64)
         if known is not None and self._words is not None:
-            return bool(known(self._words.data_ptr(), len(self._words)))
+            return bool(known(self._words.ctypes.data, len(self._words)))
         return all(
             host.same(values, list(map(attrgetter(name), self._things)))
             for name, values in zip(self._names, self._values, strict=True)

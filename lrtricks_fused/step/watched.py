@@ -70,16 +70,16 @@ class _Piece:
     def __init__(self, columns: Columns, grads: list[Tensor], where: slice, guarded: bool) -> None:
         self.where = where
         self._held = HeldTensors(list(chain.from_iterable(column[where] for column in columns)))
-        params, own = columns[0][where], grads[where]
-        self._layouts, self._devices = _layouts(params), list(map(_device, params))
+        own = grads[where]
+        self._layouts, self._devices = _layouts(self._held.tensors), list(map(_device, columns[0][where]))
         self._grad_layouts, self._nbytes = _layouts(own), [grad.nbytes for grad in own]
         self.grads = addresses(own)
         self.guards = _guards([*self._held.tensors, *own]) if guarded else None
 
     def is_at(self, grads: list[Tensor]) -> bool:
-        """Whether all tensors are where they were, these gradients too, and the parameters lie as they did."""
-        params = self._held.tensors[: len(grads)]
-        return self._held.have_stayed() and addresses(grads) == self.grads and _layouts(params) == self._layouts
+        """Whether all tensors are where they were, these gradients too, and those held lie as they did."""
+        held = self._held
+        return held.have_stayed() and addresses(grads) == self.grads and _layouts(held.tensors) == self._layouts
 
     def holds(self, grads: list[Tensor]) -> bool:
         """Whether these gradients can take the place of those before, and all else is what it was."""
@@ -97,7 +97,7 @@ class _Piece:
         if self.guards is not None and self.guards(*held, *grads):
             return True
         return (
-            _layouts(held[: len(grads)]) == self._layouts
+            _layouts(held) == self._layouts
             and _layouts(grads) == self._grad_layouts
             and list(map(_device, grads)) == self._devices
             and not any(map(Tensor.is_neg, chain(held, grads)))
@@ -121,7 +121,7 @@ class Watched:
             _Piece(columns, grads, slice(first, min(first + PIECE, count)), guarded)
             for first in range(0, count, PIECE)
         ]  # fmt: skip
-        self._first_rows: Tensor | None = None
+        self._first_rows: Any = None
         self._looks = 0
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..optim.base import MaskedOptimizer
+from ..optim.groups import LOW
 from ..schedules.base import check_finite
 from ..step.native import load_error
 from .untouched import frozen_statistics, replayed
@@ -213,14 +214,21 @@ class LossGrad:
         self.ratio = adapt(loss, trial, slope, lrs, self.c, resolution)
         if self.reject_nonfinite:
             finite = trial.isfinite()
-            for param, old in self._backup.items():
-                param.copy_(torch.where(finite.to(param.device, non_blocking=True), param, old))
+            for tensor, old in self._backup.items():
+                tensor.copy_(torch.where(finite.to(tensor.device, non_blocking=True), tensor, old))
+            for param in self._params():
+                low = self.optimizer.state.get(param, {}).get(LOW)
+                if low is not None and param in self._backup and low not in self._backup:  # made by this step
+                    low.mul_(finite.to(low.device, non_blocking=True))
 
     @torch.no_grad()
     def _back_up(self) -> None:
         params = [param for param in self._params() if param.grad is not None]  # others are none of this step's
+        lows = [self.optimizer.state.get(param, {}).get(LOW) for param in params]
+        mirrors = [self.optimizer._mirrors.get(param) for param in params]
+        stored = [tensor for tensor in (*params, *lows, *mirrors) if tensor is not None]
         old, new = self._backup, torch.empty_like
-        self._backup = {param: (old[param] if param in old else new(param)).copy_(param) for param in params}
+        self._backup = {tensor: (old[tensor] if tensor in old else new(tensor)).copy_(tensor) for tensor in stored}
 
 
 def adapt(loss: Tensor, trial: Tensor, slope: Tensor, lrs: list[Tensor], c: float, resolution: float) -> Tensor:

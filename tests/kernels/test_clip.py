@@ -320,3 +320,20 @@ def test_grad_norm_is_of_the_last_step_that_measured():
     optimizer.max_norm = None
     optimizer.step()
     assert optimizer.grad_norm is None
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_gradients_of_several_dtypes_in_one_group(steps):
+    results = []
+    for backend in ("native", "reference"):
+        params = [torch.nn.Parameter(torch.linspace(-1, 1, 800)) for _ in range(2)]
+        params[0].grad_dtype = None
+        optimizer = lrt.SGD(params, lr=0.1, max_norm=1.0, backend=backend)
+        params[0].grad, params[1].grad = torch.ones(800).bfloat16(), torch.ones(800)
+        norms = []
+        for _ in range(steps):
+            optimizer.step()
+            norms.append(optimizer.grad_norm)
+        assert norms[-1] == 40.0
+        results.append([param.detach() for param in params])
+    assert_same_bits(*results)

@@ -279,3 +279,15 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(how):
         optimizer.load_state_dict(mismatches()[how](other.state_dict()))
     before.assert_unchanged()
     train(optimizer, range(2, 4))  # and it still works
+
+
+@pytest.mark.parametrize("cls", [lrt.Adam, lrt.NAdam, lrt.Lion, lrt.RMSprop])
+def test_a_state_without_a_step_is_refused(cls):
+    param = torch.nn.Parameter(torch.ones(5))
+    optimizer = cls([param], lr=0.1)
+    param.grad = torch.ones(5)
+    optimizer.step()
+    state_dict = optimizer.state_dict()
+    del state_dict["state"][0]["step"]
+    with pytest.raises(ValueError, match="has no step"):
+        optimizer.load_state_dict(state_dict)

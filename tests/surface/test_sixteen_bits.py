@@ -320,3 +320,68 @@ def test_changes_that_do_not_fit_are_refused():
 
 def test_the_example_is_training_of_fp32_masters():
     assert_same_bits(offload.train(True, steps=4), offload.train(False, steps=4))
+
+
+def test_changes_since_before_they_were_tracked_are_all():
+    param = torch.nn.Parameter(torch.randn(30, 30))
+    receiver = param.detach().clone()
+    optimizer = lrt.SGD([param], lr=0.1, keep_prob=0.3)
+
+    def step():
+        param.grad = torch.randn(30, 30)
+        optimizer.step()
+
+    def is_equal_after_changes():
+        lrt.apply_changes([receiver], optimizer.pop_changes())
+        return torch.equal(receiver, param)
+
+    step()
+    optimizer.track_changes = True
+    assert is_equal_after_changes()
+    step()
+    assert optimizer._changes[param].ne(0).sum() > 0 and is_equal_after_changes()
+    optimizer.track_changes = False
+    step()
+    optimizer.track_changes = True
+    step()
+    assert is_equal_after_changes()
+    optimizer.track_changes = False
+    step()
+    optimizer.track_changes = True
+    assert is_equal_after_changes()
+
+
+def test_changes_that_are_tracked_from_the_first_step_are_few():
+    param = torch.nn.Parameter(torch.randn(30, 30))
+    optimizer = lrt.SGD([param], lr=0.1, keep_prob=0.3, track_changes=True)
+    param.grad = torch.ones(30, 30)
+    optimizer.step()
+    assert 150 < optimizer.pop_changes()[0].count < 400
+
+
+def test_a_group_that_is_refused_keeps_its_mirrors():
+    first, second = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizer = lrt.SGD([first], lr=0.1)
+    group = {"params": [second], "keep_prob": 2.0, "mirrors": [torch.zeros(4, dtype=torch.bfloat16)]}
+    with pytest.raises(ValueError, match="keep_prob"):
+        optimizer.add_param_group(group)
+    group["keep_prob"] = 0.5
+    optimizer.add_param_group(group)
+    assert optimizer._mirrors.keys() == {second} and "mirrors" not in optimizer.param_groups[1]
+
+
+@pytest.mark.parametrize("low", ["no memory", "meta", "sparse"])
+def test_a_low_that_cannot_be_read_is_refused(low):
+    param = torch.nn.Parameter(torch.ones(40, 40, dtype=torch.bfloat16))
+    optimizer = lrt.SGD([param], lr=0.1, master="split", momentum=0.9)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    state_dict = optimizer.state_dict()
+    own = state_dict["state"][0]["param_low"].clone()
+    if low == "no memory":
+        own.untyped_storage().resize_(0)
+    else:
+        own = own.to("meta") if low == "meta" else own.to_sparse()
+    state_dict["state"][0] = {**state_dict["state"][0], "param_low": own}
+    with pytest.raises(ValueError, match="Invalid state_dict: param_low"):
+        optimizer.load_state_dict(state_dict)

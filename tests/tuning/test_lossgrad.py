@@ -296,3 +296,24 @@ def test_opcheck_of_the_native_decision():
     torch.library.opcheck(
         torch.ops.lrtricks_fused.lossgrad_.default, [*scalars, [torch.tensor(0.1), torch.tensor(0.2)], 1.05, 1e-6]
     )
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("kind", ["split", "mirror"])
+def test_rejection_puts_back_what_is_stored_beside_a_parameter(kind, steps):
+    torch.manual_seed(0)
+    param, target = (torch.randn(1000).to(torch.bfloat16 if kind == "split" else torch.float32) for _ in range(2))
+    param.requires_grad_()
+    mirror = torch.empty(1000, dtype=torch.bfloat16)
+    optimizer = lrt.SGD([param], lr=0.01, master="split" if kind == "split" else None)
+    if kind == "mirror":
+        optimizer.mirror(param, mirror)
+    factors = iter([*[1.0, 1.0] * steps, 1.0, float("nan")])
+    tuned = lrt.LossGrad(optimizer, reject_nonfinite=True)
+    for _ in range(steps):
+        tuned.step(lambda: (param * target).square().mean() * 100 * next(factors))
+    before, mirrored = optimizer.master(param), mirror.clone()
+    tuned.step(lambda: (param * target).square().mean() * 100 * next(factors))
+    assert_same_bits([optimizer.master(param)], [before])
+    if kind == "mirror":
+        assert_same_bits([mirror], [mirrored])
