@@ -17,7 +17,7 @@ from ..step.call import BESIDE, StepCall
 from ..step.device import is_captured, on, scalar
 from ..step.host import same
 from ..step.layouts import columns_beside
-from ..step.native import TableStep, mirrors_of, native_step
+from ..step.native import TableStep, native_step
 from ..step.record import COUNTED, OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record, can_look
 from .arguments import IN_TENSORS
 from .clipping import Clipping
@@ -46,7 +46,6 @@ class _Piece:
     backend: Backend
     native: TableStep | None
     wholes: list[list[Any]]
-    mirrors: list[Tensor]
 
     def has_moved(self) -> None:
         """Take the addresses of gradients, which the host's table has, to the device's."""
@@ -80,12 +79,11 @@ class _Piece:
             torch.autograd.graph.increment_version(self.call.params)
 
     def step(self) -> None:
-        if self.mirrors:
-            torch.autograd.graph.increment_version(self.mirrors)
         if self.native is None:
-            self.backend.step(self.call)
-        else:
-            self.native()
+            return self.backend.step(self.call)  # which counts the versions of mirrors itself
+        if mirrors := self.call.mirrors:
+            torch.autograd.graph.increment_version(mirrors)
+        self.native()
 
 
 def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Piece | None:
@@ -105,8 +103,7 @@ def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Pie
     if not same([local(param.grad) for param in wholes[0]], call.grads):
         return None
     call.grads = []  # which come and go
-    native = TableStep(call) if on_cpu else None
-    return _Piece(part.group, part.checked, call, backend, native, wholes, mirrors_of(call))
+    return _Piece(part.group, part.checked, call, backend, TableStep(call) if on_cpu else None, wholes)
 
 
 def _are_read(values: list[Any], call: StepCall) -> bool:
@@ -117,10 +114,9 @@ def _are_read(values: list[Any], call: StepCall) -> bool:
 
 def _is_plain(optimizer: Any) -> bool:
     """Whether all that decides on a step is found by looking at the optimizer's attributes, dicts and lists."""
-    of_class = [name for name in (*OF_SCALER, "param_groups", "state") if hasattr(type(optimizer), name)]
     groups = optimizer.param_groups
     return (
-        not of_class
+        not any(hasattr(type(optimizer), name) for name in (*OF_SCALER, "param_groups", "state"))
         and getattr(type(optimizer), "max_norm", None) is None
         and isinstance(optimizer.max_norm, (float, int, type(None)))
         and isinstance(groups, list)

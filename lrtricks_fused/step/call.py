@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .keep import IndexMap
@@ -109,6 +110,16 @@ class StepCall:
     def wants_metrics(self) -> bool:
         """Whether all sums are asked for, and not the slope alone."""
         return self.sums is not None and self.sums.numel() > 1
+
+    @property
+    def mirrors(self) -> list[Tensor]:
+        """The mirrors that there are."""
+        given = None if self.storage is None else self.storage.mirrors
+        return [mirror for mirror in given or () if mirror is not None]
+
+    def count_versions(self) -> None:
+        """Have graphs know that parameters and mirrors are written: kernels do not tell them."""
+        torch.autograd.graph.increment_version([*self.params, *self.mirrors])
 
     @property
     def has_shards(self) -> bool:

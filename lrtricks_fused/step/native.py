@@ -122,13 +122,7 @@ def native_step(call: StepCall) -> None:
         _refused_by_name(call, _run, call.copies or call, call.table)
         if call.copies is not None:
             copy_back(call.copies, call)
-    # Ops of a library without autograd kernels do not, and a graph built before the step must not be used after it.
-    torch.autograd.graph.increment_version([*call.params, *mirrors_of(call)])
-
-
-def mirrors_of(call: StepCall) -> list[Tensor]:
-    """The mirrors that there are."""
-    return [mirror for mirror in getattr(call.storage, "mirrors", None) or () if mirror is not None]
+    call.count_versions()  # a graph built before the step must not be used after it
 
 
 @functools.cache

@@ -203,3 +203,14 @@ def test_what_is_not_finite(stored):
     for i in lows:  # of a NaN, the sign and what completes it are any
         results[0][i], results[1][i] = (result[i][numbers] for result in results)
     assert_same_bits(*results)
+
+
+@interpreted
+def test_a_graph_hears_of_a_mirror_that_is_written():
+    param, mirror = torch.nn.Parameter(torch.ones(40)), torch.zeros(40, dtype=BF16)
+    optimizer = lrt.SGD([param], lr=0.1, backend="triton")
+    optimizer.mirror(param, mirror)
+    param.grad = torch.ones(40)
+    versions = param._version, mirror._version
+    optimizer.step()
+    assert (param._version, mirror._version) == (versions[0] + 1, versions[1] + 1)

@@ -33,9 +33,8 @@ def test_gradients_that_are_dropped_while_kernels_read_them(monkeypatch):
     step = repeats._Piece.step
 
     def dropped(self):
-        kept = [] if self.call.table not in opt._tables.values() else parameters(opt)
-        grads = [(param.grad.shape, param.grad.dtype) for param in kept if param.grad is not None]
-        for param in kept:
+        grads = [(param.grad.shape, param.grad.dtype) for param in parameters(opt) if param.grad is not None]
+        for param in parameters(opt):
             param.grad = None
         gc.collect()
         poison = [torch.full(shape, 1e30, dtype=dtype) for shape, dtype in grads]  # where the freed ones were
