@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..step.backends import check_backend
-from .checks import check_bool, check_grad_weight, check_lr, check_max_norm, check_range, check_seed, one_of
+from .checks import check_bool, check_dtype, check_grad_weight, check_lr, check_max_norm, check_range, check_seed, one_of
 
 Check = Callable[[str, Any], object]  # of a name and a value; raises ValueError or TypeError
 Class = TypeVar("Class", bound=type)
@@ -62,7 +62,7 @@ class SharedArguments(TypedDict, total=False):
         "auto", lambda _, backend: check_backend(backend), '"auto", "native", "triton" or "reference".',
         place="optimizer")]
     state_dtype: Annotated[torch.dtype | None, Argument(
-        None, None,  # checked with each parameter, whose dtype decides
+        None, check_dtype,  # and with each parameter, whose dtype decides
         "dtype of the states of bf16 and fp16 parameters; None is torch.float32. torch.bfloat16 is also that of the "
         "states of fp32 parameters.", place="optimizer")]
     max_norm: Annotated[float | None, Argument(

@@ -11,11 +11,12 @@ from typing_extensions import Unpack
 from ..step.backends import prepare
 from ..step.call import StepCall
 from ..step.keep import keep_mask
+from ..step.operands import MAX_STEP
 from ..step.operands import check_param as check_operand
 from ..step.operands import is_wrapper
 from ..step.table import ask_for, forget
 from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
-from .checks import as_seed, one_of
+from .checks import as_seed, check_count, of_scaler, one_of
 from .clipping import Clipping, Places, places
 from .compiled import step_in_graph
 from .groups import Group, Hyper
@@ -255,8 +256,7 @@ class MaskedOptimizer(MeasuredOptimizer):
             steps=columns["step"],
             param_indices=columns[IDENTITY],
             hyper=hyper,
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
+            **of_scaler(self),
             storage=self._storage(part.params, new),
             tables=self._tables,
             table_key=None if torch.compiler.is_compiling() else part.table_key,
@@ -281,10 +281,12 @@ class MaskedOptimizer(MeasuredOptimizer):
             A boolean tensor of the parameter's shape, on its device; of a DTensor one that lies as it does.
 
         Raises:
-            ValueError: the parameter is not in this optimizer, or step < 1.
+            ValueError: the parameter is not in this optimizer, or step is not in [1, 2**53].
+            TypeError: one of them is no tensor, or no int.
         """
-        if step < 1:
-            raise ValueError(f"Invalid step={step}: the first update is step 1")
+        if not isinstance(param, Tensor):
+            raise TypeError(f"Invalid param={param!r}: must be a parameter of this optimizer")
+        step = check_count("step", step, 1, MAX_STEP)
         for group in self.param_groups:
             if any(candidate is param for candidate in group["params"]):
                 keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])

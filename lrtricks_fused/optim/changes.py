@@ -78,10 +78,28 @@ def apply_changes(model: nn.Module | Iterable[Tensor], changes: Mapping[str | in
         param.put_(elements.to(param.device), change.values.to(param.device))
 
 
+def _counted(bitmap: object, numel: int) -> int | None:
+    """The elements that a bitmap of ``numel`` tells; None if it is none."""
+    if not isinstance(bitmap, Tensor) or bitmap.dtype != torch.uint8 or bitmap.shape != (-(-numel // 8),):
+        return None
+    if numel % 8 and int(bitmap[-1]) >> numel % 8:
+        return None
+    bits = torch.tensor([number.bit_count() for number in range(256)], dtype=torch.uint8, device=bitmap.device)
+    return int(bits[bitmap.int()].sum())
+
+
 def _unfit(param: Tensor | None, change: Changes) -> str | None:
     """Why a parameter cannot take the changes; None if it can."""
     if param is None:
         return "the model has no such parameter"
+    if not isinstance(change, Changes):
+        return f"they are a {type(change).__name__}, not what pop_changes() returns"
+    told = _counted(change.bitmap, change.numel)
+    if told is None:
+        return f"their bitmap is none of {change.numel} elements"
+    if not told == change.count == change.values.numel():
+        own = f"their bitmap tells {told} elements, their count {change.count}"
+        return f"{own}, and they have {change.values.numel()} values"
     if is_dtensor(param):
         return "the model's parameter is a DTensor: give the local tensors"
     if change.index_map is None and change.numel != param.numel():

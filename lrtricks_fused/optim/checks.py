@@ -32,15 +32,49 @@ def check_real(name: str, value: Any) -> float:
     return number if type(number) is int or type(number) is float else float(number)
 
 
-def check_count(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; raises TypeError unless it is a whole one, no bool; ValueError if below ``least``."""
+def check_count(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
+    """``value`` as an int; raises TypeError unless it is one, no bool; ValueError unless least <= value <= most."""
     count = plain(value)
     if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise TypeError(f"Invalid {name}={value!r}: must be an int")
     count = operator.index(count)
     if count < least:
         raise ValueError(f"Invalid {name}={count}: must be >= {least}")
+    if count > most:
+        raise ValueError(f"Invalid {name}={count}: must be <= {most}")
     return count
+
+
+OF_SCALER = "grad_scale", "found_inf"  # attributes that GradScaler sets for a step, and takes away after it
+
+
+def check_scalar(name: str, value: Tensor, or_float: str = "") -> None:
+    """Raises TypeError or ValueError unless a tensor has one real number."""
+    kind = type(value)
+    if is_wrapper(kind):
+        raise TypeError(f"Invalid {name} of type {kind.__name__}: must be {or_float}a plain tensor")
+    if value.numel() != 1 or value.is_complex() or value.layout is not torch.strided:
+        what = "shape" if value.numel() != 1 else "dtype" if value.is_complex() else "layout"
+        got = tuple(value.shape) if what == "shape" else getattr(value, what)
+        raise ValueError(f"Invalid {name} of {what} {got}: must be {or_float}a real tensor of one element")
+    if value.is_meta:
+        raise ValueError(f"Invalid {name} on meta: must have a value")
+
+
+def of_scaler(optimizer: Any) -> dict[str, Tensor | None]:
+    """What a GradScaler tells a step by attributes of the optimizer.
+
+    Raises:
+        TypeError, ValueError: one of them is no tensor of one number.
+    """
+    given = {name: getattr(optimizer, name, None) for name in OF_SCALER}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Invalid {name}={value!r}: must be a tensor, as GradScaler has it")
+        check_scalar(name, value)
+    return given
 
 
 def check_range(name: str, value: float | Tensor, low: float, high: float, brackets: str = "[]") -> None:
@@ -51,13 +85,7 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
     if type(value) is float or type(value) is int:
         pass  # as nearly always, and at every step
     elif isinstance(value, Tensor):
-        if is_wrapper(type(value)):
-            raise TypeError(f"Invalid {name} of type {type(value).__name__}: must be a float or a plain tensor")
-        if value.numel() != 1 or value.is_complex():
-            described = f"shape {tuple(value.shape)}" if value.numel() != 1 else f"dtype {value.dtype}"
-            raise ValueError(f"Invalid {name} of {described}: must be a float or a real tensor of one element")
-        if value.is_meta:
-            raise ValueError(f"Invalid {name} on meta: must have a value")
+        check_scalar(name, value, "a float or ")
         if value.device.type != "cpu" or torch.compiler.is_compiling():  # see compiled.py, which looks later
             return
         value = float(value)
@@ -124,6 +152,12 @@ def one_of(*allowed: Any) -> Callable[[str, Any], None]:
     return check
 
 
+def check_dtype(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is None or a dtype of torch."""
+    if value is not None and not isinstance(value, torch.dtype):
+        raise TypeError(f"Invalid {name}={value!r}: must be a torch.dtype")
+
+
 def check_max_norm(name: str, value: Any) -> None:
     """Raises TypeError or ValueError unless ``value`` is None or a number that is at least 0; it is read on the CPU."""
     if value is not None:
@@ -140,7 +174,10 @@ def check_group(group: dict[str, Any]) -> None:
         value = group.get(name, False)
         if value is not True and value is not False:
             check_flag(name, value)
-    if group.get("differentiable"):
+    differentiable = group.get("differentiable", False)
+    if differentiable is not False and differentiable is not None:
+        check_flag("differentiable", differentiable)
+    if differentiable:
         raise ValueError("Invalid differentiable=True: a fused step cannot be differentiated through")
 
 

@@ -52,7 +52,7 @@ def by_param(names: Names | None) -> dict[Tensor, str] | None:
 
 
 def _iterated(names: Any) -> Iterable[Any]:
-    if not isinstance(names, Iterable) or isinstance(names, (str, Tensor)):
+    if not isinstance(names, Iterable) or isinstance(names, str) or hasattr(names, "__array__"):
         raise TypeError(
             f"Invalid names of type {type(names).__name__}: must be a model, or pairs of name and parameter"
         )

@@ -20,13 +20,13 @@ from ..step.layouts import columns_beside
 from ..step.native import TableStep, native_step
 from ..step.record import COUNTED, OF_MOVED_GRADIENTS, OF_OTHER_NUMBERS, Entries, Operands, Record, can_look
 from .arguments import IN_TENSORS
+from .checks import OF_SCALER, of_scaler
 from .clipping import Clipping
 from .groups import LOW, CheckedGroup, Group
 from .parts import PLAIN, Part
 from .shards import dtensor_type, local
 from .sums import StepSums
 
-OF_SCALER = "grad_scale", "found_inf"  # attributes that GradScaler sets for a step, and takes away after it
 SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas", *OF_SCALER})
 UNREAD = frozenset({"_tables", "_checked_groups", "_maps", "_repeats", "_measured"})  # they follow from the others
 FIRST_PATIENCE, MOST_PATIENCE, WORTHWHILE = 2, 256, 8  # steps
@@ -53,17 +53,15 @@ class _Piece:
             with on(self.call.params[0].device):
                 self.call.table.upload_gradients()
 
-    def fits(self, checked: CheckedGroup, attributes: dict[str, Any]) -> bool:
+    def fits(self, checked: CheckedGroup, scaler: dict[str, Any]) -> bool:
         """Whether the call stays the same but for its numbers, where this is what now follows from its group."""
-        before, of_scaler = self.checked, [attributes.get(name) for name in OF_SCALER]
-        return (checked.wanted, checked.scalars) == (before.wanted, before.scalars) and _are_read(of_scaler, self.call)
+        is_alike = (checked.wanted, checked.scalars) == (self.checked.wanted, self.checked.scalars)
+        return is_alike and _are_read([*scaler.values()], self.call)
 
-    def tell(self, checked: CheckedGroup, attributes: dict[str, Any]) -> None:
-        """Take the numbers of a group that fits, and of the optimizer's attributes."""
+    def tell(self, checked: CheckedGroup, scaler: dict[str, Any]) -> None:
+        """Take the numbers of a group that fits, and a GradScaler's."""
         self.checked = checked
-        for name in OF_SCALER:
-            setattr(self.call, name, attributes.get(name))
-        for name, value in checked.arguments.items():
+        for name, value in (scaler | checked.arguments).items():
             setattr(self.call, name, value)
         self.call.hyper = checked.hyper
         if self.native is not None:
@@ -225,12 +223,13 @@ class Repeats:
     def _take_numbers(self, record: Record, optimizer: Any) -> bool:
         checked = {id(group): optimizer._checked_group(group) for group in optimizer.param_groups}
         of_pieces = [(piece, checked[id(piece.group)]) for piece in self._pieces]
+        scaler = of_scaler(optimizer)
         if not all(now.is_constant for now in checked.values()):
             return False
-        if not all(piece.fits(now, optimizer.__dict__) for piece, now in of_pieces):
+        if not all(piece.fits(now, scaler) for piece, now in of_pieces):
             return False
         for piece, now in of_pieces:
-            piece.tell(now, optimizer.__dict__)
+            piece.tell(now, scaler)
         record.take_numbers(optimizer.__dict__)
         return True
 

@@ -130,8 +130,8 @@ def _check_window(group: Group) -> None:
     window = group["momentum_window"]
     if window is None:
         return
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise ValueError(f"Invalid momentum_window={window!r}: must be an int of at least 1, or None")
+    if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window < 2**63:
+        raise ValueError(f"Invalid momentum_window={window!r}: must be an int in [1, 2**63), or None")
     if group["momentum"] != 0 or group["dampening"] != 0 or group["nesterov"]:
         raise ValueError(
             f"Invalid momentum_window={window} with momentum={group['momentum']}, dampening={group['dampening']} and "

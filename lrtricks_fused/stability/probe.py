@@ -99,7 +99,7 @@ class StabilityProbe:
         self.model = model
         self.loss_fn = loss_fn
         self.training = training
-        self.seed = check_count("seed", seed, -(2**63))
+        self.seed = check_count("seed", seed, -(2**63), 2**64 - 1)
         self.class_dim = check_count("class_dim", class_dim, -(2**63))
         self._inputs, self._targets = _copies(inputs), _copies(targets)
         self._recurse = layers is not None

@@ -203,9 +203,9 @@ def register(backend: Backend) -> Backend:
     return before
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: object) -> None:
     """Raises ValueError unless ``backend`` is the name of one."""
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"Invalid backend={backend!r}: must be one of {', '.join(BACKENDS)}")
 
 

@@ -49,6 +49,16 @@ def _last(tensor: Tensor) -> int:
     return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where the elements begin and end in memory."""
+    first = tensor.data_ptr()
+    return first, first + (_last(tensor) + 1) * tensor.element_size()
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
 def storage_holds(tensor: Tensor) -> bool:
     """Whether the storage has the bytes that shape, strides and offset name."""
     if tensor.numel() == 0:
@@ -136,6 +146,8 @@ def check_mirror(mirror: object, param: Tensor) -> None:
         where = f"of shape {tuple(mirror.shape)} on {mirror.device}, {mirror.layout}"
         raise ValueError(f"Invalid mirror {where}: must be strided, {tuple(param.shape)} on {param.device}")
     _check_memory("mirror", mirror, written=True)
+    if mirror.numel() and _overlap(_span(mirror), _span(param)):
+        raise ValueError(f"Invalid mirror {_describe(mirror)}: it shares memory with its parameter")
 
 
 def check_low(low: object, param: Tensor) -> None:
@@ -245,5 +257,4 @@ def shares_memory(call: StepCall) -> bool:
     if len(call.params) < 2:
         return False
     written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps, beside(call))
-    spans = sorted((t.data_ptr(), t.data_ptr() + _last(t) * t.element_size()) for t in written if t.numel())
-    return any(end >= begin for (_, end), (begin, _) in pairwise(spans))
+    return any(_overlap(*pair) for pair in pairwise(sorted(_span(t) for t in written if t.numel())))

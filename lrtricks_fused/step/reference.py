@@ -9,7 +9,9 @@ an oracle of higher precision.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 
 import numpy
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from . import storage
 from .call import StepCall
 from .keep import keep_mask
-from .operands import is_staged
+from .operands import beside, is_staged
 from .rule import RULES, rule
 from .staged import step_staged
 from .sums import (
@@ -184,15 +186,28 @@ def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Cons
     return mean
 
 
+def _inverse(grad_scale: Tensor | None) -> float:
+    """1 / grad_scale; of 0 it is an infinity, which Python's own division refuses."""
+    return 1.0 if grad_scale is None else float(1.0 / grad_scale.double())
+
+
 def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
-    """Run one step in place. ``compute_dtype`` overrides float32 (float64 for float64 parameters)."""
+    """Run one step in place. ``compute_dtype`` overrides float32 (float64 for float64 parameters).
+
+    Tensors that were made in inference mode are stepped outside it, too, as kernels step them.
+    """
     if call.found_inf is not None and float(call.found_inf) != 0:
         return
-    if is_staged(call):
-        return step_staged(call, partial(step, compute_dtype=compute_dtype))
-    scale = 1.0 if call.grad_scale is None else float(call.grad_scale)
+    written = chain(call.params, call.steps, *call.states.values(), *call.scalar_states.values(), beside(call))
+    with torch.inference_mode() if any(map(Tensor.is_inference, written)) else nullcontext():
+        if is_staged(call):
+            return step_staged(call, partial(step, compute_dtype=compute_dtype))
+        _step_all(call, compute_dtype)
+
+
+def _step_all(call: StepCall, compute_dtype: torch.dtype | None) -> None:
     clip = 1.0 if call.clip is None else float(call.clip)
-    grad_factor = (1.0 / scale) * clip * float(call.grad_weight)
+    grad_factor = _inverse(call.grad_scale) * clip * float(call.grad_weight)
     grad_factor = -grad_factor if call.maximize else grad_factor
     chunks: list[list[Tensor]] = []
     for i in range(len(call.params)):
@@ -212,8 +227,7 @@ def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | Non
 
     ``squares``: those of each parameter, and behind them scratch for columns.
     """
-    scale = 1.0 if grad_scale is None else float(grad_scale)
-    value = math.sqrt(float(slope_total([squares[:-SLOPE_COLUMNS]]))) * (1.0 / scale)
+    value = math.sqrt(float(slope_total([squares[:-SLOPE_COLUMNS]]))) * _inverse(grad_scale)
     norm.fill_(value)
     wanted = max_norm / (value + CLIP_EPS)
     factor.fill_(1.0 if wanted > 1.0 else wanted)  # a NaN stays one

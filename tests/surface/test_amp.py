@@ -5,10 +5,11 @@ The scaler hands over grad_scale and found_inf; nothing is unscaled beforehand.
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
-from helpers import assert_same_bits, everything, leaves, random_grads, train
+from helpers import Snapshot, assert_same_bits, everything, leaves, random_grads, train
 from inventory import RICH
 
 from lrtricks_fused.step.rule import RULES
@@ -155,3 +156,41 @@ def test_the_whole_protocol_with_a_model(backend):
         grad_scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+@both_backends
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (2.0, TypeError, "=2.0"),
+        (True, TypeError, "=True"),
+        ("2", TypeError, "='2'"),
+        (torch.ones(2), ValueError, "of shape (2,)"),
+        (torch.tensor(2j), ValueError, "of dtype torch.complex64"),
+        (torch.tensor(2.0).to_sparse(), ValueError, "of layout torch.sparse_coo"),
+        (torch.ones((), device="meta"), ValueError, "on meta"),
+    ],
+)
+def test_what_no_scaler_says_is_refused(backend, name, value, error, text):
+    optimizer = RICH[1].make(leaves((700,), (5,)), backend=backend)
+    for steps in (0, 1, 9):  # the last ones are repeated
+        train(optimizer, range(steps))
+        random_grads([param for group in optimizer.param_groups for param in group["params"]], steps)
+        before = Snapshot(optimizer)
+        setattr(optimizer, name, value)
+        with pytest.raises(error, match=re.escape(f"Invalid {name}{' ' if text[0] != '=' else ''}{text}")):
+            optimizer.step()
+        delattr(optimizer, name)
+        before.assert_unchanged()
+
+
+def test_a_scale_of_zero_is_divided_by():
+    stepped = []
+    for backend in ("native", "reference"):
+        optimizer = RICH[0].make(leaves((700,)), backend=backend, max_norm=1.0)
+        optimizer.grad_scale = torch.zeros(())
+        train(optimizer, range(2))
+        stepped.append([*everything(optimizer), optimizer.grad_norm])
+    assert_same_bits(*stepped)
+    assert stepped[0][-1] == torch.inf

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 
+import numpy
 import pytest
 import torch
 from helpers import Snapshot, clones, leaves, random_grads, train
@@ -47,6 +48,8 @@ BAD = [
     ("grad_weight", torch.tensor(-2.0), ValueError, "-2.0"),
     *(("seed", value, ValueError, str(value)) for value in (-1, 2**64, 0.5, "0")),
     ("differentiable", True, ValueError, "True"),
+    ("differentiable", torch.ones(2), TypeError, "tensor([1., 1.])"),
+    ("lr", torch.tensor(0.1).to_sparse(), ValueError, "layout torch.sparse_coo"),
     *(("centralize", value, TypeError, repr(value)) for value in (1, None, "yes")),
 ]
 CALLS = [(cls, *row) for row in BAD for cls in CLASSES if row[0] in inspect.signature(cls).parameters]
@@ -280,3 +283,39 @@ def test_a_number_as_a_tensor_of_any_dtype_works_or_is_refused_at_once(name):
                 results.append(param.detach())
         assert isinstance(results[0], str) == isinstance(results[1], str)
         assert isinstance(results[0], str) or torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("backend", numpy.array(["native", "triton"]), ValueError),
+        ("backend", torch.ones(2), ValueError),
+        ("state_dtype", "float32", TypeError),
+        ("state_dtype", numpy.array([1, 2]), TypeError),
+        ("names", numpy.array(0.5), TypeError),
+        ("momentum_window", 2**64, ValueError),
+    ],
+)
+def test_arguments_of_other_types(name, value, error):
+    with pytest.raises(error, match=f"Invalid {name}"):
+        lrt.SGD(leaves((3,)), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [(0, ValueError), (2**64, ValueError), (1.5, TypeError), (True, TypeError), ("1", TypeError), (None, TypeError)],
+)
+def test_masks_of_no_step(step, error):
+    (param,) = leaves((3,))
+    optimizer = lrt.SGD([param], keep_prob=0.5)
+    with pytest.raises(error, match=re.escape(f"Invalid step={step!r}")):
+        optimizer.keep_mask(param, step)
+    assert torch.equal(optimizer.keep_mask(param, numpy.int64(3)), optimizer.keep_mask(param, torch.tensor(3)))
+    with pytest.raises(TypeError, match="Invalid param=3"):
+        optimizer.keep_mask(3, 1)
+
+
+def test_a_seed_that_no_generator_takes():
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=f"Invalid seed={2**64}"):
+        lrt.StabilityProbe(model, torch.ones(1, 2), torch.nn.functional.mse_loss, torch.ones(1, 1), seed=2**64)

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,10 +156,13 @@ def test_arguments_that_mean_nothing(arguments, dtype, text):
         (torch.zeros(3, dtype=BF16, device="meta"), "on meta"),
         (torch.zeros(1, dtype=BF16).expand(3), "share memory"),
         ([1.0, 2.0, 3.0], "of type list"),
+        (lambda param: param.detach().view(BF16)[3:], "shares memory with its parameter"),
+        (lambda param: param.detach().view(BF16)[:3], "shares memory with its parameter"),
     ],
 )
 def test_mirrors_that_cannot_be_written(out, text):
     (param,) = leaves((3,))
+    out = out(param) if callable(out) else out
     optimizer = lrt.Adam([param])
     with pytest.raises((ValueError, TypeError), match=rf"Invalid mirror.*{re.escape(text)}"):
         optimizer.mirror(param, out)
@@ -316,6 +320,31 @@ def test_changes_that_do_not_fit_are_refused():
         assert_same_bits([param.detach() for param in other.parameters()], before)
     with pytest.raises(ValueError, match="track_changes=False"):
         lrt.SGD(leaves((3,))).pop_changes()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda own: replace(own, bitmap=own.bitmap[:-1]), "bitmap is none of 15 elements"),
+        (lambda own: replace(own, bitmap=own.bitmap | 128), "bitmap is none of 15 elements"),
+        (lambda own: replace(own, bitmap=own.bitmap.int()), "bitmap is none of 15 elements"),
+        (lambda own: replace(own, bitmap=None), "bitmap is none of 15 elements"),
+        (lambda own: replace(own, values=own.values[1:]), "bitmap tells 15 elements, their count 15, and they have 14"),
+        (lambda own: replace(own, count=14), "bitmap tells 15 elements, their count 14"),
+        (lambda own: own.values, "they are a Tensor"),
+    ],
+)
+def test_changes_that_do_not_agree_with_themselves_are_refused(wrong, text):
+    model = torch.nn.Linear(3, 5)
+    optimizer = lrt.SGD([(name, param) for name, param in model.named_parameters()][::-1], track_changes=True)
+    train(optimizer, range(1))
+    changes = optimizer.pop_changes()
+    assert list(changes) == ["bias", "weight"]
+    receiver = torch.nn.Linear(3, 5)
+    before = [param.detach().clone() for param in receiver.parameters()]
+    with pytest.raises(ValueError, match=f"Invalid changes of 'weight': .*{text}"):
+        lrt.apply_changes(receiver, {**changes, "weight": wrong(changes["weight"])})
+    assert_same_bits([param.detach() for param in receiver.parameters()], before)
 
 
 def test_the_example_is_training_of_fp32_masters():

@@ -275,3 +275,15 @@ def test_backward_through_a_stale_graph_is_refused(backend):
     lrt.Adam([weight], backend=backend).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@by_name
+def test_tensors_that_were_made_in_inference_mode_are_stepped(case):
+    stepped = []
+    for backend in ("native", "reference"):
+        with torch.inference_mode():
+            params = [torch.nn.Parameter(torch.ones(700)), torch.nn.Parameter(torch.ones(5).bfloat16())]
+            optimizer = case.make(params, backend=backend)
+        train(optimizer, range(3))
+        stepped.append(everything(optimizer))
+    assert_same_bits(*stepped)
