@@ -1,28 +1,8 @@
 // See host_objects.h.
 #include "host_objects.h"
 
-#include <algorithm>
-
 namespace lrt {
 namespace {
-
-constexpr int64_t kAhead = 16;  // tensors
-
-void ask(const HostTensor& tensor) {
-  ask_for(tensor.object, kOfObject);
-  ask_for(tensor.implementation, kOfImplementation);
-  ask_for(tensor.storage, kOfStorage);
-}
-
-bool have_stayed(AddressOf address_of, const HostTensor* tensors, int64_t count) {
-  for (int64_t i = 0; i < std::min(kAhead, count); ++i) ask(tensors[i]);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) ask(tensors[i + kAhead]);
-    const void* const address = address_of(reinterpret_cast<void*>(tensors[i].object));
-    if (reinterpret_cast<int64_t>(address) != tensors[i].address) return false;
-  }
-  return true;
-}
 
 constexpr int64_t kDiffer = -1;
 
@@ -44,14 +24,10 @@ int64_t compare(NextEntry next, void* dict, const DictEntry* entries, int64_t co
 }  // namespace lrt
 
 void lrt_ask_for(const lrt::HostTensor* tensors, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) lrt::ask(tensors[i]);
-}
-
-int lrt_have_stayed(lrt::AddressOf address_of, const lrt::HostTensor* tensors, int64_t count) {
-  try {
-    return lrt::have_stayed(address_of, tensors, count);
-  } catch (...) {  // a tensor that has no memory any more does not tell where it is
-    return 0;
+  for (int64_t i = 0; i < count; ++i) {
+    lrt::ask_for(tensors[i].object, lrt::kOfObject);
+    lrt::ask_for(tensors[i].implementation, lrt::kOfImplementation);
+    lrt::ask_for(tensors[i].storage, lrt::kOfStorage);
   }
 }
 

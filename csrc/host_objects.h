@@ -1,4 +1,4 @@
-// The host's own objects between steps: whether tensors and dicts are what they were. Knows neither torch nor Python:
+// The host's own objects between steps: whether dicts are what they were, and tensors that will be looked at. Knows neither torch nor Python:
 // it is handed addresses, and functions of theirs, by lrtricks_fused/step/host.py, which holds the objects meanwhile,
 // and Python's lock.
 #pragma once
@@ -25,17 +25,15 @@ inline void ask_for(uint64_t object, Read read) {
   }
 }
 
-// A tensor: its object in Python, that of C++ and its storage, and where its elements were. Only the first is read, by
-// the function that comes with it; the two behind it are asked for ahead, and may be others by now.
+// A tensor: its object in Python, that of C++ and its storage, which are asked for ahead, and may be others by now.
 struct HostTensor {
-  int64_t object, implementation, storage, address;
+  int64_t object, implementation, storage;
 };
 
 struct DictEntry {
   int64_t key, value;
 };
 
-using AddressOf = void* (*)(void* tensor);
 using NextEntry = int (*)(void* dict, intptr_t* place, void** key, void** value);  // 0: there are no more
 
 }  // namespace lrt
@@ -44,10 +42,6 @@ extern "C" {
 
 // Asks for the lines that a look at the tensors will read.
 __attribute__((visibility("default"))) void lrt_ask_for(const lrt::HostTensor* tensors, int64_t count);
-
-// Whether the elements of all tensors are where they were: 1, or 0.
-__attribute__((visibility("default"))) int lrt_have_stayed(lrt::AddressOf address_of, const lrt::HostTensor* tensors,
-                                                           int64_t count);
 
 // Whether a dict of dicts has these entries and no others: each of its own followed by those of the value.
 __attribute__((visibility("default"))) int lrt_has_entries(lrt::NextEntry next, void* dict,

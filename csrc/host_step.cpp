@@ -300,6 +300,11 @@ int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, co
   });
 }
 
+int lrt_have_stayed(const lrt::HostLayout* layout, const lrt::StepRecord* record) {
+  bool moved = false;
+  return lrt::are_as_before(*layout, *record, moved);
+}
+
 int lrt_count_versions(const lrt::HostLayout* layout, const lrt::StepRecord* record) {
   return layout->bump_version && lrt::bump_versions(*layout, *record);
 }

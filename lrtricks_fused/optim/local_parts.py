@@ -44,7 +44,7 @@ class LocalParts:
         self._columns = columns  # of which the next call may have the same lists
         self._looks += 1
         if self._looks == 2:
-            self._rows = tensor_rows(columns[0], [0] * len(columns[0]))
+            self._rows = tensor_rows(columns[0])
         return all(slots.hold() for slots in self._slots)
 
     def ask(self) -> None:

@@ -1,8 +1,8 @@
-"""What the native library says of Python's own objects: whether tensors and dicts are what they were.
+"""What the native library does with Python's own objects: whether dicts are what they were, and tensors; see record.py.
 
 To look at a tensor from Python is a call, some 60 ns; of many small tensors those take longer than their step. The
-library is handed addresses of objects, which are their ids, and two functions: one by which code that torch compiles
-asks a tensor for its memory, and PyDict_Next of Python's C API. Where one of them is missing, Python looks itself.
+library is handed addresses of objects, which are their ids, and functions of Python's C API. Where something is missing
+for it, Python looks itself.
 
 [note: Cold objects] A backward pass leaves nothing of an optimizer's own objects in the caches. A tensor is an object
 of Python, one of C++ and a storage, some six lines of memory that are read one after the other, for each says where the
@@ -33,26 +33,21 @@ class _Functions:
     """
 
     def __init__(self) -> None:
-        from torch._C._dynamo import guards
-
-        found: Any = guards  # of which type checkers know less than there is
-
         native = ctypes.PyDLL(str(LIBRARY))  # which keeps Python's lock
-        self.ask_for, self.have_stayed = native.lrt_ask_for, native.lrt_have_stayed
-        self.has_entries = native.lrt_has_entries
+        self.ask_for, self.has_entries = native.lrt_ask_for, native.lrt_has_entries
         self.ask_for.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         self.ask_for.restype = None
-        self.have_stayed.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         # csrc/host_step.h
         self.fits, self.record, self.repeats = native.lrt_fits, native.lrt_record, native.lrt_repeats
         self.fits.argtypes = [ctypes.c_int64] * 4
         self.record.argtypes = [ctypes.c_void_p] * 3
         self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object, ctypes.c_int]
-        self.count_versions, self.let_go = native.lrt_count_versions, native.lrt_let_go
-        self.count_versions.argtypes, self.let_go.argtypes = [ctypes.c_void_p] * 2, [ctypes.c_void_p]
+        self.have_stayed, self.count_versions = native.lrt_have_stayed, native.lrt_count_versions
+        self.have_stayed.argtypes = self.count_versions.argtypes = [ctypes.c_void_p] * 2
+        self.let_go = native.lrt_let_go
+        self.let_go.argtypes = [ctypes.c_void_p]
         self.let_go.restype = None
         self.has_entries.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int64]
-        self.address_of = int(found._torchinductor_pyobject_tensor_data_ptr)
         self.next_entry = ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p)
 
 
@@ -82,39 +77,20 @@ def integers(*columns: list[int]) -> Any:
     return numpy.array(columns, dtype=numpy.int64).T.copy()
 
 
-def tensor_rows(tensors: list[Tensor], at: list[int]) -> Any:
-    """The tensors as the library knows them, the address of whose elements is ``at``."""
+def tensor_rows(tensors: list[Tensor]) -> Any:
+    """The tensors' objects, to be asked for."""
     try:
         objects = [list(map(_cdata, tensors)), [_cdata(tensor.untyped_storage()) for tensor in tensors]]
     except AttributeError:
         objects = [[0] * len(tensors)] * 2
-    return integers(list(map(id, tensors)), *objects, at)
+    return integers(list(map(id, tensors)), *objects)
 
 
 def ask_for(rows: Any) -> None:
-    """Ask for the memory of these tensors' objects, see the note."""
+    """Ask for the memory of the objects of :func:`tensor_rows`, see the note."""
     known = functions()
     if known is not None and rows is not None:
         known.ask_for(rows.ctypes.data, len(rows))
-
-
-class HeldTensors:
-    """Tensors that are held, and where their elements were."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors, self._addresses = tensors, addresses(tensors)
-        self._rows: Any = None
-        self._looked = False
-
-    def have_stayed(self) -> bool:
-        """Whether the elements of all are where they were."""
-        known = functions()
-        if known is not None and self._looked:
-            if self._rows is None:  # which take longer to make than one look
-                self._rows = tensor_rows(self.tensors, self._addresses)
-            return bool(known.have_stayed(known.address_of, self._rows.ctypes.data, len(self.tensors)))
-        self._looked = True
-        return addresses(self.tensors) == self._addresses
 
 
 def _entries(dicts: Mapping[Any, Any]) -> tuple[list[Any], list[Any]]:

@@ -44,15 +44,18 @@ def is_lazy(tensor: Tensor) -> bool:
     return tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor()
 
 
-def _last(tensor: Tensor) -> int:
-    """The offset of the last element, counted from the first."""
-    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+def extent(tensor: Tensor) -> int:
+    """Bytes from the first element to the end of the last in memory."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Where the elements begin and end in memory."""
     first = tensor.data_ptr()
-    return first, first + (_last(tensor) + 1) * tensor.element_size()
+    return first, first + extent(tensor)
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -61,11 +64,8 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def storage_holds(tensor: Tensor) -> bool:
     """Whether the storage has the bytes that shape, strides and offset name."""
-    if tensor.numel() == 0:
-        return True
-    needed = (tensor.storage_offset() + _last(tensor) + 1) * tensor.element_size()
-    storage = tensor.untyped_storage()
-    return storage.data_ptr() != 0 and needed <= storage.nbytes()
+    own, before, storage = extent(tensor), tensor.storage_offset() * tensor.element_size(), tensor.untyped_storage()
+    return own == 0 or (storage.data_ptr() != 0 and before + own <= storage.nbytes())
 
 
 def may_overlap(tensor: Tensor) -> bool:

@@ -163,7 +163,46 @@ class Entries:
         return _SCHEDULED if type(key) is str and key in self._scheduled else _OBJECT
 
 
-class Record:
+class TensorRecord:
+    """Of tensors that are held.
+
+    Args:
+        operands: the tensors.
+        entries: the address of the rows of entries that belong to them.
+
+    Raises:
+        ValueError: the library cannot look at these.
+    """
+
+    def __init__(self, operands: Operands, entries: int | None = None) -> None:
+        lookers = _lookers()
+        if lookers is None:
+            raise ValueError("Invalid record: the native library cannot look at objects here")
+        known, there = lookers
+        self._tensors_held = operands.held
+        self._blocks = host.integers([*operands.blocks, operands.words])
+        self._tensors = numpy.empty(operands.words, dtype=numpy.int64)
+        roles = operands.given[::3]
+        self._gradients = numpy.zeros((roles.count(_GRADIENT) + roles.count(_WRAPPED_GRADIENT), 2), dtype=numpy.int64)
+        wrapper = None if operands.wrapper is None else _wrapper(operands.wrapper)
+        self._wrapper = wrapper
+        self._record = _StepRecord(
+            entries, None if wrapper is None else ctypes.addressof(wrapper),
+            self._tensors.ctypes.data, self._blocks.ctypes.data, len(operands.blocks),
+            self._gradients.ctypes.data, len(self._gradients),
+        )  # fmt: skip
+        self._known = known
+        self._places = ctypes.addressof(there), ctypes.addressof(self._record)
+        given = host.integers(operands.given)
+        if not known.record(self._places[0], given.ctypes.data, self._places[1]):
+            raise ValueError("Invalid record: a tensor does not tell where it is")
+
+    def have_stayed(self) -> bool:
+        """Whether the tensors, if none of them is a gradient, are what and where they were."""
+        return bool(self._known.have_stayed(*self._places))
+
+
+class Record(TensorRecord):
     """Of one step.
 
     Args:
@@ -175,28 +214,10 @@ class Record:
     """
 
     def __init__(self, entries: Entries, operands: Operands) -> None:
-        lookers = _lookers()
-        if lookers is None:
-            raise ValueError("Invalid record: the native library cannot look at objects here")
-        known, there = lookers
-        self._held, self._numbers = [*entries.held, *operands.held], entries.numbers
+        self._entries_held, self._numbers = entries.held, entries.numbers
         self._entries = numpy.array(entries.rows, dtype=numpy.int64).reshape(-1, 3)
-        self._blocks = host.integers([*operands.blocks, operands.words])
-        self._tensors = numpy.empty(operands.words, dtype=numpy.int64)
-        roles = operands.given[::3]
-        self._gradients = numpy.zeros((roles.count(_GRADIENT) + roles.count(_WRAPPED_GRADIENT), 2), dtype=numpy.int64)
-        wrapper = None if operands.wrapper is None else _wrapper(operands.wrapper)
-        self._wrapper = wrapper
-        self._record = _StepRecord(
-            self._entries.ctypes.data, None if wrapper is None else ctypes.addressof(wrapper),
-            self._tensors.ctypes.data, self._blocks.ctypes.data, len(operands.blocks),
-            self._gradients.ctypes.data, len(self._gradients),
-        )  # fmt: skip
-        self._look, self._count, self._let_go = known.repeats, known.count_versions, known.let_go
-        self._places = ctypes.addressof(there), ctypes.addressof(self._record)
-        given = host.integers(operands.given)
-        if not known.record(self._places[0], given.ctypes.data, self._places[1]):
-            raise ValueError("Invalid record: a tensor does not tell where it is")
+        super().__init__(operands, self._entries.ctypes.data)
+        self._look, self._count, self._let_go = self._known.repeats, self._known.count_versions, self._known.let_go
 
     def compare(self, attributes: dict[str, Any], counts: bool = True) -> int:
         """Whether a step would be the same: ``SAME`` and what else is to be told of it, or 0.

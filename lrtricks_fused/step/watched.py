@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .host import HeldTensors, addresses, ask_for, same, tensor_rows
-
-PIECE = 128  # parameters whose tensors are looked at together: what is read of them stays in the second cache
+from .host import addresses, ask_for, same, tensor_rows
+from .operands import extent
+from .record import Operands, TensorRecord, can_look
 
 Columns = list[list[Tensor]]
 _storage, _offset, _itemsize = Tensor.untyped_storage, Tensor.storage_offset, Tensor.element_size
@@ -50,57 +50,45 @@ def _layouts(tensors: list[Tensor]) -> tuple[list[Any], ...]:
     return list(map(_dtype, tensors)), list(map(_shape, tensors)), list(map(_lies, tensors))
 
 
-def _have_memory(grads: list[Tensor], at: list[int], nbytes: list[int]) -> bool:
-    """Whether what lies at the addresses of dense gradients is theirs; most have a storage of their own."""
-    storages, offsets = list(map(_storage, grads)), list(map(_offset, grads))
+def _have_memory(tensors: list[Tensor], at: list[int], extents: list[int]) -> bool:
+    """Whether what lies at the addresses of these tensors is theirs; most have a storage of their own."""
+    storages, offsets = list(map(_storage, tensors)), list(map(_offset, tensors))
     if any(offsets) or 0 in at:
-        if any(map(Tensor._is_zerotensor, grads)):
+        if any(map(Tensor._is_zerotensor, tensors)):
             return False
         there = map(_storage_address, storages)
-        if not all(address or not size for address, size in zip(there, nbytes, strict=True)):
+        if not all(address or not own for address, own in zip(there, extents, strict=True)):
             return False
-        before = map(mul, offsets, map(_itemsize, grads))
-        nbytes = [size and size + first for size, first in zip(nbytes, before, strict=True)]
-    return all(map(ge, map(_nbytes, storages), nbytes))
+        before = map(mul, offsets, map(_itemsize, tensors))
+        extents = [own and own + first for own, first in zip(extents, before, strict=True)]
+    return all(map(ge, map(_nbytes, storages), extents))
 
 
-class _Piece:
-    """Some parameters of a call with their states and counts, and the gradients that they had."""
+class HeldTensors:
+    """Tensors that are held, and what and where they were."""
 
-    def __init__(self, columns: Columns, grads: list[Tensor], where: slice, guarded: bool) -> None:
-        self.where = where
-        self._held = HeldTensors(list(chain.from_iterable(column[where] for column in columns)))
-        own = grads[where]
-        self._layouts, self._devices = _layouts(self._held.tensors), list(map(_device, columns[0][where]))
-        self._grad_layouts, self._nbytes = _layouts(own), [grad.nbytes for grad in own]
-        self.grads = addresses(own)
-        self.guards = _guards([*self._held.tensors, *own]) if guarded else None
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors, self._layouts = tensors, _layouts(tensors)
+        self._addresses, self._extents = addresses(tensors), list(map(extent, tensors))
+        self._record: TensorRecord | None = None
+        self._looks = 0
 
-    def is_at(self, grads: list[Tensor]) -> bool:
-        """Whether all tensors are where they were, these gradients too, and those held lie as they did."""
-        held = self._held
-        return held.have_stayed() and addresses(grads) == self.grads and _layouts(held.tensors) == self._layouts
-
-    def holds(self, grads: list[Tensor]) -> bool:
-        """Whether these gradients can take the place of those before, and all else is what it was."""
-        if not (self._held.have_stayed() and self._are_alike(self._held.tensors, grads)):
-            return False
-        at = addresses(grads)
-        if at != self.grads:
-            if not _have_memory(grads, at, self._nbytes):
-                return False
-            self.grads = at
-        return True
-
-    def _are_alike(self, held: list[Tensor], grads: list[Tensor]) -> bool:
-        """Whether the tensors, whatever their addresses, are what those before were, and not lazy."""
-        if self.guards is not None and self.guards(*held, *grads):
-            return True
+    def have_stayed(self) -> bool:
+        """Whether all are what they were, where they were, and their memory is theirs still."""
+        self._looks += 1
+        if self._looks == 2 and can_look():  # a record takes longer to make than one look
+            operands = Operands()
+            for tensor in self._tensors:
+                operands.hold(tensor)
+            self._record = TensorRecord(operands)
+        if self._record is not None:
+            return self._record.have_stayed()
+        tensors, at = self._tensors, self._addresses
         return (
-            _layouts(held) == self._layouts
-            and _layouts(grads) == self._grad_layouts
-            and list(map(_device, grads)) == self._devices
-            and not any(map(Tensor.is_neg, chain(held, grads)))
+            addresses(tensors) == at
+            and _layouts(tensors) == self._layouts
+            and not any(map(Tensor.is_neg, tensors))
+            and _have_memory(tensors, at, self._extents)
         )
 
 
@@ -113,31 +101,24 @@ class Watched:
         columns: the parameters, then states and counts.
         grads: of the parameters.
         guarded: whether :meth:`hold` will be asked.
+
+    Attributes:
+        grads: addresses of the gradients.
+        guards: of torch, which tell whether gradients are what those before were; None where there are none.
     """
 
     def __init__(self, columns: Columns, grads: list[Tensor], guarded: bool = True) -> None:
-        self._columns, count = columns, len(grads)
-        self._pieces = [
-            _Piece(columns, grads, slice(first, min(first + PIECE, count)), guarded)
-            for first in range(0, count, PIECE)
-        ]  # fmt: skip
+        self._columns, self._held = columns, HeldTensors(list(chain.from_iterable(columns)))
+        self.grads = addresses(grads)
+        self._layouts, self._devices = _layouts(grads), list(map(_device, grads))
+        self._extents = list(map(extent, grads))
+        self.guards = _guards(grads) if guarded and grads else None
         self._first_rows: Any = None
         self._looks = 0
 
-    @property
-    def grads(self) -> list[int]:
-        """Addresses of the gradients."""
-        return list(chain.from_iterable(piece.grads for piece in self._pieces))
-
     def forget_gradients(self) -> None:
         """The gradients may be others from now on, whatever their addresses."""
-        for piece in self._pieces:
-            piece.grads = []
-
-    @property
-    def guarded(self) -> bool:
-        """Whether torch's guards tell what the tensors are."""
-        return all(piece.guards is not None for piece in self._pieces)
+        self.grads = []
 
     def are_in(self, columns: Columns) -> bool:
         """Whether these are the very same tensors."""
@@ -147,18 +128,29 @@ class Watched:
         return True
 
     def are_at(self, grads: list[Tensor]) -> bool:
-        """Whether all tensors are where they were, these gradients too, and the parameters lie as they did."""
-        return all(piece.is_at(grads[piece.where]) for piece in self._pieces)
+        """Whether all tensors are what and where they were, and these gradients where those before were."""
+        return self._held.have_stayed() and addresses(grads) == self.grads
 
     def hold(self, grads: list[Tensor]) -> bool:
         """Whether the tensors are what and where they were; ``grads`` may lie elsewhere, which is remembered."""
-        if not all(piece.holds(grads[piece.where]) for piece in self._pieces):
+        if not (self._held.have_stayed() and self._are_alike(grads)):
             return False
+        at = addresses(grads)
+        if not _have_memory(grads, at, self._extents):
+            return False
+        self.grads = at
         self._looks += 1
         if self._looks == 2:
-            first = [*self._columns[0], *grads]
-            self._first_rows = tensor_rows(first, [0] * len(first))
+            self._first_rows = tensor_rows([*self._columns[0], *grads])
         return True
+
+    def _are_alike(self, grads: list[Tensor]) -> bool:
+        """Whether the gradients, whatever their addresses, are what those before were, and not lazy."""
+        return (self.guards is not None and self.guards(*grads)) or (
+            _layouts(grads) == self._layouts
+            and list(map(_device, grads)) == self._devices
+            and not any(map(Tensor.is_neg, grads))
+        )
 
     def ask(self) -> None:
         """Ask for what a step looks at first, the objects of parameters and gradients."""

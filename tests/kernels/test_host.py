@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from helpers import shrink_in_place
 
-from lrtricks_fused.step import host, slots
+from lrtricks_fused.step import host, slots, watched
 
 pytestmark = pytest.mark.parametrize("library", [True, False], ids=["library", "Python"])
 
@@ -61,20 +62,29 @@ def moved(tensor):
     tensor.data = tensor.data.clone()
 
 
+def set_as(tensor, view):
+    tensor.data = view(tensor.data)
+
+
 TENSORS = {
     "moved": moved,
-    "swapped": lambda tensor: torch.utils.swap_tensors(tensor, torch.ones(3)),
-    "set": lambda tensor: tensor.set_(torch.ones(3)),
+    "swapped": lambda tensor: torch.utils.swap_tensors(tensor, torch.ones(5000)),
+    "set": lambda tensor: tensor.set_(torch.ones(5000)),
     "resized to nothing": lambda tensor: tensor.untyped_storage().resize_(0),
     "a view from its second element": lambda tensor: tensor.set_(tensor[1:]),
+    "another dtype": lambda tensor: set_as(tensor, lambda data: data.view(torch.int32)),
+    "negated": lambda tensor: set_as(tensor, torch._neg_view),
+    "other strides": lambda tensor: set_as(tensor, lambda data: data[:2500].view(50, 50).t().view(1, 50, 50)),
+    "fewer elements": lambda tensor: set_as(tensor, lambda data: data[:4999]),
+    "a storage that has shrunk where it is": shrink_in_place,
 }
 
 
 @pytest.mark.parametrize("place", [0, 20, 39])
 @pytest.mark.parametrize("what", TENSORS)
 def test_tensors(what, place, library):
-    tensors = [torch.ones(3) for _ in range(40)]
-    held = host.HeldTensors(tensors)
+    tensors = [torch.ones(5000) for _ in range(40)]
+    held = watched.HeldTensors(tensors)
     assert all(held.have_stayed() for _ in range(3))
     TENSORS[what](tensors[place])
     assert not held.have_stayed()

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_same_bits, call_of
+from helpers import assert_same_bits, call_of, shrink_in_place
 from test_ops import NAMES, SCALARS, hyper_of, rule_of, sample
 
 import lrtricks_fused as lrt
@@ -144,11 +144,9 @@ EVENTS = [new_gradients, some_without_gradient, moved_parameter, other_dtype, tr
           changed_order, amsgrad_off]  # fmt: skip
 
 
-@pytest.mark.parametrize("piece", [watched.PIECE, 2], ids=["one piece", "pieces"])
 @pytest.mark.parametrize("looks", ["all", "no guards", "no library"])
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
-def test_steps_follow_the_tensors(event, looks, piece, monkeypatch):
-    monkeypatch.setattr(watched, "PIECE", piece)
+def test_steps_follow_the_tensors(event, looks, monkeypatch):
     if looks == "no guards":
         monkeypatch.setattr(watched, "TensorGuards", None)
     if looks == "no library":
@@ -161,8 +159,26 @@ def test_steps_follow_the_tensors(event, looks, piece, monkeypatch):
         opt.step()
         opt.step()
     tables = [kept for kept in native._tables.values() if kept.rows is not None]
-    assert all(kept.watched.guarded is (looks != "no guards") for kept in tables)
+    assert all((kept.watched.guards is not None) is (looks != "no guards") for kept in tables)
     assert_same_bits(*([t.resolve_neg() for t in contents(opt)] for opt in (native, reference)))
+
+
+@pytest.mark.parametrize("looks", ["library", "Python"])
+@pytest.mark.parametrize("which", ["parameter", "gradient", "state exp_avg_sq"])
+def test_a_storage_that_has_shrunk_where_it_is_is_refused(which, looks, monkeypatch):
+    if looks == "Python":
+        monkeypatch.setattr(host, "functions", lambda: None)
+    (param,) = params = [torch.ones(5000, requires_grad=True)]
+    opt = lrt.Adam(params, backend="native")
+    monkeypatch.setattr(opt._repeats, "note", lambda *_: None)  # which has looks of its own
+    param.grad = torch.ones(5000)
+    for _ in range(4):
+        opt.step()
+    shrink_in_place({"parameter": param, "gradient": param.grad}.get(which, opt.state[param]["exp_avg_sq"]))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"Invalid {which} .*: its storage of 19999 bytes does not hold it"):
+            opt.step()
+    assert float(opt.state[param]["step"]) == 4
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
