@@ -1,6 +1,6 @@
-// The host's own objects between steps: whether dicts are what they were, and tensors that will be looked at. Knows neither torch nor Python:
-// it is handed addresses, and functions of theirs, by lrtricks_fused/step/host.py, which holds the objects meanwhile,
-// and Python's lock.
+// The host's own objects between steps: whether dicts are what they were, and tensors that will be looked at. Knows
+// neither torch nor Python: it is handed addresses, and functions of theirs, by lrtricks_fused/step/host.py, which
+// holds the objects meanwhile, and Python's lock.
 #pragma once
 
 #include <cstdint>

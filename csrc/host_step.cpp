@@ -300,7 +300,7 @@ int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, co
   });
 }
 
-int lrt_have_stayed(const lrt::HostLayout* layout, const lrt::StepRecord* record) {
+int lrt_tensors_have_stayed(const lrt::HostLayout* layout, const lrt::StepRecord* record) {
   bool moved = false;
   return lrt::are_as_before(*layout, *record, moved);
 }

@@ -111,8 +111,8 @@ __attribute__((visibility("default"))) int lrt_repeats(const lrt::HostLayout* la
                                                        void* attributes, int counts);
 
 // Whether all tensors of a record without gradients are what and where they were: 1, or 0.
-__attribute__((visibility("default"))) int lrt_have_stayed(const lrt::HostLayout* layout,
-                                                           const lrt::StepRecord* record);
+__attribute__((visibility("default"))) int lrt_tensors_have_stayed(const lrt::HostLayout* layout,
+                                                                   const lrt::StepRecord* record);
 
 // Has the parameters that have a gradient count a version more; returns whether that can be told.
 __attribute__((visibility("default"))) int lrt_count_versions(const lrt::HostLayout* layout,

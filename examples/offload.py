@@ -21,13 +21,15 @@ class OffloadedAdamW:
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # of the model, its master, the way back
+        self.grads: list[Tensor] = []  # the way there
         named = []
         for name, param in model.named_parameters():
             pinned = param.device.type == "cuda"
             master = param.detach().to("cpu", torch.float32).requires_grad_()
             master.grad_dtype = param.dtype
-            master.grad = torch.empty(param.shape, dtype=param.dtype, pin_memory=pinned)
-            self.pairs.append((param, master, torch.empty(param.shape, dtype=param.dtype, pin_memory=pinned)))
+            there, back = (torch.empty(param.shape, dtype=param.dtype, pin_memory=pinned) for _ in range(2))
+            self.grads.append(there)
+            self.pairs.append((param, master, back))
             named.append((name, master))
         self.optimizer = AdamW(named, **options)
         for _, master, mirror in self.pairs:
@@ -36,11 +38,10 @@ class OffloadedAdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Gradients to the host, one pass there, and the rounded parameters back."""
-        for param, master, _ in self.pairs:
-            if master.grad is not None and param.grad is not None:
-                master.grad.copy_(param.grad, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # the host reads what has arrived
+        for (param, master, _), grad in zip(self.pairs, self.grads, strict=True):
+            master.grad = None if param.grad is None else grad.copy_(param.grad, non_blocking=True)
+        for device in {param.device for param, _, _ in self.pairs if param.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()  # the host reads what has arrived
         self.optimizer.step()
         for param, _, mirror in self.pairs:
             param.copy_(mirror, non_blocking=True)

@@ -1,5 +1,8 @@
 """Hands a step to the Triton kernels: the table, the scalars, the grid. No arithmetic."""
 
+import functools
+from collections.abc import Hashable
+
 import torch
 import triton
 from torch import Tensor
@@ -35,6 +38,14 @@ from .squares import find_clip, square_units, sum_tensor_columns, sum_tensors
 from .step import step_kernel
 from .upload import upload
 
+_loaded: set[Hashable] = set()  # step kernels, by all that decides on them
+
+
+@functools.cache
+def _warp_size(backend: str, device: torch.device) -> int:
+    """Threads that run together on a device, the current one: of AMD's GPUs some have 64, others 32."""
+    return 32 if backend == "cuda" else triton.runtime.driver.active.get_current_target().warp_size
+
 
 def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
     """A tensor that the kernels can read, or a number; of a GPU's step, a tensor on the CPU is read here."""
@@ -58,21 +69,28 @@ def _run(call: StepCall, table: AddressTable) -> None:
     kinds = kinds_of(dtype, states[0][0].dtype if states else dtype, table.staged, call.rounds or 0)
     scratch = table.slope_scratch() if call.sums is not None else None
     centralize = call.centralize and table.slices != 0
-    warp_size = 64 if torch.version.hip else 32
+    chunks, warp_size = len(table.chunk_tensors), _warp_size(compiler(), device)
+    seed = call.seed - (call.seed >> 63 << 64)
+    steps = [
+        step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
+                        centralize, scratch is not None, table.is_mapped)
+        | step_options(compiler(), kind, len(states), warp_size, scratch is not None, table.is_mapped)
+        for kind in (kinds if chunks else ())
+    ]  # fmt: skip
+    key = (device, call.rule, call.variant, len(states), kinds, centralize, scratch is not None, table.is_mapped)
+    # A grid of no programs compiles and loads the kernels. Either may fail, and must not once counts have advanced.
+    for compiled in () if key in _loaded else steps:
+        step_kernel[(0,)](table.rows, table.chunk_tensors, prepared, seed, **compiled)
+    _loaded.add(key)
     means = _launch_means(table, dtype) if centralize else 0
     prepare_kernel[(triton.cdiv(tensors, PREPARE_BLOCK),)](
         table.rows, prepared, tensors, scalars_in_halves(scalars), flags, means,
         0 if scratch is None else scratch.data_ptr(), hypers, **prepare_constexprs(call.rule, dtype),
         **options(compiler()),
     )  # fmt: skip
-    for kind in kinds if len(table.chunk_tensors) else ():
-        step_kernel[(len(table.chunk_tensors),)](
-            table.rows, table.chunk_tensors, prepared, call.seed - (call.seed >> 63 << 64),
-            **step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
-                              centralize, scratch is not None, table.is_mapped),
-            **step_options(compiler(), kind, len(states), warp_size, scratch is not None, table.is_mapped),
-        )  # fmt: skip
-    if len(table.chunk_tensors) and scratch is not None:
+    for compiled in steps:
+        step_kernel[(chunks,)](table.rows, table.chunk_tensors, prepared, seed, **compiled)
+    if chunks and scratch is not None:
         _add_slope(call, table, prepared, scratch)
 
 
@@ -109,7 +127,7 @@ def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: T
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
     dtype, scratch = list(DTYPE_CODES)[table.grad_code], table.slope_scratch()
     chunks, tensors = len(table.chunk_tensors), len(table.rows)
-    sums, warp_size = scratch.view(torch.float64), 64 if torch.version.hip else 32
+    sums, warp_size = scratch.view(torch.float64), _warp_size(compiler(), out.device)
     if chunks:
         square_units[(chunks,)](
             table.rows, table.chunk_tensors, scratch.view(torch.int64),

@@ -17,12 +17,8 @@ struct StepScalars {
 // How weight decay enters: a compile-time choice where a loop is hot, kSelect where one instance serves all.
 enum class Decay { kNone, kCoupled, kDecoupled, kSelect };
 
-LRT_HD Decay decay_of(const StepScalars& s) {
-  return s.weight_decay == 0 ? Decay::kNone : s.decoupled_weight_decay ? Decay::kDecoupled : Decay::kCoupled;
-}
-
-// A decay of 0 is not applied at all (0 * inf would be NaN); selected by value because GCC vectorises a select on
-// a comparison, not on a bool.
+// A decay of 0, or of what the compute type rounds to it, is not applied at all (0 * inf would be NaN); selected by
+// value because GCC vectorises a select on a comparison, not on a bool.
 template <class Real>
 struct UpdateScalars {
   Real lr, coupled_decay, decoupled_decay, grad_factor;
@@ -32,6 +28,11 @@ struct UpdateScalars {
         decoupled_decay(static_cast<Real>(s.decoupled_weight_decay ? s.weight_decay : 0.0)),
         grad_factor(static_cast<Real>(s.grad_factor)) {}
 };
+
+template <class Real>
+LRT_HD Decay decay_of(const UpdateScalars<Real>& s) {
+  return s.coupled_decay != 0 ? Decay::kCoupled : s.decoupled_decay != 0 ? Decay::kDecoupled : Decay::kNone;
+}
 
 // The gradient that a rule sees: scaled, with coupled weight decay.
 template <Decay kDecay, class Real>

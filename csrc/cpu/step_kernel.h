@@ -152,7 +152,7 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
   } else if (!masked) {
     full_tiles.template operator()<false, Decay::kSelect>();
   } else {
-    with_decay(kChoosesDecay<Param> ? decay_of(list.scalars) : Decay::kSelect,
+    with_decay(kChoosesDecay<Param> ? decay_of(scalars) : Decay::kSelect,
                [&]<Decay kDecay>() __attribute__((always_inline)) { full_tiles.template operator()<true, kDecay>(); });
   }
   const int64_t tile = range.count / kTile;

@@ -146,7 +146,7 @@ void run_stored(const ListStep& list, const TensorStep& tensor, const Range& ran
       return false;
     } else {
       if (range.stage->as != kAs) return false;
-      with_decay(decay_of(list.scalars), [&]<Decay kDecay>() {
+      with_decay(decay_of(UpdateScalars<float>(list.scalars)), [&]<Decay kDecay>() {
         if constexpr (kDecay != Decay::kSelect || kOneDecay)
           run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
       });

@@ -10,17 +10,50 @@ constexpr int kWarp = 32;  // threads that run together
 
 #if defined(LRT_CUDA_ON_HOST)
 #include "cuda_on_host.h"
+namespace lrt::cuda {
+struct Loaded {
+  template <class... Kernels>
+  const char* load(Kernels...) {
+    return nullptr;
+  }
+};
+}  // namespace lrt::cuda
 #else
 #include <cuda_runtime_api.h>
+
+#include <atomic>
 // Launches and returns the error's text, or null. `stream` is a cudaStream_t.
 #define LAUNCH(kernel, grid, block, stream, ...)                                                      \
   (kernel<<<static_cast<unsigned>(grid), block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), \
    ::lrt::cuda::launch_error())
 namespace lrt::cuda {
-inline const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+// The text of an error, or null. It is forgotten: no later launch shall be taken for the one that failed.
+inline const char* text_of(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
+inline const char* launch_error() { return text_of(cudaGetLastError()); }
+// Which devices have some kernels in their memory. Loading may fail, and must not once a step's first launch has run.
+class Loaded {
+ public:
+  // Loads them on the current device, unless that is known to have them; null, or an error's text.
+  template <class... Kernels>
+  const char* load(Kernels... kernels) {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const bool counted = error == cudaSuccess && device < kDevices;
+    if (counted && on_[device]) return nullptr;
+    cudaFuncAttributes attributes;
+    ((error = error == cudaSuccess ? cudaFuncGetAttributes(&attributes, kernels) : error), ...);
+    if (counted) on_[device] = error == cudaSuccess;
+    return text_of(error);
+  }
+
+ private:
+  static constexpr int kDevices = 64;
+  std::atomic<bool> on_[kDevices] = {};
+};
 // What of(t) is for each thread t of a warp, all of which make one of these: each finds its own, and tells the others.
 template <class Value, class Of>
 struct WarpValues {

@@ -230,10 +230,12 @@ const char* launch_staged(const Step& call, const typename Variant::Hyper& hyper
     return "no kernel for rings that are stored otherwise than they are stepped";
   } else {
     if (call.param == Dtype::kDouble) return "no kernel for float64 that is stored otherwise than it is stepped";
-    const char* error = launch_prepare<Variant, float>(call, hyper);
+    static Loaded loaded[2];
+    void (*const kernel)(Step) = call.mapped ? staged_kernel<true, Rule> : staged_kernel<false, Rule>;
+    const char* error = loaded[call.mapped].load(kernel);
+    if (!error) error = launch_prepare<Variant, float>(call, hyper);
     if (error || call.chunks == 0) return error;
-    const auto launch = [&](auto kernel) { return LAUNCH(kernel, call.chunks, kThreads<BFloat16>, call.stream, call); };
-    return call.mapped ? launch(staged_kernel<true, Rule>) : launch(staged_kernel<false, Rule>);
+    return LAUNCH(kernel, call.chunks, kThreads<BFloat16>, call.stream, call);
   }
 }
 

@@ -163,15 +163,16 @@ __global__ void __launch_bounds__(kThreads<Param>, (kMinBlocks<kMapped, kSloped,
 template <class Variant, class Param, class State>
 const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) {
   using Rule = typename Variant::template Rule<Real<Param>>;
-  const char* error = launch_prepare<Variant, Real<Param>>(call, hyper);
+  static Loaded loaded[2][2];
+  void (*const kernels[2][2])(Step) = {
+      {step_kernel<false, false, Rule, Param, State>, step_kernel<false, true, Rule, Param, State>},
+      {step_kernel<true, false, Rule, Param, State>, step_kernel<true, true, Rule, Param, State>}};
+  void (*const kernel)(Step) = kernels[call.mapped][call.slope != nullptr];
+  const char* error = loaded[call.mapped][call.slope != nullptr].load(kernel);
+  if (!error) error = launch_prepare<Variant, Real<Param>>(call, hyper);
   if (error || call.chunks == 0) return error;
   if (call.slices != 0) error = launch_means<Param>(call);
-  if (error) return error;
-  const auto launch = [&](auto kernel) { return LAUNCH(kernel, call.chunks, kThreads<Param>, call.stream, call); };
-  error = call.slope    ? call.mapped ? launch(step_kernel<true, true, Rule, Param, State>)
-                                      : launch(step_kernel<false, true, Rule, Param, State>)
-          : call.mapped ? launch(step_kernel<true, false, Rule, Param, State>)
-                        : launch(step_kernel<false, false, Rule, Param, State>);
+  if (!error) error = LAUNCH(kernel, call.chunks, kThreads<Param>, call.stream, call);
   return error || !call.slope ? error : launch_slope<Param>(call);
 }
 

@@ -1,6 +1,5 @@
 // See upload.h.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "cuda/launch.h"
@@ -39,19 +38,11 @@ bool driver_takes_many() {
 
 // Loads the kernels on the current device: a capture may need either, and must not be the first to load it.
 const char* load_on_device(bool many) {
-  constexpr int kDevices = 256;
-  static std::atomic<bool> loaded[kDevices];
-  int device = 0;
-  cudaFuncAttributes attributes;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess && device < kDevices && loaded[device]) return nullptr;
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, write_words<kWords>);
+  static Loaded few, all;
   if constexpr (kCompiledForMany) {
-    if (error == cudaSuccess && many) error = cudaFuncGetAttributes(&attributes, write_words<kManyWords>);
+    if (many) return all.load(write_words<kWords>, write_words<kManyWords>);
   }
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (device < kDevices) loaded[device] = true;
-  return nullptr;
+  return few.load(write_words<kWords>);
 }
 #endif
 
@@ -78,8 +69,7 @@ int toolkit_version() { return 0; }
 int toolkit_version() { return CUDART_VERSION; }
 
 const char* use_device(int device) {
-  const cudaError_t error = cudaSetDevice(device);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return text_of(cudaSetDevice(device));
 }
 #endif
 

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ..step.backends import check_backend
-from .checks import check_bool, check_dtype, check_grad_weight, check_lr, check_max_norm, check_range, check_seed, one_of
+from .checks import (
+    check_bool,
+    check_dtype,
+    check_grad_weight,
+    check_lr,
+    check_max_norm,
+    check_range,
+    check_seed,
+    one_of,
+)
 
 Check = Callable[[str, Any], object]  # of a name and a value; raises ValueError or TypeError
 Class = TypeVar("Class", bound=type)

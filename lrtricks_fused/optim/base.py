@@ -11,11 +11,10 @@ from typing_extensions import Unpack
 from ..step.backends import prepare
 from ..step.call import StepCall
 from ..step.keep import keep_mask
-from ..step.operands import MAX_STEP
+from ..step.operands import MAX_STEP, is_wrapper
 from ..step.operands import check_param as check_operand
-from ..step.operands import is_wrapper
 from ..step.table import ask_for, forget
-from .arguments import ARGUMENTS, OF_GROUP, OF_OPTIMIZER, SharedArguments, completed
+from .arguments import OF_GROUP, OF_OPTIMIZER, SharedArguments, check_number, completed
 from .checks import as_seed, check_count, of_scaler, one_of
 from .clipping import Clipping, Places, places
 from .compiled import step_in_graph
@@ -45,10 +44,8 @@ class MaskedOptimizer(MeasuredOptimizer):
     def __init__(self, params: Iterable, defaults: Group, **shared: Unpack[SharedArguments]) -> None:
         arguments = completed(type(self), shared)
         for name in OF_OPTIMIZER:
-            check = ARGUMENTS[name].check
-            if check is not None:
-                check(name, arguments[name])
             setattr(self, name, arguments[name])
+        self._check_attributes()
         self._tables: dict[Hashable, Any] = {}
         self._maps = {}
         self._checked_groups = {}
@@ -156,8 +153,6 @@ class MaskedOptimizer(MeasuredOptimizer):
         """Where clipping has the calls' parameters; None where nothing is clipped."""
         if self.max_norm is None:
             return None
-        if self._flattened:
-            self._check_flattened({"max_norm": self.max_norm})
         groups = {id(part.checked) for part in work}  # of a dict, the tracers of before torch 2.12 know no id
         return places(calls, map(local, self._params()), len(groups))
 
@@ -287,8 +282,10 @@ class MaskedOptimizer(MeasuredOptimizer):
         if not isinstance(param, Tensor):
             raise TypeError(f"Invalid param={param!r}: must be a parameter of this optimizer")
         step = check_count("step", step, 1, MAX_STEP)
+        self._look_at(self.param_groups)
         for group in self.param_groups:
             if any(candidate is param for candidate in group["params"]):
+                check_number("keep_prob", group["keep_prob"], False)
                 keep_prob, seed = float(group["keep_prob"]), as_seed(group["seed"])
                 identity = present_identities(self.param_groups, self.state)[param]
                 own, where = local(param), index_map(param) if is_dtensor(param) else None

@@ -23,6 +23,7 @@ class Changes:
         values: those of the changed elements, in their order.
         numel: elements of the parameter or of the shard.
         index_map: which elements of the whole parameter a shard holds; None: it is the whole.
+        whole_numel: elements of the whole parameter; None: not told.
     """
 
     count: int
@@ -30,6 +31,7 @@ class Changes:
     values: Tensor
     numel: int
     index_map: IndexMap | None = None
+    whole_numel: int | None = None
 
 
 def all_changed(param: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def taken(bitmap: Tensor, stored: Tensor, param: Any) -> Changes:
     mask = unpacked_bits(bitmap, stored.numel())
     values = stored.detach().flatten()[mask]
     where = index_map(param) if is_dtensor(param) else None
-    changes = Changes(len(values), bitmap.clone(), values, stored.numel(), where)
+    changes = Changes(len(values), bitmap.clone(), values, stored.numel(), where, param.numel())
     bitmap.zero_()
     return changes
 
@@ -54,7 +56,8 @@ def apply_changes(model: nn.Module | Iterable[Tensor], changes: Mapping[str | in
     Args:
         model: a module, whose parameters are found by name, or the parameters in the order in which the sender's
             optimizer has them.
-        changes: what :meth:`pop_changes` returned there, on any device; of shards, each into the whole parameters.
+        changes: what :meth:`pop_changes` returned there, on any device; of shards, each into the whole parameters,
+            which are plain tensors.
 
     Raises:
         ValueError: a parameter is missing, or has not as many elements, or another dtype; nothing has been changed.
@@ -101,9 +104,10 @@ def _unfit(param: Tensor | None, change: Changes) -> str | None:
         own = f"their bitmap tells {told} elements, their count {change.count}"
         return f"{own}, and they have {change.values.numel()} values"
     if is_dtensor(param):
-        return "the model's parameter is a DTensor: give the local tensors"
-    if change.index_map is None and change.numel != param.numel():
-        return f"they are of {change.numel} elements, the model's parameter has {param.numel()}"
+        return "the model's parameter is a DTensor: must be a plain tensor of the whole, to be distributed afterwards"
+    whole = change.numel if change.index_map is None else change.whole_numel
+    if whole is not None and whole != param.numel():
+        return f"they are of a parameter of {whole} elements, the model's has {param.numel()}"
     if change.index_map is not None and change.numel:
         last = change.index_map.element(change.numel - 1)
         if last >= param.numel():

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept of an optimizer, and how a saved state becomes this one's, checked before it is stored."""
 
-import math
+import sys
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ..step.operands import check_state, is_step_count, is_wrapper, storage_hold
 from ..step.table import forget
 from . import identity
 from .arguments import OF_OPTIMIZER
-from .checks import check_param, is_negative, plain
+from .checks import check_param, check_scalar, is_negative, plain
 from .groups import ALLOW_NEGATIVE, LOW, Group
 from .repeats import Repeats
 from .shards import is_dtensor, local, placed, saved_part
@@ -48,6 +49,14 @@ class SavedOptimizer(StatefulOptimizer):
         return {**completed, "param_names": current["param_names"]} if "param_names" in current else completed
 
     @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim's; numbers of other libraries, which a scheduler may have set, are Python's in it."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update({name: _python(value) for name, value in group.items()})
+        return saved
+
+    @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of the torch.optim class of the same name.
 
@@ -61,6 +70,7 @@ class SavedOptimizer(StatefulOptimizer):
             ValueError, TypeError: a group, a hyper-parameter or a state does not fit; the optimizer is as it was.
         """
         restored: dict[Tensor, dict[str, Any]] = {}
+        own_names = self._own_names.of(self.param_groups)
 
         def before(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             return self._checked(loaded, restored)
@@ -69,6 +79,7 @@ class SavedOptimizer(StatefulOptimizer):
             forget(self._tables)
             self._maps.clear()  # which hold states, too
             self._kept = None
+            self._own_names = identity.OwnNames(self.param_groups, own_names)
             for param, state in restored.items():
                 self.state[param].update(state)
 
@@ -86,6 +97,7 @@ class SavedOptimizer(StatefulOptimizer):
 
     def _checked(self, loaded: dict[str, Any], restored: dict[Tensor, dict[str, Any]]) -> dict[str, Any]:
         """What torch itself shall load: the groups, and other states than the rule's, which go to ``restored``."""
+        self._look_at(self.param_groups)
         groups = loaded["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             return loaded  # torch's own error
@@ -174,14 +186,27 @@ class SavedOptimizer(StatefulOptimizer):
         return placed(copy, param) if is_dtensor(param) else copy
 
 
+def _python(value: Any) -> Any:
+    """A hyper-parameter as one of Python's own types, or a tensor: what torch.load takes for data."""
+    if type(value) in (int, float, bool, str, type(None)) or isinstance(value, Tensor):
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_python, value)) if type(value) in (list, tuple) else value
+    number = plain(value)
+    return float(number) if isinstance(number, Real) and not isinstance(number, int) else number
+
+
 def _saved_number(value: Any) -> float | None:
     """A finite number, saved as one of any library or as a tensor of one element; None where it is none."""
-    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_meta or is_wrapper(type(value))):
-        return None
+    if isinstance(value, Tensor):
+        try:
+            check_scalar("number", value)
+        except (TypeError, ValueError):
+            return None
     number = plain(value)
     number = number[0] if isinstance(number, list) and len(number) == 1 else number
-    is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-    return number if is_number else None
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    return number if is_number and abs(number) <= sys.float_info.max else None
 
 
 def _step_count(step: Any) -> float:

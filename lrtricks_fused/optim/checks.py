@@ -25,10 +25,17 @@ def plain(value: Any) -> Any:
 
 
 def check_real(name: str, value: Any) -> float:
-    """``value`` as a Python number; raises TypeError unless it is a real one, of any library, or holds just one."""
+    """``value`` as a Python number.
+
+    Raises:
+        TypeError: it is no real one, of any library, and does not hold just one.
+        ValueError: it is too large for a float.
+    """
     number = plain(value)
     if not isinstance(number, Real):
         raise TypeError(f"Invalid {name}={value!r}: must be a float")
+    if isinstance(number, int) and abs(number) > 2**1023:
+        raise ValueError(f"Invalid {name} of {len(hex(number)) * 4} bits: too large for a float")
     return number if type(number) is int or type(number) is float else float(number)
 
 
@@ -53,15 +60,15 @@ def check_scalar(name: str, value: Tensor, or_float: str = "") -> None:
     kind = type(value)
     if is_wrapper(kind):
         raise TypeError(f"Invalid {name} of type {kind.__name__}: must be {or_float}a plain tensor")
-    if value.numel() != 1 or value.is_complex() or value.layout is not torch.strided:
-        what = "shape" if value.numel() != 1 else "dtype" if value.is_complex() else "layout"
+    if value.numel() != 1 or value.is_complex() or value.is_quantized or value.layout is not torch.strided:
+        what = "shape" if value.numel() != 1 else "layout" if value.layout is not torch.strided else "dtype"
         got = tuple(value.shape) if what == "shape" else getattr(value, what)
         raise ValueError(f"Invalid {name} of {what} {got}: must be {or_float}a real tensor of one element")
     if value.is_meta:
         raise ValueError(f"Invalid {name} on meta: must have a value")
 
 
-def of_scaler(optimizer: Any) -> dict[str, Tensor | None]:
+def of_scaler(optimizer: Any) -> dict[str, Any]:
     """What a GradScaler tells a step by attributes of the optimizer.
 
     Raises:
@@ -95,8 +102,8 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
     if not (low <= value and below_high):
         wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{brackets[1]}"
         raise ValueError(f"Invalid {name}={value}: must be {wanted}")
-    if isinstance(value, int) and abs(value) > 2**1023:
-        raise ValueError(f"Invalid {name} of {len(hex(value)) * 4} bits: too large for a float")
+    if type(value) is int:
+        check_real(name, value)
 
 
 def check_lr(value: float | Tensor) -> None:

@@ -5,8 +5,8 @@ r"""Clipping inside a step: one factor for the gradients of all groups, from the
 as torch.nn.utils.clip_grad_norm_ has it, but for ``.grad``, which stays as it is: the step itself scales what it reads.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import accumulate, chain
 from operator import itemgetter
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..step.backends import Backend
 from ..step.call import StepCall
+from ..step.device import integers_beside, write_at
+from ..step.streams import Streams
 from ..step.table import SLOPE_COLUMNS
 from .checks import check_max_norm
 from .devices import moved
@@ -36,22 +38,6 @@ def places(calls: list[StepCall], params: Iterable[Tensor], groups: int) -> Plac
     stepped = dict.fromkeys(param for call in calls for param in call.params)
     place = {param: number for number, param in enumerate(param for param in params if param in stepped)}
     return [[place[param] for param in call.params] for call in calls]
-
-
-@functools.lru_cache(maxsize=64)
-def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
-    """Kept, because a copy to a device waits for it, and cannot be captured."""
-    return torch.tensor(places, device=device)
-
-
-def _write_squares(backend: Backend, call: StepCall, places: Sequence[int], out: Tensor) -> None:
-    """The squared norms of the call's gradients, at their places."""
-    if places[-1] - places[0] == len(places) - 1:  # they ascend
-        backend.squares(call, out[places[0] : places[-1] + 1])
-        return
-    squares = torch.empty(len(places), dtype=torch.float64, device=out.device)
-    backend.squares(call, squares)
-    out.index_copy_(0, _index(tuple(places), out.device), squares)
 
 
 class Clipping:
@@ -77,6 +63,7 @@ class Clipping:
             if device not in self._clips:
                 self._clips[device] = torch.empty((), dtype=torch.float64, device=device)
             call.clip = self._clips[device]
+        self._streams = {device: Streams() for device in self._clips}
 
     def measure(self, backends: list[Backend]) -> Tensor:
         """The norm of the unscaled gradients, a float64 on the first call's device. Nothing waits for the device.
@@ -86,9 +73,12 @@ class Clipping:
         """
         if not self._calls:
             return torch.zeros((), dtype=torch.float64)
+        for device, streams in self._streams.items():  # of later steps, too, which may be on others
+            streams.use(device, [self._clips[device]])
         squares = self._squares(backends)
         if self._over_ranks is None:
-            self._over_ranks = OverRanks(self._sharded(), squares.device)
+            kept = self._calls[0].kept
+            self._over_ranks = OverRanks(self._sharded(), lambda values: integers_beside(kept, values, squares.device))
         self._over_ranks.add(squares)
         device, scale = squares.device, self._calls[0].grad_scale
         norm, clip = torch.empty((), dtype=torch.float64, device=device), self._clips[device]
@@ -117,7 +107,7 @@ class Clipping:
         size = sum(map(len, self._places)) + SLOPE_COLUMNS
         of_devices = {device: torch.zeros(size, dtype=torch.float64, device=device) for device in self._clips}
         for backend, call, places in zip(backends, self._calls, self._places, strict=True):
-            _write_squares(backend, call, places, of_devices[call.params[0].device])
+            write_at(places, call.kept, of_devices[call.params[0].device], partial(backend.squares, call))
         squares, *others = of_devices.values()
         for other in others:
             squares = squares + moved(other, squares.device)

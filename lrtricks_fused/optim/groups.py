@@ -9,10 +9,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..step.backends import resolve
+from ..step.host import same
 from ..step.rule import RULES
 from . import compiled, identity
-from .arguments import GROUP_CHECKS, IN_TENSORS, check_number
+from .arguments import ARGUMENTS, GROUP_CHECKS, IN_TENSORS, OF_OPTIMIZER, check_number
 from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
+from .flattened import are_flattened, check_flattened, of_wholes
 from .kept import KeptStates
 from .shards import index_map, is_dtensor
 
@@ -49,6 +51,7 @@ class CheckedGroup:
             del group["names"]
         optimizer._check_group(group)
         self._group, self._names, self._values = group, list(group), list(group.values())
+        self._lists = [group.get(name) for name in LISTS]
         self._of_optimizer = optimizer._what_checks_read()
         self.tensors = {name: group[name] for name in IN_TENSORS if type(group[name]) is Tensor}
         constant = {name: _is_constant(value) for name, value in group.items() if name not in LISTS}
@@ -77,8 +80,16 @@ class CheckedGroup:
             and self._group is group
             and self._names == list(group)
             and all(map(is_, group.values(), self._values))
-            and self._of_optimizer == optimizer._what_checks_read()
+            and self.is_of(optimizer)
         )
+
+    def is_of(self, optimizer: "GroupedOptimizer") -> bool:
+        """Whether the optimizer has the very attributes that the group was checked with."""
+        return same(self._of_optimizer, optimizer._what_checks_read())
+
+    def has_lists(self, group: Group) -> bool:
+        """Whether the group has the same lists of parameters and names."""
+        return all(group.get(name) is held for name, held in zip(LISTS, self._lists, strict=True))
 
     def check_tensors(self, optimizer: "GroupedOptimizer") -> None:
         """Raises ValueError or TypeError where a number in a tensor, which may be another by now, is invalid."""
@@ -103,6 +114,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     allow_negative_grad_weight = False  # whether steps take gradient weights below 0; see MaskedOptimizer
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
+    _own_names: identity.OwnNames
     _maps: dict[Any, Any]  # what is local of DTensors, kept between steps
     _kept: KeptStates | None = None  # of the last step
     _master: str | None = None  # the argument ``master``, which earlier versions have not pickled
@@ -111,6 +123,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Whether it is constructed, copied or unpickled."""
         optimizer = super().__new__(cls)
+        optimizer._own_names = identity.OwnNames()
         compiled.enter(optimizer)
         return optimizer
 
@@ -168,9 +181,23 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if self._flattened:
             self._check_flattened(group)
 
-    def _what_checks_read(self) -> tuple[bool, bool]:
+    def _what_checks_read(self) -> list[Any]:
         """Of the optimizer, what the check of a group depends on."""
-        return self.allow_negative_grad_weight, self._flattened
+        own = [getattr(self, name, ARGUMENTS[name].default) for name in OF_OPTIMIZER]
+        return [self.allow_negative_grad_weight, getattr(self, "_slopes", None) is not None, *own]
+
+    def _check_attributes(self) -> None:
+        """Raises ValueError or TypeError for arguments that are attributes, which anyone may have set since."""
+        for name in OF_OPTIMIZER:
+            check = ARGUMENTS[name].check
+            if check is not None:
+                check(name, getattr(self, name, ARGUMENTS[name].default))
+
+    def _check_params(self) -> None:
+        """Raises ValueError or TypeError where an attribute does not go with the parameters."""
+        for param in self._params():
+            if isinstance(param, Tensor) and param.requires_grad:
+                check_param(param, self.state_dtype)
 
     def _checked_group(self, group: Group) -> CheckedGroup:
         """The group, checked, and what follows from it.
@@ -182,22 +209,24 @@ class GroupedOptimizer(torch.optim.Optimizer):
             return CheckedGroup(self, group)
         checked = self._checked_groups.get(id(group))
         if checked is None or not checked.holds(self, group):
+            if checked is None or not checked.has_lists(group):
+                self._look_at([group] if self._checked_groups else self.param_groups)
+            if checked is None or not checked.is_of(self):
+                self._check_attributes()
+                self._check_params()
             checked = self._checked_groups[id(group)] = CheckedGroup(self, group)
         if len(self._checked_groups) > len(self.param_groups):  # some have gone, and nothing may hold their parameters
             self._checked_groups = {id(group): checked}
         return checked
 
+    def _look_at(self, groups: list[Group]) -> None:
+        """See what others have done to groups: names of other parameters are replaced, flattened ones are noted."""
+        for group in groups:
+            self._own_names.restore(group)
+            self._flattened = self._flattened or are_flattened(group["params"])
+
     def _check_flattened(self, group: Group) -> None:
-        """Raises ValueError for what takes a parameter's elements or shape, which FSDP1 has flattened."""
-        keep_prob = group.get("keep_prob", 1.0)
-        masked = isinstance(keep_prob, Tensor) or keep_prob != 1
-        wholes = [(name, group.get(name)) for name in ("centralize", "add_slopes_to")]
-        for name, used in (("keep_prob", masked), *wholes, ("max_norm", group.get("max_norm") is not None)):
-            if used:
-                raise ValueError(
-                    f"Invalid {name}={group[name]} for parameters flattened by FullyShardedDataParallel: they do "
-                    "not say which elements they hold, as those of torch.distributed.fsdp.fully_shard (FSDP2) do"
-                )
+        check_flattened({**of_wholes(self), **group})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as torch.optim does. Keep bits of parameters added earlier do not change.
@@ -208,7 +237,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: an option, a parameter or a name is invalid; the optimizer is as it was.
         """
-        flattened = False
+        flattened = by_names = False
         if isinstance(param_group, dict) and "params" in param_group:
             group = {**self.defaults, **param_group}
             self._check_group(group, bool(group.get(ALLOW_NEGATIVE)))
@@ -219,23 +248,28 @@ class GroupedOptimizer(torch.optim.Optimizer):
                 tensors = [param[1] if isinstance(param, tuple) else param for param in params]
                 for tensor in tensors:
                     self._check_param(tensor)
-                flattened = any(getattr(tensor, "_fsdp_flattened", False) for tensor in tensors)
+                flattened = are_flattened(tensors)
                 if flattened:
                     self._check_flattened(group)
-                self._name(param_group, params)
+                by_names = self._name(param_group, params)
         super().add_param_group(param_group)
         self._flattened = self._flattened or flattened
+        self._own_names.enter(self.param_groups[-1], by_names)
         self._take_over(self.param_groups[-1])
 
-    def _name(self, group: Group, params: list[Any]) -> None:
-        """Enter the names of a new group's parameters, if there are any, where torch has them."""
-        given = self._names
-        if isinstance(group.get("names"), torch.nn.Module):
-            given = identity.by_param(group.pop("names"))
+    def _name(self, group: Group, params: list[Any]) -> bool:
+        """Enter the names of a new group's parameters, if there are any, where torch has them.
+
+        Returns:
+            Whether ``names`` says them, the constructor's or the group's.
+        """
+        given = identity.by_param(group.get("names")) or self._names
         names = identity.names_of(group, params, given)
         identity.check_names(self.param_groups, names, len(params))
+        group.pop("names", None)
         if names is not None:
             group["param_names"] = list(names)
+        return names is not None and given is not None
 
     def _take_over(self, group: Group) -> None:
         """Move what a group of an earlier version says, that negative weights are allowed, to the optimizer."""

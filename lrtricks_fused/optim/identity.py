@@ -110,6 +110,42 @@ def check_name_count(names: list[str], count: int) -> None:
         )
 
 
+class OwnNames:
+    """The names that parameters of groups have by ``names``, whatever others write into the groups since.
+
+    ZeroRedundancyOptimizer, where it loads, writes the names of one rank's parameters into the groups of all ranks.
+
+    Args:
+        groups: those that it knows.
+        names: of the parameters of each, or None.
+    """
+
+    def __init__(self, groups: Iterable[Group] = (), names: Iterable[list[str] | None] = ()) -> None:
+        pairs = zip(groups, names, strict=True)
+        self._known = {_ids(group): own for group, own in pairs if own is not None}
+
+    def enter(self, group: Group, by_names: bool) -> None:
+        """Know those of a new group, if ``names`` gives them."""
+        self._known.pop(_ids(group), None)
+        if by_names:
+            self._known[_ids(group)] = list(group["param_names"])
+
+    def of(self, groups: Iterable[Group]) -> list[list[str] | None]:
+        """The names of each group's parameters; None where they are not known, or the group has others by now."""
+        return [self._known.get(_ids(group)) for group in groups]
+
+    def restore(self, group: Group) -> None:
+        """Put them back where the group has other names."""
+        own = self._known.get(_ids(group))
+        if own is not None and own != group.get("param_names"):
+            group["param_names"] = list(own)
+
+
+def _ids(group: Group) -> tuple[int, int]:
+    """Of a group and its parameters, which are not held: these may be replaced, as accelerate does."""
+    return id(group), id(group["params"])
+
+
 def identities(
     groups: list[Group], known: Mapping[Tensor, int], by_index: AbstractSet[Tensor] = frozenset()
 ) -> dict[Tensor, int]:

@@ -22,6 +22,7 @@ _REDUCING = (
     ("torch.nn.parallel.distributed", "DistributedDataParallel"),
     ("torch.distributed.fsdp", "FullyShardedDataParallel"),
     ("torch.distributed.fsdp", "FSDPModule"),
+    ("torch.distributed._composable.replicate", "DDP"),
 )
 _attached: WeakSet[MaskedOptimizer] = WeakSet()
 
@@ -180,7 +181,8 @@ def step_in_backward(model: nn.Module, optimizer: MaskedOptimizer, n: int = 1) -
     pass, each of which would be taken for a whole one.
 
     Args:
-        model: what the parameters belong to; those that the optimizer does not have keep their gradients.
+        model: what the parameters belong to, the outermost module: wrappers around it are not seen; those that the
+            optimizer does not have keep their gradients.
         optimizer: one of this package, without ``max_norm`` and without torch.amp.GradScaler, both of which need all
             gradients at once.
         n: backward passes whose gradients are accumulated; the parameters are stepped in the last of them.

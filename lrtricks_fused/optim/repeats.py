@@ -86,7 +86,7 @@ class _Piece:
 
 def _piece(part: Part, call: StepCall, backend: Backend, optimizer: Any) -> _Piece | None:
     """The call as one that can be repeated; None where more than its tables and numbers decides on what it does."""
-    plain = not (call.staged or call.pieces) and call.copies is call.norms is None
+    plain = not (call.staged or call.pieces or call.norms) and call.copies is None
     if not plain or call.table is None or call.table is not optimizer._tables.get(call.table_key):
         return None
     on_cpu = backend.step is native_step and call.params[0].is_cpu

@@ -6,7 +6,7 @@ they hold.
 """
 
 import sys
-from itertools import pairwise
+from collections.abc import Callable
 from operator import attrgetter, is_
 from typing import Any
 
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from ..step.keep import IndexMap
 from ..step.operands import waited
-
-Runs = list[tuple[int, int]]  # (first index, how many) in the order in which a rank holds them
-
+from .cuts import Runs, Split, all_have_maps, map_of, of_rank
 
 _spec, _local_tensor = attrgetter("_spec"), attrgetter("_local_tensor")
 _mesh, _placements = attrgetter("_spec.mesh"), attrgetter("_spec.placements")
@@ -42,18 +40,20 @@ def local(tensor: Any) -> Tensor:
 # -- which elements of the whole ---------------------------------------------------------------------------------------
 
 
-def _part(runs: Runs, parts: int, which: int) -> Runs:
-    """That one of the parts into which torch.chunk cuts the indices of ``runs``."""
-    total = sum(length for _, length in runs)
-    size = -(-total // parts)
-    low, high = which * size, min((which + 1) * size, total)
-    found, place = [], 0
-    for first, length in runs:
-        begin, end = max(low, place), min(high, place + length)
-        if begin < end:
-            found.append((first + begin - place, end - begin))
-        place += length
-    return found
+def _splits(param: Any) -> tuple[Split, ...]:
+    """How a DTensor is cut, by the dimensions of its mesh from left to right.
+
+    Raises:
+        ValueError: a placement is neither Shard nor _StridedShard nor Replicate.
+    """
+    found, mesh = [], param.device_mesh
+    for number, placement in enumerate(param.placements):
+        if placement.is_replicate():
+            continue
+        if type(placement).__name__ not in ("Shard", "_StridedShard"):
+            raise _refused(param, "only Shard and Replicate say which elements a rank holds")
+        found.append(Split(number, placement.dim, mesh.size(number), getattr(placement, "split_factor", 1)))
+    return tuple(found)
 
 
 def runs_of(param: Any) -> list[Runs]:
@@ -69,22 +69,8 @@ def runs_of(param: Any) -> list[Runs]:
     mesh, coordinate = param.device_mesh, param.device_mesh.get_coordinate()
     if coordinate is None:
         raise ValueError(f"Invalid parameter of shape {tuple(param.shape)}: this rank is not in its mesh {mesh}")
-    for number, placement in enumerate(param.placements):
-        if placement.is_replicate():
-            continue
-        if type(placement).__name__ not in ("Shard", "_StridedShard"):
-            raise _refused(param, "only Shard and Replicate say which elements a rank holds")
-        chunks = getattr(placement, "split_factor", 1)
-        found: Runs = []
-        for chunk in range(chunks):
-            for first, length in _part(
-                _part(runs[placement.dim], chunks, chunk), mesh.size(number), coordinate[number]
-            ):
-                if found and sum(found[-1]) == first:
-                    found[-1] = (found[-1][0], found[-1][1] + length)
-                else:
-                    found.append((first, length))
-        runs[placement.dim] = found
+    for split in _splits(param):
+        runs[split.dim] = of_rank(runs[split.dim], split, coordinate[split.mesh_dim])
     return runs
 
 
@@ -96,9 +82,12 @@ def index_map(param: Any) -> IndexMap | None:
     """Which elements of the whole parameter this rank's are; None where the rank has all of them.
 
     Raises:
-        ValueError: they are no runs of one length at one distance, or not as many as the local tensor has.
+        ValueError: some rank's are no runs of one length at one distance, or this rank's not as many as the local
+            tensor has.
     """
     runs = runs_of(param)
+    if not all_have_maps(param.shape, _splits(param)):
+        raise _refused(param, "the elements of each rank must be runs of one length at one distance")
     held = [sum(length for _, length in own) for own in runs]
     if tuple(held) != tuple(local(param).shape):
         raise _refused(param, f"they give shards of shape {tuple(held)}, but the local tensor is "
@@ -107,30 +96,13 @@ def index_map(param: Any) -> IndexMap | None:
         return None
     if 0 in held:
         return IndexMap(0, 1, 1)
-    base, levels = 0, [(1, 1)]  # (how many, at which distance), from the innermost on
-    stride = 1
-    for size, own in zip(reversed(param.shape), reversed(runs), strict=True):
-        firsts, lengths = zip(*own, strict=True)
-        pitches = {after - before for before, after in pairwise(firsts)}
-        if len({*lengths}) > 1 or len(pitches) > 1:
-            raise _refused(param, "its elements lie in runs of several lengths")
-        base += firsts[0] * stride
-        for count, distance in ((lengths[0], stride), (len(own), stride * next(iter(pitches), 1))):
-            inner, step = levels[-1]
-            if distance == inner * step:
-                levels[-1] = (inner * count, step)
-            elif count > 1:
-                levels.append((count, distance))
-        stride *= size
-    if len(levels) > 2:
-        raise _refused(param, "a rank's elements must be runs of one length at one distance")
-    run = levels[0][0]
-    return IndexMap(base, run, levels[1][1] if len(levels) == 2 else run)
+    return map_of(param.shape, runs)
 
 
 def check_centralize(param: Any) -> None:
-    """Raises ValueError unless this rank holds whole slices, over which gradient centralization takes means."""
-    if local(param).shape[1:] != param.shape[1:]:
+    """Raises ValueError unless all ranks hold whole slices, over which gradient centralization takes means."""
+    dims = [getattr(placement, "dim", 0) for placement in param.placements]
+    if any(dim and param.shape[dim] > 1 and param.device_mesh.size(number) > 1 for number, dim in enumerate(dims)):
         raise ValueError(
             f"Invalid centralize=True for a parameter of shape {tuple(param.shape)} with placements "
             f"{param.placements}: the means are over all dimensions but the first, which must not be cut"
@@ -249,18 +221,25 @@ class OverRanks:
 
     Args:
         params: DTensors, each with the place of its number.
-        device: of the numbers.
+        integers: makes a tensor of integers on the device of the numbers.
+
+    Raises:
+        ValueError: they are on meshes of different ranks, of which each would find another sum over all.
     """
 
-    def __init__(self, params: list[tuple[int, Any]], device: torch.device) -> None:
+    def __init__(self, params: list[tuple[int, Any]], integers: Callable[[list[int]], Tensor]) -> None:
         of_meshes: dict[Any, list[tuple[int, Any]]] = {}
         for place, param in params:
             of_meshes.setdefault(param.device_mesh, []).append((place, param))
+        ranks = {tuple(sorted(mesh.mesh.flatten().tolist())) for mesh in of_meshes}
+        if len(ranks) > 1:
+            some = " and ".join(map(str, sorted(ranks)[:2]))
+            raise ValueError(f"Invalid max_norm with parameters on meshes of ranks {some}: must be of the same ranks")
         self._of_meshes = [
             (
                 mesh,
-                torch.tensor([place for place, _ in members], device=device),
-                torch.tensor([counts(param) for _, param in members], device=device),
+                integers([place for place, _ in members]),
+                integers([int(counts(param)) for _, param in members]) != 0,
             )
             for mesh, members in of_meshes.items()
         ]
@@ -274,7 +253,7 @@ class OverRanks:
 
 def sum_over_mesh(values: Tensor, mesh: Any) -> Tensor:
     """The sum of the ranks' values, the same on each."""
-    on_mesh = values.to(mesh.device_type)
+    on_mesh = values if values.device.type == mesh.device_type else values.to(mesh.device_type)
     for dim in range(mesh.ndim):
         torch.distributed.all_reduce(on_mesh, group=mesh.get_group(dim))
     return on_mesh.to(values.device)

@@ -50,6 +50,10 @@ class StoredOptimizer(SavedOptimizer):
         if self.state_rounding == STOCHASTIC and not any(dtype.itemsize == 2 for dtype in states):
             raise ValueError(f"Invalid state_rounding={self.state_rounding!r}: no state is rounded to 16 bits")
 
+    def _check_params(self) -> None:
+        super()._check_params()
+        self._check_storage()
+
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as torch.optim does; it may also have ``mirrors``, one for each parameter, or None.
 
@@ -57,6 +61,7 @@ class StoredOptimizer(SavedOptimizer):
             ValueError, TypeError: an option, a parameter, a name or a mirror is invalid; the optimizer is as it was.
         """
         mirrors: list[Any] = []
+        before = dict(param_group) if isinstance(param_group, dict) else {}
         if isinstance(param_group, dict) and param_group.get("mirrors") is not None:
             params = param_group["params"]
             params = [params] if isinstance(params, Tensor) else list(params)
@@ -66,8 +71,9 @@ class StoredOptimizer(SavedOptimizer):
         try:
             super().add_param_group(param_group)
         except BaseException:
-            if mirrors:
-                param_group["mirrors"] = mirrors
+            for name in param_group.keys() - {"params"} if before else ():  # of which there may be an iterator no more
+                del param_group[name]
+            param_group.update({name: value for name, value in before.items() if name != "params"})
             raise
         for param, out in zip(self.param_groups[-1]["params"], mirrors, strict=False):
             self.mirror(param, out)
@@ -179,6 +185,7 @@ class StoredOptimizer(SavedOptimizer):
         """
         if not self.track_changes:
             raise ValueError("Invalid track_changes=False: changes are kept only where this is True")
+        self._look_at(self.param_groups)
         names = [name for group in self.param_groups for name in group.get("param_names") or group["params"]]
         popped: dict[str | int, Changes] = {}
         for number, (param, name) in enumerate(zip(self._params(), names, strict=True)):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..step.call import SUMS
 from ..step.reference import sqrt_rn
+from ..step.streams import Streams
 from .devices import moved
 from .shards import counts, is_dtensor, sum_over_mesh
 
@@ -24,6 +25,7 @@ class StepSums:
     def __init__(self, slopes: Slopes | None, metrics: bool) -> None:
         self._slopes, self._shape = slopes, (len(SUMS),) if metrics else ()
         self._own: dict[tuple[torch.device, Any], Tensor] = {}  # by device and mesh
+        self._streams: dict[tuple[torch.device, Any], Streams] = {}
 
     def of(self, param: Any) -> Tensor:
         """What a call of parameters such as this one adds its sums to.
@@ -42,12 +44,14 @@ class StepSums:
                 return slope
         if (device, mesh) not in self._own:
             self._own[device, mesh] = torch.zeros(self._shape, dtype=torch.float64, device=device)
+            self._streams[device, mesh] = Streams()
         own = self._own[device, mesh]
         return own if mesh is None or counts(param) else torch.zeros_like(own)
 
     def begin_again(self) -> None:
         """Before the same calls: their sums are of one step."""
-        for own in self._own.values():
+        for key, own in self._own.items():
+            self._streams[key].use(own.device, [own])
             own.zero_()
 
     def finish(self) -> Tensor | None:

@@ -54,8 +54,9 @@ class Schedule:
         """The value at ``progress``.
 
         Raises:
-            ValueError: progress is NaN.
+            ValueError, TypeError: progress is NaN, or no number.
         """
+        progress = check_real("progress", progress)
         if math.isnan(progress):
             raise ValueError(f"Invalid progress={progress}: must be a number")
         return self._value(min(max(float(progress), 0.0), 1.0))
@@ -78,6 +79,8 @@ class Decay(Schedule):
     def __post_init__(self) -> None:
         """Checks both ends, then what the subclass adds."""
         vars(self).update(start=check_finite("start", self.start), end=check_finite("end", self.end))
+        if not math.isfinite(self.start - self.end):
+            raise ValueError(f"Invalid start={self.start}, end={self.end}: must have a finite difference")
         self._check()
 
     def bounds(self) -> tuple[float, float]:

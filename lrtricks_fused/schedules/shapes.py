@@ -5,7 +5,7 @@ The k-decay family is in k_decay.py; lr.py and group.py apply them to an optimiz
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -78,8 +78,11 @@ class piecewise(Schedule):
     def __post_init__(self) -> None:
         """Checks the arguments and keeps them as tuples."""
         for name in ("milestones", "values"):
-            values = enumerate(plain(getattr(self, name)))
-            vars(self).update(**{name: tuple(check_finite(f"{name}[{i}]", value) for i, value in values)})
+            given = plain(getattr(self, name))
+            if not isinstance(given, Iterable) or isinstance(given, str):
+                raise TypeError(f"Invalid {name}={given!r}: must be a sequence of floats")
+            values = tuple(check_finite(f"{name}[{i}]", value) for i, value in enumerate(given))
+            vars(self).update(**{name: values})
         edges = (0.0, *self.milestones, 1.0)
         if not all(left < right for left, right in pairwise(edges)):
             raise ValueError(f"Invalid milestones={self.milestones}: must be strictly increasing in (0, 1)")

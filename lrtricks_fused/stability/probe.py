@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..optim.checks import check_count
-from ..tuning.untouched import seeded, untouched
+from ..tuning.untouched import seeded, sharding_modules, untouched
 from .report import StabilityReport
 
 
@@ -105,6 +105,14 @@ class StabilityProbe:
         self._recurse = layers is not None
         self._modules = _modules(model, layers)
         self._id = uuid.uuid4().hex
+        self._check_model()
+
+    def _check_model(self) -> None:
+        for module in sharding_modules(self.model, "FSDPModule", "FullyShardedDataParallel"):
+            raise ValueError(
+                f"Invalid model: FSDP shards its {type(module).__name__}, whose whole weights and gradients are not at "
+                "hand; probe a model that has gathered them"
+            )
 
     @property
     def layers(self) -> list[str]:
@@ -115,8 +123,9 @@ class StabilityProbe:
         """The model at this moment.
 
         Raises:
-            ValueError: loss_fn returns no tensor of one element, or the model no tensor.
+            ValueError: loss_fn returns no tensor of one element, or the model no tensor; FSDP shards the model.
         """
+        self._check_model()
         params = {name: list(module.parameters(recurse=self._recurse)) for name, module in self._modules.items()}
         weights = {name: _on_cpu(own) for name, own in params.items()}  # the forward may renormalise an embedding
         activations: dict[str, list[Tensor]] = {name: [] for name in params}

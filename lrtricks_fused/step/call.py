@@ -86,7 +86,7 @@ class StepCall:
     table: Any = None
     kept: Any = None  # the table that is kept between steps, where it says too little, too
     copies: "StepCall | None" = None  # what is stepped instead, and copied back
-    norms: "StepCall | None" = None  # whose gradients' squares are summed instead
+    norms: "list[Norms]" = field(default_factory=list)  # calls whose gradients' squares are summed instead
     pieces: "list[StepCall]" = field(default_factory=list)  # what is stepped instead, one after the other
     staged: bool = False  # by a backend: it is stepped in float32 between conversions
 
@@ -142,3 +142,6 @@ class StepCall:
     def state_shape(self, param: Tensor) -> tuple[int, ...]:
         """Shape of a state of ``param``."""
         return tuple(param.shape) if self.window is None else (self.window, *param.shape)
+
+
+Norms = tuple[tuple[int, ...], StepCall]  # which parameters' gradients it has

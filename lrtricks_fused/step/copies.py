@@ -1,13 +1,14 @@
 """Calls that are stepped in another's place: of copies that addresses can say, or of one parameter at a time."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .call import BESIDE, StepCall, Storage
-from .operands import is_lazy
+from .operands import is_lazy, written
 
 
 def _of_one(storage: Storage | None, i: int) -> Storage | None:
@@ -35,25 +36,32 @@ def one_by_one(call: StepCall) -> list[StepCall]:
     ]  # fmt: skip
 
 
+def real(tensor: Tensor) -> Tensor:
+    """A contiguous copy, in memory, of whatever lies anyhow or nowhere."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
 def plain(call: StepCall, strided: Iterable[int] = ()) -> StepCall:
     """The same call with copies of lazy operands in their place, and contiguous ones of these parameters' operands."""
     to_copy = set(strided)
 
     def copies(tensors: list[Tensor]) -> list[Tensor]:
-        return [
-            torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t)
-            if is_lazy(t) or (i in to_copy and not t.is_contiguous())
-            else t.detach()
-            for i, t in enumerate(tensors)
-        ]
+        return [real(t) if is_lazy(t) or (i in to_copy and not t.is_contiguous()) else t.detach()
+                for i, t in enumerate(tensors)]  # fmt: skip
 
     states = {name: copies(column) for name, column in call.states.items()}
     return replace(call, params=copies(call.params), grads=copies(call.grads), states=states, tables={})
 
 
+def writable(tensors: Iterable[Tensor]) -> AbstractContextManager:
+    """A context in which operations write as kernels do: outside inference mode to what was made in it, too."""
+    return torch.inference_mode() if any(map(Tensor.is_inference, tensors)) else nullcontext()
+
+
 def copy_back(copies: StepCall, call: StepCall) -> None:
     """What a step of ``copies`` has written, into the operands of ``call``."""
-    for mine, theirs in ((copies.params, call.params), *zip(copies.states.values(), call.states.values(), strict=True)):
-        for copy, tensor in zip(mine, theirs, strict=True):
+    columns = (copies.params, call.params), *zip(copies.states.values(), call.states.values(), strict=True)
+    with writable(written(call)):
+        for copy, tensor in ((copy, tensor) for pair in columns for copy, tensor in zip(*pair, strict=True)):
             if copy.data_ptr() != tensor.data_ptr() or is_lazy(tensor):
                 tensor.copy_(copy)

@@ -1,6 +1,6 @@
 """A step through a table of addresses on a device: what the backends of GPUs share."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -8,11 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .call import StepCall
-from .copies import copy_back, one_by_one, plain
+from .call import Norms, StepCall
+from .copies import copy_back, one_by_one, plain, real
 from .layouts import Takes, strided
-from .operands import check_operands, is_staged, shares_memory
+from .operands import check_operands, is_lazy, is_staged, shares_memory
 from .staged import measured, step_staged
+from .streams import is_capturing
 from .table import AddressTable, Upload, address_table
 from .untraced import untraced
 
@@ -50,23 +51,25 @@ def on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device.index) if device.type == "cuda" else nullcontext()
 
 
-def _norms(call: StepCall) -> StepCall:
-    """A call of the gradients as they are given, whose squares are summed in the order of their indices."""
-    grads = [grad.contiguous() for grad in call.grads]
-    norms = replace(call, params=grads, grads=grads, states={}, scalar_states={}, tables={}, table=None, kept=None)
-    norms.storage = norms.index_maps = norms.clip = None
-    if len({grad.dtype for grad in grads}) > 1:
-        norms.pieces = one_by_one(norms)
-    return norms
+def _norms(call: StepCall, dtype: torch.dtype) -> Norms:
+    """A call of the gradients of one dtype, as they are given: squares are summed in the order of their indices."""
+    places = [i for i, grad in enumerate(call.grads) if grad.dtype == dtype]
+    given = [call.grads[i] for i in places]
+    grads = [real(grad) if is_lazy(grad) or not grad.is_contiguous() else grad for grad in given]
+    steps, identities = [call.steps[i] for i in places], [call.param_indices[i] for i in places]
+    norms = replace(
+        call, params=grads, grads=grads, steps=steps, param_indices=identities, states={}, scalar_states={},
+        storage=None, index_maps=None, clip=None, centralize=False, sums=None, tables={}, table=None, kept=None,
+    )  # fmt: skip
+    return tuple(places), norms
 
 
-def _prepare_norms(call: StepCall, run: Run, upload: Upload) -> None:
-    call.norms = _norms(call)
-    if call.kept is not None and not call.norms.pieces:
-        call.norms.table = call.kept.apart("norms", call.norms, upload)
-    if call.norms.table is None:
-        for norms in call.norms.pieces or [call.norms]:
-            prepare_on_device(norms, run, upload)
+def _prepare_norms(call: StepCall, upload: Upload) -> None:
+    """Tables of the gradients, of which nothing is written: whatever else they may share."""
+    call.norms = [_norms(call, dtype) for dtype in dict.fromkeys(grad.dtype for grad in call.grads)]
+    kept = call.kept or AddressTable(call, None, guarded=False, fits=False)
+    for _, norms in call.norms:
+        norms.table = kept.apart(("norms", norms.grads[0].dtype), norms, upload, fits=True)
 
 
 def is_captured(device: torch.device) -> bool:
@@ -91,7 +94,7 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | N
         if call.table is None and is_staged(call):
             check_operands(call)
             if call.clip is not None:
-                _prepare_norms(call, run, upload)
+                _prepare_norms(call, upload)
             call.staged = call.prepared = True
             return
         if call.table is None and shares_memory(call):
@@ -108,9 +111,8 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | N
         if call.table is None:
             raise ValueError("Invalid states: those of the parameters of one group and dtype must be of one dtype, too")
         if call.clip is not None and (call.table.has_slabs or call.table.grad_code is None):
-            _prepare_norms(call, run, upload)
-        capturing = call.params[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        if capturing and _kernels(call, call.table, run) not in _loaded:
+            _prepare_norms(call, upload)
+        if is_capturing(call.params[0]) and _kernels(call, call.table, run) not in _loaded:
             raise RuntimeError(
                 f"Invalid capture: no step by {call.rule} on {call.params[0].device} with these dtypes and options was "
                 "taken before; take one as a warm-up before the capture begins, as torch's notes on CUDA graphs ask"
@@ -121,15 +123,29 @@ def prepare_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | N
 @untraced
 def squares_on_device(call: StepCall, out: Tensor, run: Callable[[StepCall, AddressTable, Tensor], None]) -> None:
     """Writes the squared norms of a prepared call's gradients to ``out`` by ``run``, which reads the table alone."""
-    call = call.norms or call
+    for places, norms in call.norms:
+        write_at(places, norms.table, out, partial(squares_on_device, norms, run=run))
     for number, piece in enumerate(call.pieces):
         squares_on_device(piece, out[number : number + 1], run)
-    if call.pieces:
+    if call.norms or call.pieces:
         return
     with on(call.params[0].device):
-        if call.params[0].is_cuda:
-            call.table.use_on_current_stream()
+        call.table.use_on_current_stream()
         run(call, call.table, out)
+
+
+def write_at(places: Sequence[int], table: AddressTable | None, out: Tensor, write: Callable[[Tensor], None]) -> None:
+    """Has ``write`` fill as many numbers as there are places, which become those of ``out``; of the table's call."""
+    if places[-1] - places[0] == len(places) - 1:  # they ascend
+        return write(out[places[0] : places[-1] + 1])
+    numbers = torch.empty(len(places), dtype=out.dtype, device=out.device)
+    write(numbers)
+    out.index_copy_(0, integers_beside(table, places, out.device), numbers)
+
+
+def integers_beside(table: AddressTable | None, values: Sequence[int], device: torch.device) -> Tensor:
+    """These on a device, kept with the table if there is one: a copy waits for the device, and no graph takes it."""
+    return torch.tensor(values, device=device) if table is None else table.integers(tuple(values))
 
 
 @untraced
@@ -147,8 +163,7 @@ def step_on_device(call: StepCall, run: Run, upload: Upload, takes: Takes | None
     if call.pieces:
         return
     with on(call.params[0].device):
-        if call.params[0].is_cuda:
-            call.table.use_on_current_stream()
+        call.table.use_on_current_stream()
         own = call.copies or call
         with measured(own) if own.wants_metrics else nullcontext(own) as plain_call:
             run(plain_call, call.table)

@@ -42,7 +42,7 @@ class _Functions:
         self.fits.argtypes = [ctypes.c_int64] * 4
         self.record.argtypes = [ctypes.c_void_p] * 3
         self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object, ctypes.c_int]
-        self.have_stayed, self.count_versions = native.lrt_have_stayed, native.lrt_count_versions
+        self.have_stayed, self.count_versions = native.lrt_tensors_have_stayed, native.lrt_count_versions
         self.have_stayed.argtypes = self.count_versions.argtypes = [ctypes.c_void_p] * 2
         self.let_go = native.lrt_let_go
         self.let_go.argtypes = [ctypes.c_void_p]

@@ -164,8 +164,8 @@ def drawn_mask(
     param: Tensor, keep_prob: float | Tensor, seed: int, step: Tensor, identity: int, index_map: IndexMap | None
 ) -> Tensor:
     """:func:`keep_mask` of a parameter, of whose step and keep_prob nothing is read where they are on a device."""
-    if not isinstance(keep_prob, Tensor):
-        threshold = keep_threshold(keep_prob)
+    if not isinstance(keep_prob, Tensor) or keep_prob.is_cpu:
+        threshold = keep_threshold(float(keep_prob))
         if threshold in (0, 65536):
             return torch.full(param.shape, threshold != 0, device=param.device)
         return (keep_bits(param.numel(), seed, step, identity, param.device, index_map) < threshold).view(param.shape)

@@ -249,6 +249,12 @@ def beside(call: StepCall) -> Iterable[Tensor]:
     return (tensor for column in stored if column for tensor in column if tensor is not None)
 
 
+def written(call: StepCall) -> Iterable[Tensor]:
+    """All that a step writes to."""
+    columns = call.params, call.steps, *call.states.values(), *call.scalar_states.values()
+    return chain(*columns, beside(call))
+
+
 def shares_memory(call: StepCall) -> bool:
     """Whether what is written of one parameter may lie where something of another does.
 
@@ -256,5 +262,4 @@ def shares_memory(call: StepCall) -> bool:
     """
     if len(call.params) < 2:
         return False
-    written = chain(call.params, *call.states.values(), *call.scalar_states.values(), call.steps, beside(call))
-    return any(_overlap(*pair) for pair in pairwise(sorted(_span(t) for t in written if t.numel())))
+    return any(_overlap(*pair) for pair in pairwise(sorted(_span(t) for t in written(call) if t.numel())))

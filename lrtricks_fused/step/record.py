@@ -202,6 +202,17 @@ class TensorRecord:
         return bool(self._known.have_stayed(*self._places))
 
 
+def record_of(tensors: list[Tensor]) -> TensorRecord | None:
+    """A record of tensors as they are; None where they do not say where that is."""
+    operands = Operands()
+    for tensor in tensors:
+        operands.hold(tensor)
+    try:
+        return TensorRecord(operands)
+    except ValueError:
+        return None
+
+
 class Record(TensorRecord):
     """Of one step.
 

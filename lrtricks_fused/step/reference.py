@@ -9,9 +9,7 @@ an oracle of higher precision.
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
-from itertools import chain
 
 import numpy
 import torch
@@ -19,13 +17,15 @@ from torch import Tensor
 
 from . import storage
 from .call import StepCall
+from .copies import writable
 from .keep import keep_mask
-from .operands import beside, is_staged
+from .operands import is_staged, written
 from .rule import RULES, rule
 from .staged import step_staged
 from .sums import (
     add_totals,
     centralized,
+    inverse_scale,
     metric_terms,
     same_bits,
     slope_terms,
@@ -186,28 +186,19 @@ def average_sgd(grad: Tensor, state: State, hyper: Hyper, step: int, const: Cons
     return mean
 
 
-def _inverse(grad_scale: Tensor | None) -> float:
-    """1 / grad_scale; of 0 it is an infinity, which Python's own division refuses."""
-    return 1.0 if grad_scale is None else float(1.0 / grad_scale.double())
-
-
 def step(call: StepCall, compute_dtype: torch.dtype | None = None) -> None:
-    """Run one step in place. ``compute_dtype`` overrides float32 (float64 for float64 parameters).
-
-    Tensors that were made in inference mode are stepped outside it, too, as kernels step them.
-    """
+    """Run one step in place. ``compute_dtype`` overrides float32 (float64 for float64 parameters)."""
     if call.found_inf is not None and float(call.found_inf) != 0:
         return
-    written = chain(call.params, call.steps, *call.states.values(), *call.scalar_states.values(), beside(call))
-    with torch.inference_mode() if any(map(Tensor.is_inference, written)) else nullcontext():
-        if is_staged(call):
-            return step_staged(call, partial(step, compute_dtype=compute_dtype))
+    if is_staged(call):
+        return step_staged(call, partial(step, compute_dtype=compute_dtype))
+    with writable(written(call)):
         _step_all(call, compute_dtype)
 
 
 def _step_all(call: StepCall, compute_dtype: torch.dtype | None) -> None:
     clip = 1.0 if call.clip is None else float(call.clip)
-    grad_factor = _inverse(call.grad_scale) * clip * float(call.grad_weight)
+    grad_factor = float(inverse_scale(call.grad_scale, call.params[0].device)) * clip * float(call.grad_weight)
     grad_factor = -grad_factor if call.maximize else grad_factor
     chunks: list[list[Tensor]] = []
     for i in range(len(call.params)):
@@ -227,7 +218,8 @@ def clip(squares: Tensor, norm: Tensor, factor: Tensor, grad_scale: Tensor | Non
 
     ``squares``: those of each parameter, and behind them scratch for columns.
     """
-    value = math.sqrt(float(slope_total([squares[:-SLOPE_COLUMNS]]))) * _inverse(grad_scale)
+    inverse = float(inverse_scale(grad_scale, squares.device))
+    value = math.sqrt(float(slope_total([squares[:-SLOPE_COLUMNS]]))) * inverse
     norm.fill_(value)
     wanted = max_norm / (value + CLIP_EPS)
     factor.fill_(1.0 if wanted > 1.0 else wanted)  # a NaN stays one
@@ -254,8 +246,9 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
     if call.slice_length(param):
         grad = centralized(grad, param.dtype)
     grad = grad * const(grad_factor)
-    if call.weight_decay != 0 and not call.decoupled_weight_decay:
-        grad = grad + const(call.weight_decay) * old_param
+    decay = const(call.weight_decay)
+    if decay != 0 and not call.decoupled_weight_decay:
+        grad = grad + decay * old_param
     if call.window is not None:
         _into_ring(call.states["window_buffer"][i], grad, step)
     state = {name: tensors[i].to(dtype) for name, tensors in call.states.items() if tensors}
@@ -266,8 +259,8 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
         call.scalar_states[name][i].fill_(value)
     for name, new in state.items():
         _store(call.states[name][i], new)
-    if call.weight_decay != 0 and call.decoupled_weight_decay:
-        direction = direction + const(call.weight_decay) * old_param
+    if decay != 0 and call.decoupled_weight_decay:
+        direction = direction + decay * old_param
     new_param = old_param - const(float(call.lr)) * direction
     index, index_map = call.param_indices[i], call.index_maps[i] if call.index_maps else None
     keep = keep_mask(param.shape, float(call.keep_prob), call.seed, step, index, param.device, index_map)

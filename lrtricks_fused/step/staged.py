@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .call import StepCall, Storage
-from .copies import one_by_one
+from .copies import one_by_one, writable
 from .keep import drawn_mask
-from .operands import shares_memory
+from .operands import shares_memory, written
 from .rounding import (
     PARAM_MULTIPLIER,
     STATE_MULTIPLIERS,
@@ -29,7 +29,7 @@ from .rounding import (
     split,
     stochastically_rounded,
 )
-from .sums import add_totals, metric_terms, same_bits, slope_terms, sums_of_chunks
+from .sums import add_totals, metric_terms, same_bits, slope_terms, sums_of_chunks, unless_skipped
 from .table import ACCESS
 
 Step = Callable[[StepCall], None]
@@ -41,9 +41,10 @@ def step_staged(call: StepCall, step: Step) -> None:
         for piece in one_by_one(call):
             step_staged(piece, step)
         return
-    working = _working(call)
-    step(working)
-    add_totals(call, [_store(call, working, i) for i in range(len(call.params))])
+    with writable(written(call)):
+        working = _working(call)
+        step(working)
+        add_totals(call, [_store(call, working, i) for i in range(len(call.params))])
 
 
 @contextmanager
@@ -102,7 +103,7 @@ class _Stored:
     def keeps(call: StepCall, i: int) -> Tensor:
         """Which elements the step has moved, of one parameter."""
         keep = drawn_mask(call.params[i], call.keep_prob, call.seed, call.steps[i], call.param_indices[i], call.maps[i])
-        return keep if call.found_inf is None else keep & (call.found_inf.to(keep.device).reshape(()) == 0)
+        return unless_skipped(keep, call.found_inf)
 
     def param(self) -> Tensor:
         """The parameter as it is to be stored."""
@@ -168,7 +169,7 @@ def packed_bits(mask: Any) -> Tensor:
     """A boolean tensor as uint8: bit i % 8 of byte i // 8 is element i in row-major order."""
     flat = mask.flatten().to(torch.uint8)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
-    weights = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=flat.device)
+    weights = 1 << torch.arange(8, dtype=torch.uint8, device=flat.device)  # made there: a copy would wait for it
     return (flat * weights).sum(1, dtype=torch.uint8)
 
 

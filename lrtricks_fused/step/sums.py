@@ -47,6 +47,23 @@ def same_bits(a: Tensor, b: Tensor) -> Tensor:
     return a.resolve_neg().view(bits) == b.resolve_neg().view(bits)
 
 
+def inverse_scale(grad_scale: Tensor | None, device: torch.device) -> float | Tensor:
+    """1 / grad_scale in float64, an infinity of 0; what is on the CPU is read there, for a copy would wait."""
+    if grad_scale is None:
+        return 1.0
+    inverse = 1.0 / grad_scale.double().reshape(())
+    return float(inverse) if inverse.is_cpu else inverse.to(device)
+
+
+def unless_skipped(values: Tensor, found_inf: Tensor | None) -> Tensor:
+    """``values``, or zeros of them where an overflow was found: nothing waits for the device to learn which."""
+    if found_inf is None or (found_inf.is_cpu and float(found_inf) == 0):
+        return values
+    if found_inf.is_cpu:
+        return torch.zeros_like(values)
+    return torch.where(found_inf.to(values.device).reshape(()) == 0, values, torch.zeros_like(values))
+
+
 def squared_norm(grad: Tensor, lanes: int) -> Tensor:
     """The sum of the squares of a gradient, as float64, in the order of ``csrc/core/squares.h``."""
     return slope_total([sums_of_chunks(grad * grad, lanes)])
@@ -66,15 +83,11 @@ def add_totals(call: StepCall, chunks: list[list[Tensor]]) -> None:
     """Add the sums of a call's parameters, each by chunks, to those of the call; nothing where it was skipped."""
     if call.sums is None or not chunks:
         return
-    scale = 1.0 if call.grad_scale is None else call.grad_scale.double().to(call.sums.device).reshape(())
     totals = [slope_total(list(own)) for own in zip(*chunks, strict=True)]
-    totals[0] = totals[0] * (1.0 / scale)
+    totals[0] = totals[0] * inverse_scale(call.grad_scale, call.sums.device)
     if len(totals) > 1:
-        totals.append(totals[0].new_tensor(sum(map(Tensor.numel, call.params))))
-    own = torch.stack(totals)
-    if call.found_inf is not None:
-        own = torch.where(call.found_inf.to(own.device).reshape(()) == 0, own, 0.0)
-    call.sums.view(-1).add_(own)
+        totals.append(totals[0].new_full((), sum(map(Tensor.numel, call.params))))  # a copy would wait for the device
+    call.sums.view(-1).add_(unless_skipped(torch.stack(totals), call.found_inf))
 
 
 def slope_total(chunks: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ table, the chunks and the scratch of the step live on the device.
 
 from collections.abc import Callable, Hashable
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from typing import Any
 
 import numpy
@@ -24,6 +25,7 @@ from .keep import LANES, TILE
 from .layouts import Takes, columns_beside, fits_table, slab_of
 from .operands import check_operands, is_staged
 from .storage import DTYPE_CODES
+from .streams import Streams, is_capturing
 from .watched import Columns, Watched
 
 PARAM, GRAD, STATE, STEP, NUMEL, PARAM_INDEX, PARAM_DTYPE, STATE_DTYPE, FIRST_CHUNK = 0, 1, 2, 5, 6, 7, 8, 9, 10
@@ -43,14 +45,6 @@ HOST = torch.device("cpu")
 _CAPTURED = "captured"
 # Copies int64 words from the CPU to the device of its first argument, which is contiguous or a column of a table.
 Upload = Callable[[Tensor, Tensor], None]
-
-
-def raw_stream(device: int) -> int:
-    """The address of a GPU's current stream, which as an object takes longer to ask for; the default stream's is 0."""
-    try:
-        return torch._C._cuda_getCurrentRawStream(device)
-    except AttributeError:  # private
-        return torch.cuda.current_stream(device).cuda_stream
 
 
 def _integers(values: list[int]) -> Tensor:
@@ -81,11 +75,18 @@ class AddressTable:
     is_mapped = False  # whether kernels must know where elements lie: of these, or of shards by more than a first tile
     staged: Hashable = None  # how parameters are stored otherwise than they are stepped; None where none is
 
-    def __init__(self, call: StepCall, upload: Upload | None, takes: Takes | None = None, guarded: bool = True) -> None:
+    def __init__(
+        self,
+        call: StepCall,
+        upload: Upload | None,
+        takes: Takes | None = None,
+        guarded: bool = True,
+        fits: bool | None = None,
+    ) -> None:
         check_operands(call)
-        self._upload = upload
+        self._upload, self._device = upload, call.params[0].device
         lists = self._lists(call)
-        fits = fits_table(call, takes)
+        fits = fits_table(call, takes) if fits is None else fits
         self.watched = Watched(lists, call.grads, guarded=fits and guarded)
         self._indices, self._maps, self._how = call.param_indices, call.index_maps, (call.centralize, call.rounds)
         self.slices = self.partials = 0  # of all tensors
@@ -95,9 +96,10 @@ class AddressTable:
         self.slice_scratch: Any = None
         self._slope_scratch: Any = None
         self._uploaded_grads: Any = None  # addresses, on the host, that the device's table has
-        self._streams: dict[int, torch.cuda.Stream] = {}  # that have read this table, by their addresses
+        self._integers: dict[tuple[int, ...], Tensor] = {}
+        self._streams = Streams()  # that have read this table
         self.kernels: dict[Hashable, Hashable] = {}  # that are launched, by what is asked for: see device.py
-        self._apart: dict[str, AddressTable] = {}  # of copies, see apart
+        self._apart: dict[Hashable, AddressTable] = {}  # of copies, see apart
         self.is_mapped = call.has_shards
         if fits:
             self._fill(call, *map(addresses, lists))
@@ -167,6 +169,7 @@ class AddressTable:
 
     def place(self, device: torch.device, upload: Upload) -> None:
         """Copy the table to a device, with the list of the chunks' tensors and the scratch of a step."""
+        self._upload = upload
         self.rows = torch.empty_like(self._host_rows, device=device)
         upload(self.rows, self._host_rows)
         self._uploaded_grads = self._host_rows[:, GRAD].clone()
@@ -182,14 +185,26 @@ class AddressTable:
             size = (self.slices + self.partials) * max(self._param_size, 4)  # the partial sums, then the means
             self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def apart(self, name: str, copies: StepCall, upload: Upload) -> "AddressTable | None":
+    def integers(self, values: tuple[int, ...]) -> Tensor:
+        """These int64 on the table's device, which are kept as long as the table is."""
+        if values not in self._integers:
+            own = torch.tensor(values, dtype=torch.int64, device=HOST)
+            if self._upload is not None:  # which no capture forbids, as it does copies
+                host, own = own, torch.empty(len(values), dtype=torch.int64, device=self._device)
+                self._upload(own, host)
+            self._integers[values] = self._streams.add(own)
+        return self._integers[values]
+
+    def apart(
+        self, name: Hashable, copies: StepCall, upload: Upload, fits: bool | None = None
+    ) -> "AddressTable | None":
         """The table, on the device, of a call of copies that is made anew at every step; as address_table's.
 
         It holds none of them, so that their memory is others' between steps: of a large transposed parameter it is as
         much as parameter, gradient and states have. But they mostly lie where those before did. So the memory of the
         table before is used again, and the columns in which the two differ are all that is uploaded.
         """
-        table = AddressTable(copies, None, guarded=False)
+        table = AddressTable(copies, None, guarded=False, fits=fits)
         table.watched = Watched([], [])
         if table.rows is None:
             return None
@@ -209,29 +224,35 @@ class AddressTable:
         self.slice_scratch, self._slope_scratch, self._streams = (
             before.slice_scratch, before._slope_scratch, before._streams
         )  # fmt: skip
+        self._upload, self._integers = before._upload, before._integers
         for column in (own != old).any(0).nonzero().flatten().tolist():
             upload(self.rows[:, column], own[:, column].contiguous())
         return True
 
     def use_on_current_stream(self) -> None:
         """Keep the table's memory, should it be dropped, from others until the current stream has done with it."""
-        address = raw_stream(self.rows.get_device())
-        if address not in self._streams:
-            stream = self._streams[address] = torch.cuda.current_stream()
-            for tensor in (self.rows, self.chunk_tensors, self.prepared, self.slice_scratch, self._slope_scratch):
-                if tensor is not None:
-                    tensor.record_stream(stream)
+        own = self.rows, self.chunk_tensors, self.prepared, self.slice_scratch, self._slope_scratch
+        self._streams.use(self._device, chain(own, self._integers.values()))
 
     def slope_scratch(self) -> Tensor:
-        """Device memory for the partial sums of a slope (csrc/core/slope.h), made when first asked for."""
-        if self._slope_scratch is None:
-            chunks = len(self.chunk_tensors)
-            units = chunks * CHUNK // 8 * max(self._param_size, self._grad_size) // ACCESS
-            size = units * max(self._param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
-            self._slope_scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
-            for stream in self._streams.values():
-                self._slope_scratch.record_stream(stream)
-        return self._slope_scratch
+        """Device memory for the partial sums of a slope (csrc/core/slope.h), kept when it was first asked for.
+
+        A captured graph has its own, which others may use after the launches: it is too much to be kept for each.
+        """
+        if self._slope_scratch is not None and not is_capturing(self.rows):
+            return self._slope_scratch
+        chunks = len(self.chunk_tensors)
+        units = chunks * CHUNK // 8 * max(self._param_size, self._grad_size) // ACCESS
+        size = units * max(self._param_size, 4) + 8 * (chunks + SLOPE_COLUMNS)
+        scratch = torch.empty(size, dtype=torch.uint8, device=self.rows.device)
+        if not is_capturing(self.rows):
+            self._slope_scratch = self._streams.add(scratch)
+        return scratch
+
+    def keep_for_graph(self) -> None:
+        """A graph will read this table: nothing is kept that it does not read."""
+        for table in (self, *self._apart.values()):
+            table._slope_scratch = None
 
     def holds(self, call: StepCall) -> bool:
         """Whether the table holds for this call; gradients that have moved are entered."""
@@ -294,8 +315,9 @@ def address_table(call: StepCall, upload: Upload | None = None, takes: Takes | N
         table._apart = apart
     elif table.rows is None:
         check_operands(call)  # which a table without rows does not vouch for
-    if call.params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_capturing(call.params[0]):
         # The graph will be replayed with this very table: no later step may find it and enter other gradients.
+        table.keep_for_graph()
         call.tables.setdefault(_CAPTURED, []).append(table)
     else:
         call.tables[call.table_key] = table

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .host import addresses, ask_for, same, tensor_rows
 from .operands import extent
-from .record import Operands, TensorRecord, can_look
+from .record import TensorRecord, can_look, record_of
 
 Columns = list[list[Tensor]]
 _storage, _offset, _itemsize = Tensor.untyped_storage, Tensor.storage_offset, Tensor.element_size
@@ -75,21 +75,19 @@ class HeldTensors:
 
     def have_stayed(self) -> bool:
         """Whether all are what they were, where they were, and their memory is theirs still."""
-        self._looks += 1
-        if self._looks == 2 and can_look():  # a record takes longer to make than one look
-            operands = Operands()
-            for tensor in self._tensors:
-                operands.hold(tensor)
-            self._record = TensorRecord(operands)
         if self._record is not None:
             return self._record.have_stayed()
         tensors, at = self._tensors, self._addresses
-        return (
+        stayed = (
             addresses(tensors) == at
             and _layouts(tensors) == self._layouts
             and not any(map(Tensor.is_neg, tensors))
             and _have_memory(tensors, at, self._extents)
         )
+        self._looks += 1
+        if stayed and self._looks == 2 and can_look():  # a record takes longer to make than one look
+            self._record = record_of(tensors)
+        return stayed
 
 
 class Watched:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..optim.checks import check_range, check_real, plain
+from ..optim.shards import is_dtensor
 from ..step.operands import check_grad, check_param, waited
 
 Group = dict[str, Any]
@@ -61,6 +62,8 @@ class _Baseline(torch.optim.Optimizer):
         """(group, parameter, gradient + weight_decay * parameter) of every parameter that has a gradient."""
         work = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         for _, param in work:
+            if is_dtensor(param):
+                raise TypeError(f"Invalid parameter of type DTensor: must be a plain tensor for {type(self).__name__}")
             check_param(param)
             check_grad(param, waited(param.grad))
         return [(group, param, param.grad.add(param, alpha=group["weight_decay"])) for group, param in work]
@@ -87,7 +90,8 @@ class WNGrad(_Baseline):
         weight_decay: lambda >= 0, coupled.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, or a gradient is sparse; the message names it.
+        ValueError, TypeError: an argument is out of range, a gradient is sparse, or a parameter is a DTensor; the
+            message names it.
     """
 
     _one_for_all = ("b0",)
@@ -169,7 +173,7 @@ class _L4(_Baseline):
             closure: clears the gradients, calls backward and returns the loss, as for torch.optim.LBFGS.
 
         Raises:
-            TypeError: there is no closure.
+            TypeError: there is no closure, or a parameter is a DTensor.
             ValueError: the loss is negative, or a gradient is sparse; nothing has been changed then.
         """
         if closure is None:

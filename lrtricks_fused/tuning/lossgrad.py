@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ..optim.base import MaskedOptimizer
+from ..optim.devices import moved
 from ..optim.groups import LOW
+from ..optim.shards import gathered, is_dtensor, local
 from ..schedules.base import check_finite
 from ..step.native import load_error
-from .untouched import frozen_statistics, replayed
+from .untouched import frozen_statistics, replayed, sharding_modules
 
 Closure = Callable[[], Tensor]
 CPU_SCALARS = (torch.float32, torch.float64)
@@ -38,8 +40,8 @@ class LossGrad:
     which is right for the limit of small h, where r is 0. (In float32 h would otherwise shrink for ever from 1e-6.)
 
     Everything stays on the device: nothing waits for it, and a step can be captured in a CUDA graph. The learning
-    rate of each group becomes a 0-dim float64 tensor on the device of its parameters and is changed in place, for all
-    groups by the same factor; of a group added later, too.
+    rate of each group becomes a tensor on the device of its parameters, a float a 0-dim float64 one, and is changed in
+    place, for all groups by the same factor; of a group added later, too.
 
     It has an optimizer's ``param_groups``, ``defaults``, ``state``, ``zero_grad``, ``add_param_group`` and state_dict,
     but is no torch.optim.Optimizer: whatever is handed one may call ``step()`` without a closure, or with a closure
@@ -53,15 +55,18 @@ class LossGrad:
         model: where given, running statistics of its normalization layers are not updated by the trial evaluation.
         replay_rng: evaluate the trial with the random numbers of the first evaluation (dropout then compares equals).
         reject_nonfinite: where the trial loss is not finite, put the parameters back, bit for bit (not the optimizer's
-            states). Holds a copy of the parameters.
+            states). Holds a copy of the parameters. Needs ``model`` where parameters are DTensors: what fully_shard has
+            gathered for the trial is dropped.
         all_reduce: called with a tensor of the two losses, to average it in place over replicas, whose h would drift
             apart otherwise; for example ``lambda losses: dist.all_reduce(losses, dist.ReduceOp.AVG)`` (gloo has no AVG:
             sum, and divide in place). Needed in a process group of several; False says that this process trains a
             model that no other one has a replica of.
 
     Raises:
-        TypeError: the optimizer is not one of ours, c is no number, or all_reduce neither a function nor False.
-        ValueError: c <= 1 or not finite, or there are several processes and no all_reduce.
+        TypeError: the optimizer is not one of ours, the model no module, c no number, or all_reduce neither a function
+            nor False.
+        ValueError: c <= 1 or not finite, there are several processes and no all_reduce, or reject_nonfinite has
+            DTensors and no model.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class LossGrad:
             raise TypeError(f"Invalid optimizer of type {type(optimizer).__name__}: must be one of lrtricks_fused")
         if not (all_reduce is None or all_reduce is False or callable(all_reduce)):
             raise TypeError(f"Invalid all_reduce={all_reduce!r}: must be a function of the losses, or False")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"Invalid model of type {type(model).__name__}: must be a torch.nn.Module, or None")
         check_replicas(all_reduce)
         self.optimizer = optimizer
         self.c = check_c(c)
@@ -88,6 +95,7 @@ class LossGrad:
         self.ratio: Tensor = torch.full((), torch.nan, dtype=torch.float64, device="cpu")
         self._slopes: dict[torch.device, Tensor] = {}
         self._backup: dict[Tensor, Tensor] = {}
+        self._check_model()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -145,12 +153,25 @@ class LossGrad:
             found.append(torch.get_device_module(device).default_generators[device.index])
         return found
 
+    def _check_model(self) -> None:
+        """Raises ValueError where parameters that are put back may have been gathered, and nobody knows by what."""
+        if self.reject_nonfinite and self.model is None and any(map(is_dtensor, self._params())):
+            raise ValueError(
+                "Invalid model=None with reject_nonfinite=True: where parameters are DTensors, it must be the model, "
+                "which may hold gathered copies of them"
+            )
+
     def _place_lr(self) -> None:
         """The learning rates as tensors beside the parameters."""
         for group in self.param_groups:
-            if not isinstance(group["lr"], Tensor) and group["params"]:
-                device = group["params"][0].device
-                group["lr"] = torch.tensor(group["lr"], dtype=torch.float64, device=device)
+            lr, params = group["lr"], group["params"]
+            if not params:
+                continue
+            device = params[0].device
+            if not isinstance(lr, Tensor):
+                group["lr"] = torch.tensor(lr, dtype=torch.float64, device=device)
+            elif lr.device != device:  # as a checkpoint has it that was loaded onto the CPU
+                group["lr"] = lr.to(device)
 
     def step(self, closure: Closure) -> Tensor:
         """One step, and the next step size.
@@ -166,9 +187,15 @@ class LossGrad:
 
         Raises:
             RuntimeError: the closure called backward().
-            ValueError: there are several processes and no all_reduce; nothing has been changed then.
+            ValueError, TypeError: there are several processes and no all_reduce, a model is missing, a learning rate is
+                in another dtype than float32 and float64, or the closure returns no loss. Nothing has been changed
+                then, but by a closure that fails in the trial alone.
         """
         check_replicas(self.all_reduce)
+        self._check_model()
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor) and group["lr"].dtype not in CPU_SCALARS:
+                raise TypeError(f"Invalid lr of dtype {group['lr'].dtype}: must be a float, or in float32 or float64")
         self._place_lr()
         states = [(generator, generator.get_state()) for generator in self._generators()] if self.replay_rng else []
         loss = self._evaluate(closure)
@@ -179,18 +206,18 @@ class LossGrad:
             contexts.enter_context(replayed(states))
             if self.model is not None:
                 contexts.enter_context(frozen_statistics(self.model))
-            trial = closure().detach()
+            trial = whole(checked_loss(closure()))
         self._adapt(loss, trial)
         return loss
 
     def _evaluate(self, closure: Closure) -> Tensor:
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            loss = closure()
+            loss = checked_loss(closure())
         if any(param.grad is not None for param in self._params()):
             raise RuntimeError(f"Invalid closure: {CONVENTION}")
         loss.backward()
-        return loss.detach()
+        return whole(loss)
 
     def _step(self) -> None:
         """The optimizer's step, with its slope."""
@@ -208,18 +235,25 @@ class LossGrad:
             losses = torch.stack((loss, trial)).double()
             self.all_reduce(losses)
             loss, trial = losses
-        slopes = [slope.to(loss.device, non_blocking=True) for slope in self._slopes.values()]
+        slopes = [moved(slope, loss.device) for slope in self._slopes.values()]
         slope = sum(slopes[1:], slopes[0]) if slopes else loss.new_zeros((), dtype=torch.float64)
         lrs = [group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor)]
         self.ratio = adapt(loss, trial, slope, lrs, self.c, resolution)
         if self.reject_nonfinite:
-            finite = trial.isfinite()
-            for tensor, old in self._backup.items():
-                tensor.copy_(torch.where(finite.to(tensor.device, non_blocking=True), tensor, old))
-            for param in self._params():
-                low = self.optimizer.state.get(param, {}).get(LOW)
-                if low is not None and param in self._backup and low not in self._backup:  # made by this step
-                    low.mul_(finite.to(low.device, non_blocking=True))
+            self._reject_unless(trial.isfinite())
+
+    def _reject_unless(self, finite: Tensor) -> None:
+        """Put back what the step has written, unless the trial loss is finite: nothing waits to learn which."""
+        for tensor, old in self._backup.items():
+            own, before = local(tensor), local(old)
+            own.copy_(torch.where(moved(finite, own.device), own, before))
+        for param in self._params():
+            low = self.optimizer.state.get(param, {}).get(LOW)
+            if low is not None and param in self._backup and low not in self._backup:  # made by this step
+                own = local(low)
+                own.mul_(moved(finite, own.device))
+        for module in [] if self.model is None else sharding_modules(self.model, "FSDPModule"):
+            module.reshard()  # what was gathered for the trial may have been rejected
 
     @torch.no_grad()
     def _back_up(self) -> None:
@@ -262,8 +296,23 @@ def _adapt(loss: Tensor, trial: Tensor, slope: Tensor, lrs: list[Tensor], c: flo
     up, down, same = (torch.full_like(slope, factor) for factor in (c, 1 / c, 1.0))  # float64
     factor = torch.where(finite & (slope == 0), same, torch.where(finite & grows, up, down))
     for lr in lrs:
-        lr.mul_(factor.to(lr.device, non_blocking=True))
+        lr.mul_(moved(factor, lr.device))
     return error / slope
+
+
+def checked_loss(loss: Any) -> Tensor:
+    """``loss``; raises TypeError or ValueError unless it is a tensor of one real number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"Invalid closure: it returned {loss!r}, must return the loss, a tensor")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        what = f"of shape {tuple(loss.shape)} and dtype {loss.dtype}"
+        raise ValueError(f"Invalid closure: it returned a tensor {what}, must return one floating-point number")
+    return loss
+
+
+def whole(loss: Tensor) -> Tensor:
+    """A loss without its graph, as a plain tensor."""
+    return gathered(loss.detach()) if is_dtensor(loss) else loss.detach()
 
 
 def check_c(c: float) -> float:

@@ -3,6 +3,7 @@
 Used by the stability probe and by LossGrad.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,13 @@ from torch import Tensor, nn
 def same_bytes(left: Tensor, right: Tensor) -> bool:
     """Equal bits: NaN equals itself, and -0 is not 0."""
     return torch.equal(*(tensor.detach().reshape(-1).view(torch.uint8) for tensor in (left, right)))
+
+
+def sharding_modules(model: nn.Module, *kinds: str) -> list[Any]:
+    """The modules of these classes of torch.distributed.fsdp, which keep parameters unsharded for a while."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # there where one has been made
+    found = tuple(kind for name in kinds if (kind := getattr(fsdp, name, None)) is not None)
+    return [module for module in model.modules() if isinstance(module, found)]
 
 
 @contextmanager

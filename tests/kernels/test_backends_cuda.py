@@ -13,7 +13,7 @@ from inventory import CASES, DTYPES
 from tensors import MORE_LAYOUTS, make_params, set_grads
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step import backends, device, native, table
+from lrtricks_fused.step import backends, device, layouts, native, streams, table
 from lrtricks_fused.step.keep import IndexMap
 
 BUILT = ["8.0", "9.0", "12.0+PTX"]
@@ -257,11 +257,12 @@ def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, s: noted.append((tensor.data_ptr(), s)))
 
     def use_on(stream):
-        monkeypatch.setattr(table, "raw_stream", lambda device: hash(stream))
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+        monkeypatch.setattr(streams, "raw_stream", lambda device: hash(stream))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda index: stream)
         placed.use_on_current_stream()
 
     placed = table.AddressTable(call_on([torch.zeros(3, 200)], centralize=True), torch.Tensor.copy_)
+    placed._device = torch.device("cuda:0")
     memory = [placed.rows, placed.chunk_tensors, placed.prepared, placed.slice_scratch]
     use_on("placed here")
     use_on("placed here")
@@ -270,6 +271,62 @@ def test_a_tables_memory_waits_for_every_stream_that_read_it(monkeypatch):
     assert noted[4:] == [(scratch.data_ptr(), "placed here")]
     use_on("side")
     assert noted[5:] == [(tensor.data_ptr(), "side") for tensor in [*memory, scratch]]
+
+
+def test_a_clipped_step_by_gradients_of_two_dtypes_can_be_captured(monkeypatch):
+    capturing, written = [False], []
+    monkeypatch.setattr(device, "_loaded", set())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+
+    def run_nothing(call, table):
+        pass
+
+    def run_squares(call, table, out):
+        written.append((table.grad_code, [len(grad) for grad in call.grads], len(table.chunk_tensors)))
+        out.copy_(torch.tensor([float(len(grad)) for grad in call.grads]))
+
+    sizes = [600, 5, 9000, 70]
+    call = call_on([torch.zeros(size).as_subclass(OnCuda) for size in sizes])
+    call.grads = [grad.bfloat16() if i % 2 else grad for i, grad in enumerate(call.grads)]
+    call.steps, call.param_indices = [call.steps[0].clone() for _ in sizes], [*range(len(sizes))]
+    call.clip, call.tables = torch.ones((), dtype=torch.float64), {}
+    for now in (False, True):
+        capturing[0] = now
+        own = dataclasses.replace(call, norms=[])
+        device.prepare_on_device(own, run_nothing, torch.Tensor.copy_, layouts.fits_one_pass)
+        out = torch.zeros(len(sizes), dtype=torch.float64)
+        device.squares_on_device(own, out, run_squares)
+        assert out.tolist() == sizes
+        device.step_on_device(own, run_nothing, torch.Tensor.copy_, layouts.fits_one_pass)
+    assert written == [(0, [600, 9000], 3), (2, [5, 70], 2)] * 2
+
+
+def test_a_graphs_tables_hold_no_scratch(monkeypatch):
+    capturing = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    call = call_on([torch.zeros(600).as_subclass(OnCuda)])
+    eager = table.address_table(call, torch.Tensor.copy_)
+    eager.rows = eager.rows.as_subclass(OnCuda)
+    assert eager.slope_scratch() is eager.slope_scratch()
+    capturing[0] = True
+    assert table.address_table(call, torch.Tensor.copy_) is eager
+    assert eager._slope_scratch is None
+    assert eager.slope_scratch() is not eager.slope_scratch()
+    assert eager._slope_scratch is None
+
+
+def test_integers_are_kept_with_the_table():
+    uploads = []
+
+    def upload(target, words):
+        uploads.append(words.tolist())
+        target.copy_(words)
+
+    placed = table.AddressTable(call_on([torch.zeros(600)]), upload)
+    uploads.clear()
+    own = placed.integers((3, 1, 2))
+    assert own.tolist() == [3, 1, 2] and own is placed.integers((3, 1, 2)) is not placed.integers((3, 1))
+    assert uploads == [[3, 1, 2], [3, 1]]
 
 
 def test_what_a_tables_elements_are_decides_the_kernel():

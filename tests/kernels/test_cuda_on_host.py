@@ -230,7 +230,7 @@ def test_tables_of_copies_are_kept_and_copies_are_not(shapes, max_norm, on_host,
                         words.data_ptr(), words.numel())  # fmt: skip
 
     def step_and_look(call, *args, **kwargs):
-        found = [c for c in (call.copies, call.norms) if c is not None]
+        found = [c for c in (call.copies, *(norms for _, norms in call.norms)) if c is not None]
         given = {t.data_ptr() for t in (*call.params, *call.grads, *itertools.chain(*call.states.values()))}
         own = [t for c in found for t in (*c.params, *c.grads, *itertools.chain(*c.states.values()))]
         copies[:] = [weakref.ref(t) for t in own if t.data_ptr() not in given]

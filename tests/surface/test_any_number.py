@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same_bits, leaves, train
 
 import lrtricks_fused as lrt
 from lrtricks_fused.schedules.subnetworks import SubnetworkLR
@@ -227,3 +228,18 @@ def test_stability_probe(count):
     assert torch.equal(twin.logits, probe.snapshot().logits)
     with pytest.raises(TypeError, match=r"Invalid seed=0\.5"):
         StabilityProbe(*args, seed=0.5)
+
+
+def test_checkpoints_hold_numbers_of_python():
+    numbers = dict(lr=np.float64(0.1), keep_prob=np.float32(0.5), weight_decay=Fraction(1, 10),
+                   betas=(np.float64(0.9), 0.99), seed=np.int64(3), amsgrad=np.bool_(True))  # fmt: skip
+    optimizer = lrt.Adam(leaves((3,)), **numbers)
+    train(optimizer, range(2))
+    saved = reloaded(optimizer.state_dict())
+    group = saved["param_groups"][0]
+    assert {name: group[name] for name in numbers} == numbers | {"weight_decay": 0.1}
+    assert [type(group[name]) for name in numbers] == [float, float, float, tuple, int, bool]
+    other = lrt.Adam(leaves((3,)))
+    other.load_state_dict(saved)
+    loaded, own = (next(iter(o.state.values())) for o in (other, optimizer))
+    assert_same_bits([loaded["exp_avg"]], [own["exp_avg"]])

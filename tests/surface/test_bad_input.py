@@ -319,3 +319,76 @@ def test_a_seed_that_no_generator_takes():
     model = torch.nn.Linear(2, 1)
     with pytest.raises(ValueError, match=f"Invalid seed={2**64}"):
         lrt.StabilityProbe(model, torch.ones(1, 2), torch.nn.functional.mse_loss, torch.ones(1, 1), seed=2**64)
+
+
+ATTRIBUTES = [
+    ("rounding", "stochastc", ValueError, "Invalid rounding='stochastc'"),
+    ("rounding", "stochastic", ValueError, "no parameter is rounded to 16 bits"),
+    ("state_rounding", None, ValueError, "Invalid state_rounding=None"),
+    ("state_dtype", "x", TypeError, "Invalid state_dtype='x'"),
+    ("track_metrics", "no", TypeError, "Invalid track_metrics='no'"),
+    ("track_changes", 1, TypeError, "Invalid track_changes=1"),
+    ("backend", "cuda", ValueError, "Invalid backend='cuda'"),
+    ("max_norm", -1.0, ValueError, "Invalid max_norm=-1.0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "text"), ATTRIBUTES)
+@pytest.mark.parametrize("steps", [0, 2, 9])
+def test_attributes_that_are_set_between_steps(name, value, error, text, steps):
+    optimizer = lrt.Adam(leaves((700,), (5,)), backend="native")
+    train(optimizer, range(steps))
+    random_grads(optimizer.param_groups[0]["params"], steps)
+    before, good = Snapshot(optimizer), getattr(optimizer, name)
+    setattr(optimizer, name, value)
+    for _ in range(2):
+        with pytest.raises(error, match=re.escape(text)):
+            optimizer.step()
+        before.assert_unchanged()
+    setattr(optimizer, name, good)
+    optimizer.step()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {steps + 1}
+
+
+def test_a_state_dtype_that_parameters_cannot_have():
+    optimizer = lrt.Adam(leaves((7,), dtype=torch.bfloat16))
+    train(optimizer, range(1))
+    optimizer.state_dtype = torch.float64
+    with pytest.raises(ValueError, match=r"Invalid state_dtype=torch\.float64 for a torch\.bfloat16 parameter"):
+        train(optimizer, range(1))
+
+
+@pytest.mark.parametrize("value", [7.0, math.nan])
+def test_masks_of_a_keep_prob_that_is_none(value):
+    (param,) = leaves((3,))
+    optimizer = lrt.SGD([param])
+    optimizer.param_groups[0]["keep_prob"] = value
+    with pytest.raises(ValueError, match=f"Invalid keep_prob={value}"):
+        optimizer.keep_mask(param, 1)
+
+
+@pytest.mark.parametrize("name", ["lr", "keep_prob", "grad_weight"])
+@both_backends
+def test_numbers_in_quantized_tensors(name, backend):
+    params = leaves((3,), (4,))
+    optimizer = lrt.Adam([{"params": params[:1]}, {"params": params[1:]}], backend=backend)
+    random_grads(params, 0)
+    before = Snapshot(optimizer)
+    optimizer.param_groups[1][name] = torch.quantize_per_tensor(torch.tensor(0.1), 0.1, 0, torch.qint8)
+    with pytest.raises(ValueError, match=rf"Invalid {name} of dtype torch\.qint8"):
+        optimizer.step()
+    optimizer.param_groups[1][name] = before.groups[1][name]
+    before.assert_unchanged()
+
+
+def test_a_refused_group_keeps_its_names():
+    params = leaves((3,), (4,))
+    optimizer = lrt.SGD(params[:1])
+    model = torch.nn.Linear(3, 4)
+    group = {"params": [model.weight], "names": model}
+    with pytest.raises(ValueError, match="names"):  # of some parameters, where the others have none
+        optimizer.add_param_group(group)
+    assert group["names"] is model
+    with pytest.raises(TypeError, match="Invalid names of type int"):
+        optimizer.add_param_group({"params": params[1:], "names": 3})
+    assert len(optimizer.param_groups) == 1

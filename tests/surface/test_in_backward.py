@@ -11,6 +11,7 @@ import torch
 from helpers import assert_same_bits, everything
 from inventory import RICH
 from torch import nn
+from torch.distributed._composable.replicate import replicate
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
@@ -279,6 +280,8 @@ def test_what_cannot_be_is_refused(monkeypatch):
     wrapper.module = model
     with pytest.raises(TypeError, match="DistributedDataParallel"):
         step_in_backward(wrapper, optimizer)
+    with pytest.raises(TypeError, match="Invalid model: its DDP reduces gradients"):
+        step_in_backward(replicate(copy.deepcopy(model)), optimizer)
     monkeypatch.setattr(optimizer, "max_norm", 1.0, raising=False)
     with pytest.raises(ValueError, match=r"Invalid max_norm=1\.0"):
         step_in_backward(model, optimizer)

@@ -258,3 +258,21 @@ def test_there_is_no_rescaling_by_1_over_p(backend):
     lrt.SGD([param], lr=1.0, keep_prob=0.25, backend=backend).step()
     assert set(param.tolist()) == {0.0, -1.0}
     assert abs(float(param.detach().mean()) + 0.25) < 0.01
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, "split"])
+@pytest.mark.parametrize("keep_prob", [0.5, 1.0])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_a_decay_that_the_compute_type_rounds_to_0_is_none(backend, coupled, keep_prob, storage):
+    # 0 * inf would be NaN, on some paths of kernels and not on others.
+    dtype = storage if isinstance(storage, torch.dtype) else torch.bfloat16
+    for n in (3, 512, 5000):
+        (param,) = params = [torch.full((n,), math.inf, dtype=dtype).requires_grad_()]
+        optimizer = (lrt.Adam if coupled else lrt.AdamW)(
+            params, lr=LR, weight_decay=1e-46, keep_prob=keep_prob, backend=backend,
+            master="split" if storage == "split" else None,
+        )  # fmt: skip
+        for _ in range(2):
+            constant(param, 1.0)
+            optimizer.step()
+        assert torch.equal(param, torch.full_like(param, math.inf))

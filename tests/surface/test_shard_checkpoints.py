@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from helpers import assert_same_bits, same_bits
 from sharded import Net, all_of, by_columns, by_rows, drive
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.optim import ZeroRedundancyOptimizer as Zero
 from torch.distributed.tensor import DTensor
 
 import lrtricks_fused as lrt
@@ -115,6 +116,55 @@ def _by_hand(rank, size, which, path):
 @pytest.mark.parametrize("which", OPTIMIZERS)
 def test_state_dicts_of_shards_and_whole_ones_go_into_each_other(which, tmp_path):
     ranks.run(_by_hand, 2, which, str(tmp_path / "rank"))
+
+
+# -- ZeroRedundancyOptimizer -------------------------------------------------------------------------------------------
+
+
+def _weights(sizes):
+    torch.manual_seed(0)
+    return torch.nn.ParameterDict({f"w{i}": torch.nn.Parameter(torch.randn(size)) for i, size in enumerate(sizes)})
+
+
+def _stepped(pairs, steps, without=()):
+    for step in steps:
+        for model, optimizer in pairs:
+            generator = torch.Generator().manual_seed(step)
+            for name, param in model.items():
+                grad = torch.randn(param.shape, generator=generator)
+                param.grad = None if name in without else grad
+            optimizer.step()
+
+
+def _zero_resumed(rank, size, sizes, without):
+    adam = functools.partial(lrt.Adam, lr=0.1, keep_prob=0.5, track_changes=True)
+    plain, model = _weights(sizes), _weights(sizes)
+    alone, zero = adam(plain.named_parameters()), Zero(model.parameters(), functools.partial(adam, names=model))
+    _stepped([(plain, alone), (model, zero)], range(2), without)
+    zero.consolidate_state_dict()
+    saved = [zero.state_dict() if rank == 0 else None]
+    torch.distributed.broadcast_object_list(saved)
+    resumed = _weights(sizes)
+    resumed.load_state_dict(model.state_dict())
+    zero = Zero(resumed.parameters(), functools.partial(adam, names=resumed))
+    zero.load_state_dict(saved[0])
+    names = {param: name for name, param in resumed.items()}
+    own = [names[param] for group in zero.optim.param_groups for param in group["params"]]
+    for name in own:  # before the first step, too
+        assert same_bits(zero.optim.keep_mask(resumed[name], 3), alone.keep_mask(plain[name], 3))
+    assert [*zero.optim.pop_changes()] == own
+    _stepped([(plain, alone), (resumed, zero)], range(2, 4))
+    assert_same_bits([param.detach() for param in resumed.values()], [param.detach() for param in plain.values()])
+    assert zero.optim.param_groups[0]["param_names"] == own == [*zero.optim.pop_changes()]
+
+
+def _all_zero_resumed(rank, size):
+    for sizes, without in (((40, 5, 6, 7), ()), ((10, 10, 9, 9), ("w2", "w3")), ((10,), ())):
+        _zero_resumed(rank, size, sizes, without)
+
+
+def test_zero_redundancy_goes_on_by_its_own_names():
+    ranks.run(_all_zero_resumed, 2)
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------

@@ -2,22 +2,24 @@
 
 import copy
 import functools
+import itertools
 from types import SimpleNamespace
 
 import pytest
 import ranks
 import sharded
 import torch
-from helpers import assert_same_bits, leaves, same_bits, train
+from helpers import assert_same_bits, everything, leaves, same_bits, train
 from inventory import RICH
 from sharded import Net, all_of, by_rows, drive, hybrid, only_some, part_of, whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import lrtricks_fused as lrt
-from lrtricks_fused.optim import shards
+from lrtricks_fused.optim import cuts, shards
 
 STEPS = 20
 F32, BF16 = torch.float32, torch.bfloat16
@@ -102,14 +104,41 @@ def _maps(_, size):
         if held.numel():
             assert torch.equal(held.long(), expected), (shape, placements, where)
         assert same_bits(shards.cut(numbered(shape, on, [same] * on.ndim).to_local(), tensor), tensor.to_local())
-    for shape, placements in [((4, 6, 4), [Shard(1), Shard(2)]), ((8, 3), [Partial(), same])]:
+    # On all ranks, also on those that hold one row, whose own elements are runs at one distance.
+    for shape, placements in [(shape, [Shard(1), Shard(2)]) for shape in ((4, 6, 4), (4, 3, 4), (4, 3, 2))] + [
+        ((8, 3), [Partial(), same])
+    ]:
+        own = numbered(shape, mesh, [place if isinstance(place, Shard) else same for place in placements]).to_local()
+        stride = torch.empty(shape, device="meta").stride()
+        param = nn.Parameter(DTensor.from_local(own, mesh, placements, shape=torch.Size(shape), stride=stride))
         with pytest.raises(ValueError, match=r"Invalid parameter of shape .* with placements .*(Shard|Partial)"):
-            lrt.Adam([nn.Parameter(DTensor.from_local(numbered(shape, mesh, [
-                p if isinstance(p, Shard) else same for p in placements]).to_local(), mesh, placements))])  # fmt: skip
+            lrt.Adam([param])
 
 
 def test_maps_are_the_elements_a_rank_holds():
     ranks.run(_maps, 4)
+
+
+def _each_rank_has_a_map(shape, splits, mesh):
+    for coordinate in itertools.product(*map(range, mesh)):
+        runs = [[(0, size)] for size in shape]
+        for split in splits:
+            runs[split.dim] = cuts.of_rank(runs[split.dim], split, coordinate[split.mesh_dim])
+        if all(runs) and not 0 < len(cuts._levels(shape, runs)) <= 2:
+            return False
+    return True
+
+
+def test_ranks_agree_on_cuts_without_asking_each_other():
+    refused = 0
+    for mesh in ((2, 2), (4, 3)):
+        for shape in itertools.product((1, 2, 5, 7), (1, 3, 10), (1, 4)):
+            for dims, chunks in itertools.product(itertools.product(range(3), repeat=2), ((1, 1), (3, 1), (2, 2))):
+                splits = tuple(cuts.Split(at, dims[at], mesh[at], chunks[at]) for at in range(2))
+                have = _each_rank_has_a_map(shape, splits, mesh)
+                assert cuts.all_have_maps(torch.Size(shape), splits) == have, (shape, splits)
+                refused += not have
+    assert refused > 50
 
 
 def _refuses_steps_in_backward(size):
@@ -149,6 +178,20 @@ def _surface(_, size):
     copied = copy.deepcopy(optimizer)
     twin = copied.param_groups[0]["params"][1]
     assert torch.equal(copied.keep_mask(twin, 9).full_tensor(), optimizer.keep_mask(columns, 9).full_tensor())
+    for baseline in (lrt.L4Mom, lrt.L4Adam, lrt.WNGrad):
+        with pytest.raises(TypeError, match=f"DTensor: must be a plain tensor for {baseline.__name__}"):
+            baseline([columns]).step(lambda: 1.0)
+    _centralizes_slices_of_one_element(mesh)
+
+
+def _centralizes_slices_of_one_element(mesh):
+    """Which one rank has all of, and the others none."""
+    for backend in ("native", "reference"):
+        param = nn.Parameter(distribute_tensor(torch.ones(4, 1), mesh, [Shard(1)]))
+        optimizer = lrt.SGD([("param", param)], lr=0.5, centralize=True, weight_decay=0.5, backend=backend)
+        param.grad = part_of(torch.ones(4, 1), param)
+        optimizer.step()
+        assert torch.equal(param.full_tensor(), torch.full((4, 1), 0.75))
 
 
 def test_masks_states_and_gradients():
@@ -211,7 +254,7 @@ def _tuned(rank, size):
             way(model, size)
             params = [param for name, param in model.named_parameters() if not name.startswith("c.")]
         optimizer = lrt.SGD(params, lr=0.05, momentum=0.9)
-        tuned = lrt.LossGrad(optimizer, all_reduce=False, reject_nonfinite=True)
+        tuned = lrt.LossGrad(optimizer, all_reduce=False, reject_nonfinite=True, model=model)
         x = torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
         for _ in range(5):
             tuned.step(lambda model=model, x=x: (model(x) ** 2).mean())
@@ -240,6 +283,63 @@ def test_what_fsdp1_has_flattened_is_referred_to_fully_shard():
     assert not optimizer.state
     optimizer.max_norm = None
     train(optimizer, range(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounding", "stochastic"), ("state_rounding", "stochastic"), ("track_metrics", True), ("track_changes", True),
+     ("max_norm", 1.0)],
+)  # fmt: skip
+def test_fsdp1_is_refused_what_takes_the_elements_of_wholes(name, value):
+    (param,) = leaves((12,), dtype=BF16)
+    param._fsdp_flattened = True
+    refused = pytest.raises(ValueError, match=f"Invalid {name}={value!r} for parameters flattened by Fully.*FSDP2")
+    with refused:
+        lrt.Adam([param], **{name: value, "state_dtype": BF16})
+    optimizer = lrt.Adam([param], state_dtype=BF16)
+    train(optimizer, range(5))
+    before, default = [value.clone() for value in everything(optimizer)], getattr(optimizer, name)
+    setattr(optimizer, name, value)
+    with refused:
+        train(optimizer, range(5, 6))
+    assert_same_bits(everything(optimizer), before)
+    setattr(optimizer, name, default)
+    train(optimizer, range(5, 6))
+    assert optimizer.state[param]["step"] == 6
+
+
+def _flattened_later(_, size):
+    for keep_prob in (1.0, 0.5):
+        model = nn.Linear(6, 5)
+        optimizer = lrt.SGD(model.named_parameters(), lr=0.1, keep_prob=keep_prob)
+        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+        wrapped(torch.ones(2, 6)).square().mean().backward()
+        before = [param.detach().clone() for param in model.parameters()]
+        if keep_prob == 1:
+            optimizer.step()
+            continue
+        with pytest.raises(ValueError, match=r"Invalid keep_prob=0\.5 for parameters flattened by Fully"):
+            optimizer.step()
+        assert_same_bits([param.detach() for param in model.parameters()], before)
+        assert not optimizer.state
+
+
+def test_what_fsdp1_flattens_later_is_noticed():
+    ranks.run(_flattened_later, 2)
+    saved, (param,) = lrt.Adam(leaves((12,))), leaves((12,))
+    train(saved, range(1))
+    optimizer, slopes = lrt.Adam([param], keep_prob=0.5), {}
+    param._fsdp_flattened = True
+    saved.param_groups[0]["keep_prob"] = 0.5
+    with pytest.raises(ValueError, match=r"Invalid keep_prob=0\.5 for parameters flattened"):
+        optimizer.load_state_dict(saved.state_dict())
+    assert not optimizer.state
+    (param,) = leaves((12,))
+    optimizer = lrt.Adam([param])
+    with pytest.raises(ValueError, match="Invalid add_slopes_to=True"), optimizer.add_slopes_to(slopes):
+        param._fsdp_flattened = True
+        train(optimizer, range(1))
+    assert not optimizer.state
 
 
 def _trained(rank, size):

@@ -317,3 +317,37 @@ def test_rejection_puts_back_what_is_stored_beside_a_parameter(kind, steps):
     assert_same_bits([optimizer.master(param)], [before])
     if kind == "mirror":
         assert_same_bits([mirror], [mirrored])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])
+def test_a_rate_that_could_not_grow_is_refused_first(dtype):
+    x = torch.ones(3, requires_grad=True)
+    tuned = lrt.LossGrad(lrt.SGD([x], lr=torch.ones((), dtype=dtype)))
+    with pytest.raises(TypeError, match=f"Invalid lr of dtype {dtype}"):
+        tuned.step(lambda: (x * x).sum())
+    assert torch.equal(x, torch.ones(3)) and x.grad is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (lambda x: 3, TypeError, "it returned 3"),
+        (lambda x: None, TypeError, "it returned None"),
+        (lambda x: x * x, ValueError, r"of shape \(3,\)"),
+        (lambda x: (x > 0).sum(), ValueError, "dtype torch.int64"),
+    ],
+)
+def test_closures_that_return_no_loss(answer, error, text):
+    x = torch.ones(3, requires_grad=True)
+    tuned = lrt.LossGrad(lrt.SGD([x], lr=0.1))
+    with pytest.raises(error, match=f"Invalid closure: {text}" if error is TypeError else f"Invalid closure: .*{text}"):
+        tuned.step(lambda: answer(x))
+    assert torch.equal(x, torch.ones(3))
+    answers = iter([lambda: (x * x).sum(), lambda: answer(x)])
+    with pytest.raises(error, match="Invalid closure"):
+        tuned.step(lambda: next(answers)())
+
+
+def test_a_model_that_is_none():
+    with pytest.raises(TypeError, match="Invalid model of type int"):
+        lrt.LossGrad(lrt.SGD([torch.ones(3, requires_grad=True)], lr=0.1), model=3)

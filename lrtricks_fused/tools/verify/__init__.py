@@ -80,6 +80,7 @@ def _per_variant(name: str, check: Callable[..., str | None], cuda_only: bool = 
     return [Check(name, str(v), functools.partial(check, variant=v, **extra), cuda_only) for v in RICH]
 
 
+MEASURED: dict[str, Any] = dict(track_metrics=True, track_changes=True, max_norm=0.5)
 BACKEND = Check("backend", "can run on the device", check_backend)
 FURTHER = [
     Check("groups", "several groups, dtypes, parameters without a gradient", check_groups),
@@ -90,9 +91,11 @@ FURTHER = [
     *_per_variant("overflow on the first step", check_overflow, cuda_only=False),
     *(Check("resume", s.name, functools.partial(check_resume, storage=s)) for s in STORAGES),
     *_per_variant("CUDA graph", check_graph),
+    *_per_variant("CUDA graph of a measured step", check_graph, **MEASURED),
     *_per_variant("CUDA graph of training", check_training_graph),
     *_per_variant("side stream", check_side_stream),
     *_per_variant("no synchronisation", check_no_synchronisation),
+    *_per_variant("no synchronisation of a measured step", check_no_synchronisation, **MEASURED),
     *_per_variant("no allocation", check_no_allocation),
 ]
 

@@ -156,10 +156,11 @@ def _scalars() -> dict[str, Tensor]:
     }
 
 
-def make_capturable(target: Target, variant: Variant) -> tuple[MaskedOptimizer, MaskedOptimizer]:
+def make_capturable(target: Target, variant: Variant, **options: Any) -> tuple[MaskedOptimizer, MaskedOptimizer]:
     """Both optimizers with every scalar a tensor on their device, a loss scaler's included."""
     accepts = "capturable" in inspect.signature(getattr(optim, variant.optimizer)).parameters
-    both = make_both(target, variant, SMALL, **_scalars(), **({"capturable": True} if accepts else {}))
+    options = {**_scalars(), **options, **({"capturable": True} if accepts else {})}
+    both = make_both(target, variant, SMALL, **options)
     for optimizer in both:
         device = params_of(optimizer)[0].device
         # As GradScaler enters them.

@@ -17,9 +17,9 @@ from .stepping import gradients, make_both, mismatch, params_of, set_grads, take
 SLEEP_CYCLES = 300_000_000  # of the GPU's clock: over 0.1 s, many times what the host needs for a few steps
 
 
-def check_graph(target: Target, *, variant: Variant) -> str | None:
+def check_graph(target: Target, *, variant: Variant, **options: Any) -> str | None:
     """A captured step, replayed with new gradients and scalars, and eager steps in between."""
-    both = ours, _ = make_capturable(target, variant)
+    both = ours, _ = make_capturable(target, variant, **options)
     params = params_of(ours)
     static = gradients(params, SMALL, 0)
     set_grads(params, static)
@@ -121,9 +121,9 @@ def _synchronising_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def _warmed_up(target: Target, variant: Variant) -> tuple[MaskedOptimizer, MaskedOptimizer, list]:
+def _warmed_up(target: Target, variant: Variant, **options: Any) -> tuple[MaskedOptimizer, MaskedOptimizer, list]:
     """Both optimizers after four steps that alternate between two sets of gradients, and the sets on the target."""
-    ours, expected = make_capturable(target, variant)
+    ours, expected = make_capturable(target, variant, **options)
     params = params_of(ours)
     sets = [gradients(params, SMALL, step) for step in range(2)]
     for step in range(4):
@@ -133,10 +133,10 @@ def _warmed_up(target: Target, variant: Variant) -> tuple[MaskedOptimizer, Maske
     return ours, expected, sets
 
 
-def check_no_synchronisation(target: Target, *, variant: Variant) -> str | None:
+def check_no_synchronisation(target: Target, *, variant: Variant, **options: Any) -> str | None:
     """A warmed-up step, on gradients that have moved or not, does not wait for the device."""
     with torch.cuda.device(target.device):
-        ours, expected, sets = _warmed_up(target, variant)
+        ours, expected, sets = _warmed_up(target, variant, **options)
         done = torch.cuda.Event()
         torch.cuda.synchronize()
         torch.cuda._sleep(SLEEP_CYCLES)
