@@ -68,9 +68,7 @@ int toolkit_version() { return 0; }
 #else
 int toolkit_version() { return CUDART_VERSION; }
 
-const char* use_device(int device) {
-  return text_of(cudaSetDevice(device));
-}
+const char* use_device(int device) { return text_of(cudaSetDevice(device)); }
 #endif
 
 // The words of a table are many; the fewer of a column travel as arguments of their size.
