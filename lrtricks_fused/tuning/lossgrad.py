@@ -65,8 +65,8 @@ class LossGrad:
     Raises:
         TypeError: the optimizer is not one of ours, the model no module, c no number, or all_reduce neither a function
             nor False.
-        ValueError: c <= 1 or not finite, there are several processes and no all_reduce, or reject_nonfinite has
-            DTensors and no model.
+        ValueError: c <= 1 or not finite, there are several processes and no all_reduce, reject_nonfinite has DTensors
+            and no model, or FSDP1 has flattened the parameters.
     """
 
     def __init__(
@@ -154,7 +154,12 @@ class LossGrad:
         return found
 
     def _check_model(self) -> None:
-        """Raises ValueError where parameters that are put back may have been gathered, and nobody knows by what."""
+        """Raises ValueError where slopes, or what to put back, are not to be had of these parameters."""
+        if self.optimizer._flattened:
+            raise ValueError(
+                "Invalid optimizer: its parameters are flattened by FullyShardedDataParallel, and have no slope of the "
+                "whole; those of torch.distributed.fsdp.fully_shard (FSDP2) have"
+            )
         if self.reject_nonfinite and self.model is None and any(map(is_dtensor, self._params())):
             raise ValueError(
                 "Invalid model=None with reject_nonfinite=True: where parameters are DTensors, it must be the model, "

@@ -348,6 +348,14 @@ def test_closures_that_return_no_loss(answer, error, text):
         tuned.step(lambda: next(answers)())
 
 
+def test_flattened_parameters_have_no_slope():
+    x = torch.ones(3, requires_grad=True)
+    x._fsdp_flattened = True
+    optimizer = lrt.SGD([x], lr=0.1)
+    with pytest.raises(ValueError, match="Invalid optimizer: its parameters are flattened"):
+        lrt.LossGrad(optimizer)
+
+
 def test_a_model_that_is_none():
     with pytest.raises(TypeError, match="Invalid model of type int"):
         lrt.LossGrad(lrt.SGD([torch.ones(3, requires_grad=True)], lr=0.1), model=3)
