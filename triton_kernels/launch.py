@@ -36,6 +36,7 @@ from .slices import find_means, sum_partials
 from .slope import add_columns, sum_chunks, sum_columns
 from .squares import find_clip, square_units, sum_tensor_columns, sum_tensors
 from .step import step_kernel
+from .storage import INTERPRETED
 from .upload import upload
 
 _loaded: set[Hashable] = set()  # step kernels, by all that decides on them
@@ -44,7 +45,9 @@ _loaded: set[Hashable] = set()  # step kernels, by all that decides on them
 @functools.cache
 def _warp_size(backend: str, device: torch.device) -> int:
     """Threads that run together on a device, the current one: of AMD's GPUs some have 64, others 32."""
-    return 32 if backend == "cuda" else triton.runtime.driver.active.get_current_target().warp_size
+    if backend == "cuda" or INTERPRETED.value:
+        return 32
+    return triton.runtime.driver.active.get_current_target().warp_size
 
 
 def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
@@ -75,7 +78,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
         step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
                         centralize, scratch is not None, table.is_mapped)
         | step_options(compiler(), kind, len(states), warp_size, scratch is not None, table.is_mapped)
-        for kind in (kinds if chunks else ())
+        for kind in kinds
     ]  # fmt: skip
     key = (device, call.rule, call.variant, len(states), kinds, centralize, scratch is not None, table.is_mapped)
     # A grid of no programs compiles and loads the kernels. Either may fail, and must not once counts have advanced.
@@ -88,7 +91,7 @@ def _run(call: StepCall, table: AddressTable) -> None:
         0 if scratch is None else scratch.data_ptr(), hypers, **prepare_constexprs(call.rule, dtype),
         **options(compiler()),
     )  # fmt: skip
-    for compiled in steps:
+    for compiled in steps if chunks else ():
         step_kernel[(chunks,)](table.rows, table.chunk_tensors, prepared, seed, **compiled)
     if chunks and scratch is not None:
         _add_slope(call, table, prepared, scratch)

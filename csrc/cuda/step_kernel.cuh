@@ -169,10 +169,10 @@ const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) 
       {step_kernel<true, false, Rule, Param, State>, step_kernel<true, true, Rule, Param, State>}};
   void (*const kernel)(Step) = kernels[call.mapped][call.slope != nullptr];
   const char* error = loaded[call.mapped][call.slope != nullptr].load(kernel);
+  if (!error && call.slices != 0) error = launch_means<Param>(call);
   if (!error) error = launch_prepare<Variant, Real<Param>>(call, hyper);
   if (error || call.chunks == 0) return error;
-  if (call.slices != 0) error = launch_means<Param>(call);
-  if (!error) error = LAUNCH(kernel, call.chunks, kThreads<Param>, call.stream, call);
+  error = LAUNCH(kernel, call.chunks, kThreads<Param>, call.stream, call);
   return error || !call.slope ? error : launch_slope<Param>(call);
 }
 

@@ -77,9 +77,9 @@ class Clipping:
             streams.use(device, [self._clips[device]])
         squares = self._squares(backends)
         if self._over_ranks is None:
-            kept = self._calls[0].kept
-            self._over_ranks = OverRanks(self._sharded(), lambda values: integers_beside(kept, values, squares.device))
-        self._over_ranks.add(squares)
+            self._over_ranks = OverRanks(self._sharded())
+        kept = self._calls[0].kept
+        self._over_ranks.add(squares, lambda values: integers_beside(kept, values, squares.device))
         device, scale = squares.device, self._calls[0].grad_scale
         norm, clip = torch.empty((), dtype=torch.float64, device=device), self._clips[device]
         backends[0].clip(squares, norm, clip, scale, self._max_norm)

@@ -221,13 +221,12 @@ class OverRanks:
 
     Args:
         params: DTensors, each with the place of its number.
-        integers: makes a tensor of integers on the device of the numbers.
 
     Raises:
         ValueError: they are on meshes of different ranks, of which each would find another sum over all.
     """
 
-    def __init__(self, params: list[tuple[int, Any]], integers: Callable[[list[int]], Tensor]) -> None:
+    def __init__(self, params: list[tuple[int, Any]]) -> None:
         of_meshes: dict[Any, list[tuple[int, Any]]] = {}
         for place, param in params:
             of_meshes.setdefault(param.device_mesh, []).append((place, param))
@@ -236,17 +235,14 @@ class OverRanks:
             some = " and ".join(map(str, sorted(ranks)[:2]))
             raise ValueError(f"Invalid max_norm with parameters on meshes of ranks {some}: must be of the same ranks")
         self._of_meshes = [
-            (
-                mesh,
-                integers([place for place, _ in members]),
-                integers([int(counts(param)) for _, param in members]) != 0,
-            )
+            (mesh, tuple(place for place, _ in members), tuple(int(counts(param)) for _, param in members))
             for mesh, members in of_meshes.items()
         ]
 
-    def add(self, values: Tensor) -> None:
-        """Add those of the other ranks to each of these."""
-        for mesh, places, own in self._of_meshes:
+    def add(self, values: Tensor, integers: Callable[[tuple[int, ...]], Tensor]) -> None:
+        """Add those of the other ranks to each of these; ``integers`` makes a tensor of some where the values are."""
+        for mesh, of_mesh, counted in self._of_meshes:
+            places, own = integers(of_mesh), integers(counted) != 0
             part = values[places]
             values[places] = sum_over_mesh(torch.where(own, part, torch.zeros_like(part)), mesh)
 

@@ -25,6 +25,7 @@ class StepSums:
     def __init__(self, slopes: Slopes | None, metrics: bool) -> None:
         self._slopes, self._shape = slopes, (len(SUMS),) if metrics else ()
         self._own: dict[tuple[torch.device, Any], Tensor] = {}  # by device and mesh
+        self._uncounted: dict[tuple[torch.device, Any], Tensor] = {}  # of what other ranks count
         self._streams: dict[tuple[torch.device, Any], Streams] = {}
 
     def of(self, param: Any) -> Tensor:
@@ -45,13 +46,16 @@ class StepSums:
         if (device, mesh) not in self._own:
             self._own[device, mesh] = torch.zeros(self._shape, dtype=torch.float64, device=device)
             self._streams[device, mesh] = Streams()
-        own = self._own[device, mesh]
-        return own if mesh is None or counts(param) else torch.zeros_like(own)
+        if mesh is None or counts(param):
+            return self._own[device, mesh]
+        if (device, mesh) not in self._uncounted:
+            self._uncounted[device, mesh] = torch.zeros_like(self._own[device, mesh])
+        return self._uncounted[device, mesh]
 
     def begin_again(self) -> None:
         """Before the same calls: their sums are of one step."""
         for key, own in self._own.items():
-            self._streams[key].use(own.device, [own])
+            self._streams[key].use(own.device, [own, self._uncounted.get(key)])
             own.zero_()
 
     def finish(self) -> Tensor | None:

@@ -200,7 +200,7 @@ def _step_all(call: StepCall, compute_dtype: torch.dtype | None) -> None:
     clip = 1.0 if call.clip is None else float(call.clip)
     grad_factor = float(inverse_scale(call.grad_scale, call.params[0].device)) * clip * float(call.grad_weight)
     grad_factor = -grad_factor if call.maximize else grad_factor
-    chunks: list[list[Tensor]] = []
+    chunks = []
     for i in range(len(call.params)):
         call.steps[i] += 1
         chunks.append(_step_one(call, i, grad_factor, compute_dtype))
@@ -233,7 +233,7 @@ def _into_ring(ring: Tensor, grad: Tensor, step: int) -> None:
     _store(ring[(step - 1) % len(ring)], grad)
 
 
-def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> list[Tensor]:
+def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.dtype | None) -> Tensor:
     """One parameter's step; its sums, by chunks."""
     param, step = call.params[i], int(call.steps[i])
     dtype = compute_dtype or storage.compute_dtype(param.dtype)
@@ -271,4 +271,4 @@ def _step_one(call: StepCall, i: int, grad_factor: float, compute_dtype: torch.d
         if call.wants_metrics:
             terms += metric_terms(old_param, stored.to(dtype), keep, ~same_bits(stored, param))
     param.copy_(stored)
-    return [sums_of_chunks(term, ACCESS // param.dtype.itemsize) for term in terms]
+    return sums_of_chunks(terms, ACCESS // param.dtype.itemsize)

@@ -60,7 +60,7 @@ def measured(call: StepCall) -> Iterator[StepCall]:
         before, after = _real(old), _real(param)
         terms = slope_terms(_real(grad), before, after)
         terms += metric_terms(before, after, _Stored.keeps(call, i), ~same_bits(old, param))
-        chunks.append([sums_of_chunks(term, ACCESS // param.dtype.itemsize) for term in terms])
+        chunks.append(sums_of_chunks(terms, ACCESS // param.dtype.itemsize))
     add_totals(call, chunks)
 
 
@@ -134,7 +134,7 @@ class _Stored:
         return rounding_words(self._new, call.seed, self._step, call.param_indices[self._i], self._map)
 
 
-def _store(call: StepCall, working: StepCall, i: int) -> list[Tensor]:
+def _store(call: StepCall, working: StepCall, i: int) -> Tensor:
     """Writes what one parameter's step has made; its sums, by chunks, where they are asked for."""
     stored, param = _Stored(call, working, i), call.params[i]
     low, mirror, bitmap = (_column(call, name)[i] for name in ("lows", "mirrors", "changes"))
@@ -162,7 +162,7 @@ def _store(call: StepCall, working: StepCall, i: int) -> list[Tensor]:
     for number, (state, new_state) in enumerate(states):
         state.copy_(stored.state(number, new_state, state.dtype))
     dtype = working.params[i].dtype
-    return [sums_of_chunks(term, ACCESS // dtype.itemsize) for term in terms]
+    return sums_of_chunks(terms, ACCESS // dtype.itemsize)
 
 
 def packed_bits(mask: Any) -> Tensor:

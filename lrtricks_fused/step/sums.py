@@ -66,35 +66,41 @@ def unless_skipped(values: Tensor, found_inf: Tensor | None) -> Tensor:
 
 def squared_norm(grad: Tensor, lanes: int) -> Tensor:
     """The sum of the squares of a gradient, as float64, in the order of ``csrc/core/squares.h``."""
-    return slope_total([sums_of_chunks(grad * grad, lanes)])
+    return slope_total([sums_of_chunks([grad * grad], lanes)])[0]
 
 
-def sums_of_chunks(terms: Tensor, lanes: int) -> Tensor:
-    """The sum of each chunk of 16 tiles, as float64; ``lanes``: how many neighbouring lanes make a unit."""
-    terms = terms.flatten()
-    chunks = -(-terms.numel() // (CHUNK_TILES * TILE))
-    terms = torch.nn.functional.pad(terms, (0, chunks * CHUNK_TILES * TILE - terms.numel()))
-    of_lanes = in_order(terms.view(chunks, CHUNK_TILES, TILE // LANES, LANES), 2)
-    units = in_order(of_lanes.view(chunks, CHUNK_TILES, LANES // lanes, lanes), 3).double()
-    return in_order(in_order(units, 2), 1)
+def sums_of_chunks(terms: list[Tensor], lanes: int) -> Tensor:
+    """The sums of each chunk of 16 tiles, as float64, a row for each of the terms.
+
+    ``lanes``: how many neighbouring lanes make a unit. All terms at once: on a GPU each addition is a launch.
+    """
+    if not terms:
+        return torch.empty(0, 0, dtype=torch.float64, device="cpu")
+    flat = torch.stack([term.flatten() for term in terms])
+    chunks = -(-flat.shape[1] // (CHUNK_TILES * TILE))
+    flat = torch.nn.functional.pad(flat, (0, chunks * CHUNK_TILES * TILE - flat.shape[1]))
+    of_lanes = in_order(flat.view(len(terms), chunks, CHUNK_TILES, TILE // LANES, LANES), 3)
+    units = in_order(of_lanes.view(len(terms), chunks, CHUNK_TILES, LANES // lanes, lanes), 4).double()
+    return in_order(in_order(units, 3), 2)
 
 
-def add_totals(call: StepCall, chunks: list[list[Tensor]]) -> None:
+def add_totals(call: StepCall, chunks: list[Tensor]) -> None:
     """Add the sums of a call's parameters, each by chunks, to those of the call; nothing where it was skipped."""
     if call.sums is None or not chunks:
         return
-    totals = [slope_total(list(own)) for own in zip(*chunks, strict=True)]
-    totals[0] = totals[0] * inverse_scale(call.grad_scale, call.sums.device)
-    if len(totals) > 1:
-        totals.append(totals[0].new_full((), sum(map(Tensor.numel, call.params))))  # a copy would wait for the device
-    call.sums.view(-1).add_(unless_skipped(torch.stack(totals), call.found_inf))
+    totals = slope_total(chunks)
+    totals[0] *= inverse_scale(call.grad_scale, call.sums.device)
+    if len(totals) > 1:  # and the elements; a copy of their number would wait for the device
+        totals = torch.cat([totals, totals.new_full((1,), sum(map(Tensor.numel, call.params)))])
+    call.sums.view(-1).add_(unless_skipped(totals, call.found_inf))
 
 
 def slope_total(chunks: list[Tensor]) -> Tensor:
-    """The sum over the chunks of all tensors: columns of every 256th chunk first."""
-    flat = torch.cat(chunks)
-    rows = -(-flat.numel() // SLOPE_COLUMNS)
-    padded = torch.nn.functional.pad(flat, (0, rows * SLOPE_COLUMNS - flat.numel()))
+    """The sum over the chunks of all tensors, of each row: columns of every 256th chunk first."""
+    flat = torch.cat(chunks, -1)
+    count = flat.shape[-1]
+    rows, columns = -(-count // SLOPE_COLUMNS), min(count, SLOPE_COLUMNS)  # further columns would add zeros
     if rows == 0:
-        return padded.sum()
-    return in_order(in_order(padded.view(rows, SLOPE_COLUMNS), 0), 0)
+        return flat.sum(-1)
+    padded = torch.nn.functional.pad(flat, (0, rows * columns - count))
+    return in_order(in_order(padded.unflatten(-1, (rows, columns)), -2), -1)

@@ -186,7 +186,8 @@ class AddressTable:
             self.slice_scratch = torch.empty(size, dtype=torch.uint8, device=device)
 
     def integers(self, values: tuple[int, ...]) -> Tensor:
-        """These int64 on the table's device, which are kept as long as the table is."""
+        """These int64 on the table's device, which are kept as long as the table is; the current stream reads them."""
+        self.use_on_current_stream()
         if values not in self._integers:
             own = torch.tensor(values, dtype=torch.int64, device=HOST)
             if self._upload is not None:  # which no capture forbids, as it does copies
@@ -208,7 +209,7 @@ class AddressTable:
         table.watched = Watched([], [])
         if table.rows is None:
             return None
-        before = self._apart.get(name)
+        before = self._apart.pop(name, None)  # an interrupted upload leaves it with neither's addresses
         if before is None or not table._takes_place_of(before, upload):
             table.place(copies.params[0].device, upload)
         self._apart[name] = table
@@ -269,8 +270,9 @@ class AddressTable:
         """Take the addresses of the gradients from the host's table to the device's, if it has others."""
         if self._upload is None:
             return
-        own = self._host_rows[:, GRAD].clone()
-        if not torch.equal(own, self._uploaded_grads):
+        own, uploaded = self._host_rows[:, GRAD].clone(), self._uploaded_grads
+        if uploaded is None or not torch.equal(own, uploaded):
+            self._uploaded_grads = None  # should the upload be interrupted
             self._upload(self.rows[:, GRAD], own)
             self._uploaded_grads = own
 

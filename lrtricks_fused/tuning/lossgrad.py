@@ -168,6 +168,7 @@ class LossGrad:
 
     def _place_lr(self) -> None:
         """The learning rates as tensors beside the parameters."""
+        moved_rates: dict[tuple[int, torch.device], Tensor] = {}  # what groups share, they share afterwards
         for group in self.param_groups:
             lr, params = group["lr"], group["params"]
             if not params:
@@ -176,7 +177,7 @@ class LossGrad:
             if not isinstance(lr, Tensor):
                 group["lr"] = torch.tensor(lr, dtype=torch.float64, device=device)
             elif lr.device != device:  # as a checkpoint has it that was loaded onto the CPU
-                group["lr"] = lr.to(device)
+                group["lr"] = moved_rates.setdefault((id(lr), device), lr.to(device))
 
     def step(self, closure: Closure) -> Tensor:
         """One step, and the next step size.
@@ -242,8 +243,9 @@ class LossGrad:
             loss, trial = losses
         slopes = [moved(slope, loss.device) for slope in self._slopes.values()]
         slope = sum(slopes[1:], slopes[0]) if slopes else loss.new_zeros((), dtype=torch.float64)
-        lrs = [group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor)]
-        self.ratio = adapt(loss, trial, slope, lrs, self.c, resolution)
+        rates = (group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor))
+        lrs = {id(lr): lr for lr in rates}  # of several groups that share one, one
+        self.ratio = adapt(loss, trial, slope, [*lrs.values()], self.c, resolution)
         if self.reject_nonfinite:
             self._reject_unless(trial.isfinite())
 

@@ -109,7 +109,7 @@ def test_metrics_and_slopes():
         slopes = {}
         summed = StepSums(slopes, metrics=True)
         call.sums = summed.of(call.params[0])
-        add_totals(call, [[torch.zeros(3, dtype=torch.float64, device=gpu)] * (len(SUMS) - 1)] * 3)
+        add_totals(call, [torch.zeros(len(SUMS) - 1, 3, dtype=torch.float64, device=gpu)] * 3)
         summed.finish()
     assert list(slopes) == [gpu]
 

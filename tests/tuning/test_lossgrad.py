@@ -348,6 +348,18 @@ def test_closures_that_return_no_loss(answer, error, text):
         tuned.step(lambda: next(answers)())
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_rate_that_groups_share_changes_once(native, monkeypatch):
+    if not native:  # as on GPUs
+        monkeypatch.setattr(lossgrad, "load_error", "none")
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    tuned = lrt.LossGrad(lrt.SGD([{"params": [param]} for param in params], lr=rate), c=2.0)
+    for n in range(1, 3):
+        tuned.step(lambda: sum((param * param).sum() for param in params))
+        assert [float(group["lr"]) for group in tuned.param_groups] == [0.1 * 2**n] * 2
+
+
 def test_flattened_parameters_have_no_slope():
     x = torch.ones(3, requires_grad=True)
     x._fsdp_flattened = True

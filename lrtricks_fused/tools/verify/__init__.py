@@ -22,6 +22,7 @@ from .checks import (
 )
 from .cuda_checks import (
     check_graph,
+    check_measured_step,
     check_no_allocation,
     check_no_synchronisation,
     check_side_stream,
@@ -95,7 +96,7 @@ FURTHER = [
     *_per_variant("CUDA graph of training", check_training_graph),
     *_per_variant("side stream", check_side_stream),
     *_per_variant("no synchronisation", check_no_synchronisation),
-    *_per_variant("no synchronisation of a measured step", check_no_synchronisation, **MEASURED),
+    *_per_variant("no synchronisation of a measured step", check_measured_step, **MEASURED),
     *_per_variant("no allocation", check_no_allocation),
 ]
 

@@ -133,10 +133,23 @@ def _warmed_up(target: Target, variant: Variant, **options: Any) -> tuple[Masked
     return ours, expected, sets
 
 
-def check_no_synchronisation(target: Target, *, variant: Variant, **options: Any) -> str | None:
-    """A warmed-up step, on gradients that have moved or not, does not wait for the device."""
+def check_measured_step(target: Target, *, variant: Variant, **options: Any) -> str | None:
+    """A warmed-up step of many launches, which fill the device's queue, calls nothing that waits for the device."""
     with torch.cuda.device(target.device):
         ours, expected, sets = _warmed_up(target, variant, **options)
+        with _synchronising_is_an_error():
+            for step in (0, 1, 1):
+                set_grads(params_of(ours), sets[step])
+                ours.step()
+    for step in (0, 1, 1):
+        take_step(expected, SMALL, step)
+    return mismatch(ours, expected)
+
+
+def check_no_synchronisation(target: Target, *, variant: Variant) -> str | None:
+    """A warmed-up step, on gradients that have moved or not, does not wait for the device."""
+    with torch.cuda.device(target.device):
+        ours, expected, sets = _warmed_up(target, variant)
         done = torch.cuda.Event()
         torch.cuda.synchronize()
         torch.cuda._sleep(SLEEP_CYCLES)
