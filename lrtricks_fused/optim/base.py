@@ -115,6 +115,8 @@ class MaskedOptimizer(MeasuredOptimizer):
         """
         new: dict[Tensor, dict[str, Any]] = {}
         compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._check_attributes()
         summed = StepSums(self._slopes, self.track_metrics) if self._wants_sums() else None
         kept = self._kept_states() if whole and not compiling else None
         calls = [call for part in work for call in self._calls(part, new, kept, summed)]

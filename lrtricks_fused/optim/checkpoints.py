@@ -52,9 +52,11 @@ class SavedOptimizer(StatefulOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch.optim's; numbers of other libraries, which a scheduler may have set, are Python's in it."""
         saved = super().state_dict()
-        for group in saved["param_groups"]:
-            group.update({name: _python(value) for name, value in group.items()})
-        return saved
+        if not isinstance(saved, dict) or "param_groups" not in saved:  # a hook's
+            return saved
+        own = [{name: _python(group[name]) for name in group.keys() & self.defaults} for group in saved["param_groups"]]
+        groups = [{**group, **numbers} for group, numbers in zip(saved["param_groups"], own, strict=True)]
+        return {**saved, "param_groups": groups}
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -187,7 +189,7 @@ class SavedOptimizer(StatefulOptimizer):
 
 
 def _python(value: Any) -> Any:
-    """A hyper-parameter as one of Python's own types, or a tensor: what torch.load takes for data."""
+    """A hyper-parameter of ours as one of Python's own types, or a tensor: what torch.load takes for data."""
     if type(value) in (int, float, bool, str, type(None)) or isinstance(value, Tensor):
         return value
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
 """Parameter groups and the states of their parameters: what may be in them, and what a new one starts from."""
 
 from collections.abc import Iterator
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from typing_extensions import Self
 from ..step.backends import resolve
 from ..step.host import same
 from ..step.rule import RULES
+from ..step.storage import STATE_DTYPES
 from . import compiled, identity
 from .arguments import ARGUMENTS, GROUP_CHECKS, IN_TENSORS, OF_OPTIMIZER, check_number
 from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
@@ -31,6 +32,9 @@ _CONSTANTS = (float, int, bool, str, type(None))
 
 def _is_constant(value: Any) -> bool:
     return type(value) in _CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
+
+
+_of_optimizer = attrgetter(*OF_OPTIMIZER)
 
 
 class CheckedGroup:
@@ -80,12 +84,8 @@ class CheckedGroup:
             and self._group is group
             and self._names == list(group)
             and all(map(is_, group.values(), self._values))
-            and self.is_of(optimizer)
+            and same(self._of_optimizer, optimizer._what_checks_read())
         )
-
-    def is_of(self, optimizer: "GroupedOptimizer") -> bool:
-        """Whether the optimizer has the very attributes that the group was checked with."""
-        return same(self._of_optimizer, optimizer._what_checks_read())
 
     def has_lists(self, group: Group) -> bool:
         """Whether the group has the same lists of parameters and names."""
@@ -115,6 +115,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _checked_groups: dict[int, CheckedGroup]  # by the groups' ids, kept between steps
     _names: dict[Tensor, str] | None = None  # the constructor's, while it adds the groups
     _own_names: identity.OwnNames
+    _attributes: tuple[Any, ...] | None = None  # of OF_OPTIMIZER, as they were checked
     _maps: dict[Any, Any]  # what is local of DTensors, kept between steps
     _kept: KeptStates | None = None  # of the last step
     _master: str | None = None  # the argument ``master``, which earlier versions have not pickled
@@ -181,23 +182,36 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if self._flattened:
             self._check_flattened(group)
 
-    def _what_checks_read(self) -> list[Any]:
+    def _what_checks_read(self) -> tuple[Any, ...]:
         """Of the optimizer, what the check of a group depends on."""
-        own = [getattr(self, name, ARGUMENTS[name].default) for name in OF_OPTIMIZER]
-        return [self.allow_negative_grad_weight, getattr(self, "_slopes", None) is not None, *own]
+        if not self._flattened:
+            return (self.allow_negative_grad_weight,)
+        return self.allow_negative_grad_weight, *of_wholes(self).values()
 
     def _check_attributes(self) -> None:
-        """Raises ValueError or TypeError for arguments that are attributes, which anyone may have set since."""
-        for name in OF_OPTIMIZER:
+        """Look at the arguments that are attributes, where these are others than at the last look.
+
+        Raises:
+            ValueError, TypeError: one of them is invalid, or does not go with the parameters.
+        """
+        now = _of_optimizer(self)
+        if self._attributes is not None and same(self._attributes, now):
+            return
+        for name, value in zip(OF_OPTIMIZER, now, strict=True):
             check = ARGUMENTS[name].check
             if check is not None:
-                check(name, getattr(self, name, ARGUMENTS[name].default))
+                check(name, value)
+        if self._attributes is not None:
+            before = zip(OF_OPTIMIZER, self._attributes, now, strict=True)
+            self._check_changed({name for name, old, new in before if old is not new})
+        self._attributes = now
 
-    def _check_params(self) -> None:
-        """Raises ValueError or TypeError where an attribute does not go with the parameters."""
-        for param in self._params():
-            if isinstance(param, Tensor) and param.requires_grad:
-                check_param(param, self.state_dtype)
+    def _check_changed(self, names: set[str]) -> None:
+        """Raises ValueError or TypeError where attributes of these names do not go with the parameters."""
+        if "state_dtype" in names:
+            for param in self._params():
+                if param.requires_grad and param.dtype in STATE_DTYPES:
+                    check_param(param, self.state_dtype)
 
     def _checked_group(self, group: Group) -> CheckedGroup:
         """The group, checked, and what follows from it.
@@ -211,9 +225,6 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if checked is None or not checked.holds(self, group):
             if checked is None or not checked.has_lists(group):
                 self._look_at([group] if self._checked_groups else self.param_groups)
-            if checked is None or not checked.is_of(self):
-                self._check_attributes()
-                self._check_params()
             checked = self._checked_groups[id(group)] = CheckedGroup(self, group)
         if len(self._checked_groups) > len(self.param_groups):  # some have gone, and nothing may hold their parameters
             self._checked_groups = {id(group): checked}

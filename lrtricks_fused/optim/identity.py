@@ -122,28 +122,32 @@ class OwnNames:
 
     def __init__(self, groups: Iterable[Group] = (), names: Iterable[list[str] | None] = ()) -> None:
         pairs = zip(groups, names, strict=True)
-        self._known = {_ids(group): own for group, own in pairs if own is not None}
+        self._known = {id(group): (_ids(group), own) for group, own in pairs if own is not None}
 
     def enter(self, group: Group, by_names: bool) -> None:
         """Know those of a new group, if ``names`` gives them."""
-        self._known.pop(_ids(group), None)
+        self._known.pop(id(group), None)
         if by_names:
-            self._known[_ids(group)] = list(group["param_names"])
+            self._known[id(group)] = _ids(group), list(group["param_names"])
 
     def of(self, groups: Iterable[Group]) -> list[list[str] | None]:
         """The names of each group's parameters; None where they are not known, or the group has others by now."""
-        return [self._known.get(_ids(group)) for group in groups]
+        return [self._of(group) for group in groups]
+
+    def _of(self, group: Group) -> list[str] | None:
+        ids, names = self._known.get(id(group), (None, None))
+        return names if ids is not None and ids == _ids(group) else None
 
     def restore(self, group: Group) -> None:
         """Put them back where the group has other names."""
-        own = self._known.get(_ids(group))
+        own = self._of(group)
         if own is not None and own != group.get("param_names"):
             group["param_names"] = list(own)
 
 
-def _ids(group: Group) -> tuple[int, int]:
-    """Of a group and its parameters, which are not held: these may be replaced, as accelerate does."""
-    return id(group), id(group["params"])
+def _ids(group: Group) -> list[int]:
+    """Of a group's parameters, which are not held: they may be replaced, as accelerate does, and have other names."""
+    return list(map(id, group["params"]))
 
 
 def identities(

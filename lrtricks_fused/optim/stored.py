@@ -3,7 +3,7 @@
 See step/staged.py for what a step does with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,9 +50,10 @@ class StoredOptimizer(SavedOptimizer):
         if self.state_rounding == STOCHASTIC and not any(dtype.itemsize == 2 for dtype in states):
             raise ValueError(f"Invalid state_rounding={self.state_rounding!r}: no state is rounded to 16 bits")
 
-    def _check_params(self) -> None:
-        super()._check_params()
-        self._check_storage()
+    def _check_changed(self, names: set[str]) -> None:
+        super()._check_changed(names)
+        if names & {"rounding", "state_rounding", "state_dtype"}:
+            self._check_storage()
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as torch.optim does; it may also have ``mirrors``, one for each parameter, or None.
@@ -71,9 +72,11 @@ class StoredOptimizer(SavedOptimizer):
         try:
             super().add_param_group(param_group)
         except BaseException:
-            for name in param_group.keys() - {"params"} if before else ():  # of which there may be an iterator no more
-                del param_group[name]
-            param_group.update({name: value for name, value in before.items() if name != "params"})
+            if before:
+                if isinstance(before["params"], Iterator):  # which has given what it had
+                    before["params"] = param_group["params"]
+                param_group.clear()
+                param_group.update(before)
             raise
         for param, out in zip(self.param_groups[-1]["params"], mirrors, strict=False):
             self.mirror(param, out)

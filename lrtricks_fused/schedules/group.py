@@ -23,8 +23,10 @@ class GroupSchedule(LRScheduler):
     value in force from the start, unless it says otherwise itself, and follows with the next step.
 
     It is an LRScheduler so that Lightning, accelerate and torch's ChainedScheduler take it for what it is to them,
-    something that steps with an optimizer and can be saved. None of torch's code that writes learning rates runs in it.
-    In a SequentialLR a later one's first value is in force from the start, unless an earlier one writes the same key.
+    something that steps with an optimizer and can be saved. None of torch's code that writes learning rates runs in it,
+    and it does not note ``initial_lr``, from which later schedulers of rates would begin: SequentialLR, which reads it,
+    needs one of these beside it, or groups that have it. There a later schedule's first value is in force from the
+    start, unless an earlier one writes the same key.
 
     Subclasses name the key and its range.
     """
@@ -48,9 +50,6 @@ class GroupSchedule(LRScheduler):
         self._check_targets()
         self._attach()
         self._write(self._last_value)
-        for group in self.optimizer.param_groups:  # as every scheduler of torch's notes it, and SequentialLR reads it
-            if "lr" in group:
-                group.setdefault("initial_lr", group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"])
 
     def step(self, epoch: int | None = None) -> None:
         """Go on by one step; steps are whatever ``total_steps`` counts. Past ``total_steps`` the progress stays at 1.

@@ -13,7 +13,7 @@ in vain, and no harm is done.
 import ctypes
 import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter, is_
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ def addresses(tensors: list[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
-def same(mine: list[Any], others: list[Any]) -> bool:
-    """Whether both lists have the very same objects."""
+def same(mine: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether both have the very same objects."""
     return mine is others or (len(mine) == len(others) and all(map(is_, mine, others)))
 
 

@@ -491,3 +491,21 @@ def test_a_load_leaves_the_names_as_they_are():
     optimizer.load_state_dict(other.state_dict())
     assert optimizer.param_groups[0]["param_names"] == [name for name, _ in named(model)]
     assert same_bits(optimizer.keep_mask(model.scale, 1), lrt.Adam(named(model)).keep_mask(model.scale, 1))
+
+
+def test_a_group_that_its_user_edits_has_the_users_names():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    other = torch.nn.Parameter(torch.ones(4))
+    for steps in (0, 2):
+        optimizer = lrt.SGD(model.parameters(), names=model, keep_prob=0.5)
+        (group,) = optimizer.param_groups
+        train(optimizer, range(steps))
+        group["params"][0], group["param_names"][0] = other, "other"
+        optimizer.keep_mask(other, 1)
+        train(optimizer, range(steps, steps + 1))
+        assert optimizer.state[other]["identity"] == zlib.crc32(b"other") and group["param_names"][0] == "other"
+        del group["params"][1], group["param_names"][1]
+        group["params"].append(torch.nn.Parameter(torch.ones(5)))
+        group["param_names"].append("more")
+        train(optimizer, range(steps + 1, steps + 2))
+        assert optimizer.state[group["params"][-1]]["identity"] == zlib.crc32(b"more")
