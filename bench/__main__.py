@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lrtricks_fused.step.native import load_error
+
 from . import candidates, memory, report
 from .experiments import MEMORY_BAR, Experiment, all_experiments, select
 from .known import KNOWN, Ratios, load, record, worse
@@ -24,6 +26,7 @@ DESCRIPTION = (
     "Prints the table of speed and memory bars: some minutes, with --quick one or two. Ratios above a bar do not "
     "change the exit code; with --check those do that are worse than the known ones of this processor."
 )
+MOST_THREADS = 1024
 FULL, QUICK = Effort(), Effort(allocations=1, rounds=7)
 
 
@@ -37,9 +40,9 @@ def regex(text: str) -> str:
 
 
 def thread_count(text: str) -> int:
-    """At least 1, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"invalid number {text}: must be at least 1")
+    """From 1 to 1,024, for argparse."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"invalid number {text!r}: must be from 1 to {MOST_THREADS}")
     return int(text)
 
 
@@ -81,10 +84,9 @@ def memory_rows(progress: Progress) -> list[report.Row]:
     return report.memory_rows(MEMORY_BAR, extra)
 
 
-def compare(console: Console, processor: str, now: Ratios) -> int:
+def compare(console: Console, processor: str, known: Ratios, now: Ratios, at_least: frozenset[str]) -> int:
     """Say which of the ratios are worse than the known ones; the exit status."""
-    known = load(processor)
-    found = worse(known, now)
+    found = worse(known, now, at_least)
     for row in found:
         console.print(f"worse: {row}", style="bold red", highlight=False, soft_wrap=True)
     compared = len(known.keys() & now.keys())
@@ -101,7 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not experiments and not with_memory:
         parser.error(f"argument --rows: no row matches {arguments.rows!r}")
     torch.set_num_threads(arguments.threads)
-    facts, effort = report.machine_facts(), QUICK if arguments.quick else FULL
+    if load_error:
+        parser.exit(1, f"{parser.prog}: {load_error}\n")
+    try:
+        facts, effort = report.machine_facts(), QUICK if arguments.quick else FULL
+        processor = f"{facts['CPU']}, {facts['threads']} threads"
+        known = load(processor)
+    except (RuntimeError, ValueError) as error:  # of an instruction set that is none, and of a file that cannot be read
+        parser.error(str(error).partition("\n")[0])
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     rows, others = [], report.OthersShare()
     ratios: Ratios = {}
@@ -116,10 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.markdown(facts, rows))
     else:
         report.print_terminal(terminal(), facts, rows)
-    processor = f"{facts['CPU']}, {facts['threads']} threads"
-    if arguments.record:
-        record(processor, ratios)
-    return compare(terminal(), processor, ratios) if arguments.check else 0
+    at_least = frozenset(bar.work for experiment in experiments for bar in experiment.bars if bar.at_least)
+    status = compare(terminal(), processor, known, ratios, at_least) if arguments.check else 0
+    if not arguments.record:
+        return status
+    if report.too_busy(share):
+        terminal().print("not recorded: others had too much of the processor", style="bold red", soft_wrap=True)
+        return 1
+    record(processor, ratios)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Ratios of earlier runs, by processor, and whether those of a new run are worse: ``python -m bench --check``."""
 
 import json
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,20 @@ def record(processor: str, ratios: Ratios, file: Path = KNOWN) -> None:
     file.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
 
 
-def worse(known: Ratios, now: Ratios) -> list[Worse]:
-    """The rows of both whose medians are further apart than the upper half of the one and the lower of the other."""
+def worse(known: Ratios, now: Ratios, at_least: AbstractSet[str] = frozenset()) -> list[Worse]:
+    """The rows of both whose medians are further apart than the upper half of the one and the lower of the other.
+
+    ``at_least``: the rows whose ratios are the better the larger they are.
+    """
     found = []
     for work in known.keys() & now.keys():
-        before, after = known[work], now[work]
+        before, after = (_inverse(of[work]) if work in at_least else of[work] for of in (known, now))
         noise = (before.q3 - before.median) + (after.median - after.q1) + BETWEEN_RUNS * before.median
         if after.median > before.median + noise:
-            found.append(Worse(work, before, after))
+            found.append(Worse(work, known[work], now[work]))
     return sorted(found, key=lambda row: row.work)
+
+
+def _inverse(ratio: Spread) -> Spread:
+    """The ratio of the second to the first."""
+    return Spread(1 / ratio.median, 1 / ratio.q3, 1 / ratio.q1)

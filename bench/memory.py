@@ -48,6 +48,6 @@ def measure(name: str) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("name", choices=CANDIDATES)
     print(measure(parser.parse_args().name))

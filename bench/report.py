@@ -94,8 +94,13 @@ def machine_facts() -> dict[str, str]:
     }
 
 
+def _limit(limit: float) -> str:
+    """With two digits, or as many more as it has."""
+    return next(text for digits in (0, 2, 4, 17) if float(text := f"{limit:.{digits}f}") == limit)
+
+
 def _bar_text(bar: Bar) -> str:
-    return "" if bar.limit is None else f"{'>=' if bar.at_least else '<='} {bar.limit:.2f}".removesuffix(".00")
+    return "" if bar.limit is None else f"{'>=' if bar.at_least else '<='} {_limit(bar.limit)}"
 
 
 def timing_row(experiment: Experiment, bar: Bar, timings: Timings) -> Row:

@@ -68,7 +68,10 @@ class Timings:
 
 @contextmanager
 def forced_isa(isa: str) -> Iterator[None]:
-    """Sets the variable that the native library reads at every call; "" lets it choose."""
+    """Sets the variable that the native library reads at every call; "" leaves it as it is."""
+    if not isa:
+        yield
+        return
     before = os.environ.get(ISA_VARIABLE)
     os.environ[ISA_VARIABLE] = isa
     try:

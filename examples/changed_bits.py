@@ -15,6 +15,7 @@ from torch import nn
 
 from lrtricks_fused import Adam, apply_changes
 
+from .command import at_least
 from .digits import BATCH, TRAIN_IMAGES, load_split, make_model
 
 LRS, KEEP_PROBS = (1e-3, 1e-4, 1e-5, 1e-6), (1.0, 0.5, 0.1)
@@ -53,12 +54,15 @@ def run(model: nn.Module, lr: float, keep_prob: float, epochs: int) -> Sent:
 def main() -> None:
     """Prints a line for each learning rate and keep probability."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--warm-up", type=int, default=WARM_UP_EPOCHS, metavar="EPOCHS", help="at the first rate")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="at each rate")
+    parser.add_argument(
+        "--warm-up", type=at_least(0), default=WARM_UP_EPOCHS, metavar="EPOCHS", help="at the first rate"
+    )
+    parser.add_argument("--epochs", type=at_least(1), default=EPOCHS, help="at each rate")
     given = parser.parse_args()
     torch.set_num_threads(1)  # these layers are too small to share
     trained = make_model(0).bfloat16()
-    run(trained, LRS[0], 1.0, given.warm_up)
+    if given.warm_up:
+        run(trained, LRS[0], 1.0, given.warm_up)
     print("     lr   keep   changed      sent   receiver")
     for lr in LRS:
         for keep_prob in KEEP_PROBS:

@@ -13,6 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from lrtricks_fused import Adam, step_in_backward
 
+from .command import at_least
+
 LAYERS, WIDTH, BATCH = 24, 512, 8
 
 
@@ -50,8 +52,8 @@ def peak_of_step(in_backward: bool, layers: int = LAYERS, width: int = WIDTH) ->
 def main() -> None:
     """Prints both peaks, and whether the parameters are the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--layers", type=at_least(1), default=LAYERS)
+    parser.add_argument("--width", type=at_least(1), default=WIDTH)
     given = parser.parse_args()
     (ordinary, expected), (released, params) = (peak_of_step(kind, given.layers, given.width) for kind in (False, True))
     model = sum(param.nbytes for param in params)

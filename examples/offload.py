@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lrtricks_fused import AdamW
 
+from .command import at_least
+
 WIDTH, BATCH, STEPS = 256, 32, 20
 
 
@@ -80,7 +82,7 @@ def train(offload: bool, steps: int = STEPS, keep_prob: float = 0.5) -> list[Ten
 def main() -> None:
     """Trains both ways, and compares the masters bit for bit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=at_least(1), default=STEPS)
     given = parser.parse_args()
     same = all(map(torch.equal, train(True, given.steps), train(False, given.steps)))
     print(f"masters after {given.steps} steps: {'the same bits' if same else 'DIFFERENT'} as float32 training")

@@ -1,7 +1,9 @@
 """How the studies report: their command line, tables for a terminal or a README, verdicts, and frames of figures."""
 
 import argparse
+import io
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from bench.tables import LEAST_WIDTH, grouped, make_table, terminal
 
+from .command import folder
 from .common import Runs
 from .figures import STYLE, headline, plt
 from .study import CLEAR, Difference, final_accuracies, outcome
@@ -54,6 +57,8 @@ def make_parser(prog: str, doc: str, minutes: str, out: str) -> argparse.Argumen
         minutes: how long a run takes.
         out: what ``--out`` holds.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a locale that has no ±: better a ? than a result that is lost
+        sys.stdout.reconfigure(errors="replace")
     text = f"{doc.replace('``', '')}\nA run takes {minutes} on one core, with --quick some seconds."
     paragraphs = [textwrap.fill(" ".join(part.split()), LEAST_WIDTH - 2) for part in text.split("\n\n")]
     layout = argparse.RawDescriptionHelpFormatter
@@ -61,7 +66,7 @@ def make_parser(prog: str, doc: str, minutes: str, out: str) -> argparse.Argumen
     parser.add_argument(
         "--quick", action="store_true", help="few and short runs: to see that it works, not to conclude"
     )
-    parser.add_argument("--out", type=Path, default=FIGURES, help=f"folder of {out} (default: %(default)s)")
+    parser.add_argument("--out", type=folder, default=FIGURES, help=f"folder of {out} (default: %(default)s)")
     return parser
 
 

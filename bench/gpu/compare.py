@@ -21,15 +21,14 @@ Figures = dict[str, dict[str, Any]]
 def figures_of(file: Path) -> Figures:
     """Of every one of ours in a run, by row and name; ValueError where the file is no run's."""
     try:
-        rows = json.loads(file.read_text())["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {
+            f"{row['name']}: {name}": timed
+            for row in json.loads(file.read_text())["rows"]
+            for name, timed in row["timed"].items()
+            if name.startswith("ours")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"Invalid file {file}: {type(error).__name__}: {error}") from error
-    return {
-        f"{row['name']}: {name}": timed
-        for row in rows
-        for name, timed in row["timed"].items()
-        if name.startswith("ours")
-    }
 
 
 def cells(name: str, runs: list[Figures]) -> Cells:
@@ -44,7 +43,7 @@ def cells(name: str, runs: list[Figures]) -> Cells:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.compare", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="written by --json; the first is compared with"
     )

@@ -60,7 +60,9 @@ def lines(run: dict[str, Any]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.markdown", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu.markdown", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("file", type=Path, metavar="FILE")
     file = parser.parse_args(argv).file
     try:

@@ -46,7 +46,7 @@ def take(ours: Ours, device: Device) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """All six; 3 after a dry run."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.once", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.once", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, small and without a profiler")
     dry_run = parser.parse_args(argv).dry_run
     if dry_run:

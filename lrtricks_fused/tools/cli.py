@@ -33,6 +33,9 @@ class Results:
         return {check: text for check, text in self.failures.items() if text is not None}
 
 
+INTERRUPTED = "interrupted"
+
+
 def parse_device(name: str) -> torch.device:
     """The device of that name.
 
@@ -43,7 +46,7 @@ def parse_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ValueError(f"Invalid --device {name}: must be cpu, cuda or cuda:N")
     if device.type == "cpu":
         return torch.device("cpu")
@@ -118,7 +121,12 @@ def run(
         if results.stopped or not runs:
             results.not_run.append(check)
             continue
-        failure = results.failures[check] = run_check(check, target)
+        try:
+            failure = results.failures[check] = run_check(check, target)
+        except KeyboardInterrupt:
+            results.stopped = INTERRUPTED
+            results.not_run.append(check)
+            continue
         say(check, failure)
         if failure is not None and check is BACKEND:
             results.stopped = "the backend cannot run"
@@ -189,11 +197,12 @@ def report(known: dict[str, str], results: Results) -> str:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """The subcommand: 0 if every check that ran passed, else 1."""
+    """The subcommand: 0 if every check that ran passed and nobody has interrupted it, else 1."""
     try:
         if arguments.output:
             check_output(arguments.output)
-        device = parse_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        best = "cuda" if torch.cuda.is_available() else "cpu"
+        device = parse_device(best if arguments.device is None else arguments.device)
         target = Target(device, arguments.backend)
         checks = select(all_checks(quick=arguments.quick, interpreted=target.interpreted), arguments.only, device)
     except ValueError as error:
@@ -203,8 +212,11 @@ def verify(arguments: argparse.Namespace) -> int:
     text = report(facts(target), results)
     print(text, end="")
     if arguments.output:
-        arguments.output.write_text(text, encoding="utf-8")
-    return 1 if results.failed else 0
+        try:
+            arguments.output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            arguments.parser.error(f"Invalid --output {arguments.output}: {error.strerror}")
+    return 1 if results.failed or results.stopped == INTERRUPTED else 0
 
 
 def diagnose(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from fake_gpu import fake_gpu
+from fake_gpu import GPU, fake_gpu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrtricks_fused.optim.sums import StepSums, metrics
 from lrtricks_fused.step import staged
@@ -112,6 +113,25 @@ def test_metrics_and_slopes():
         add_totals(call, [torch.zeros(len(SUMS) - 1, 3, dtype=torch.float64, device=gpu)] * 3)
         summed.finish()
     assert list(slopes) == [gpu]
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_metrics_are_summed_in_few_launches():
+    # Some 2,700 of these three parameters where each sum was made by itself.
+    call = call_on(GPU, torch.float32, lambda *_: None)
+    call.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=GPU)
+    with Operations() as operations, staged.measured(call):
+        pass
+    assert operations.count < 700
 
 
 @pytest.mark.parametrize("places", list(itertools.product(["gpu", "cpu"], repeat=3)), ids="-".join)

@@ -14,8 +14,8 @@ from bench import report
     ("arguments", "told"),
     [
         (["--rows", "("], "argument --rows: invalid regular expression '(': missing ), unterminated subpattern"),
-        (["--threads", "0"], "argument --threads: invalid number 0: must be at least 1"),
-        (["--threads", "two"], "argument --threads: invalid thread_count value: 'two'"),
+        (["--threads", "0"], "argument --threads: invalid number '0': must be from 1 to 1024"),
+        (["--threads", "two"], "argument --threads: invalid number 'two': must be from 1 to 1024"),
         (["--rows", "Adam of the moon"], "argument --rows: no row matches 'Adam of the moon'"),
     ],
 )

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 import bench.__main__ as bench
-from bench import candidates, experiments, known, timing, workloads
+from bench import candidates, experiments, known, report, timing, workloads
 from bench.experiments import Bar, Experiment
 from bench.timing import Spread
 from bench.workloads import Workload
@@ -42,6 +42,12 @@ def test_worse(before, after, is_worse):
     assert all("was 1.000" in str(row) for row in found)
 
 
+def test_where_larger_is_better_a_smaller_ratio_is_worse():
+    for now, is_worse in ((80.0, False), (40.0, False), (20.0, True)):
+        found = known.worse({"x": Spread(40.7, 37.7, 41.8)}, {"x": Spread(now, now - 1, now + 1)}, frozenset({"x"}))
+        assert [str(row) for row in found] == ([f"x: {now:.3f}, was 40.700 [37.700-41.800]"] if is_worse else [])
+
+
 @pytest.fixture
 def one_row(monkeypatch, tmp_path):
     """A bench of one small row, and a file of known ratios of its own."""
@@ -55,15 +61,21 @@ def one_row(monkeypatch, tmp_path):
     return file
 
 
-def test_check_exits_with_1_where_a_ratio_is_worse(one_row, capsys):
+def test_check_exits_with_1_where_a_ratio_is_worse(one_row, capsys, monkeypatch):
     command = ["--quick", "--rows", "^small", "--threads", "1"]
     assert bench.main([*command, "--check"]) == 0
     assert "0 of 1 ratios are known" in capsys.readouterr().out
+    monkeypatch.setattr(report, "MOST_OF_OTHERS", 9.0)
     assert bench.main([*command, "--record"]) == 0
     (processor,) = known.json.loads(one_row.read_text())
     known.record(processor, {"small / torch fused": Spread(1e-6, 1e-6, 1e-6)}, one_row)
-    assert bench.main([*command, "--check"]) == 1
-    assert "worse: small / torch fused" in capsys.readouterr().out
+    for options in (["--check"], ["--check", "--record"]):  # compared with what was known before
+        assert bench.main([*command, *options]) == 1
+        assert "worse: small / torch fused" in capsys.readouterr().out
+    before = one_row.read_text()
+    monkeypatch.setattr(report, "MOST_OF_OTHERS", -1.0)
+    assert bench.main([*command, "--record"]) == 1
+    assert "not recorded: others had too much" in capsys.readouterr().out and one_row.read_text() == before
 
 
 def test_candidates_step_the_same_memory():

@@ -65,6 +65,21 @@ def test_no_check_begins_after_so_many_seconds(monkeypatch, capsys):
     assert "Stopped: the 3 seconds of --seconds are over.\n\n2 passed, 0 failed, 3 not run\n" in text
 
 
+def test_an_interrupted_run_reports_what_was_done(monkeypatch, tmp_path, capsys):
+    done = []
+
+    def check(check, target):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(check)
+
+    monkeypatch.setattr(cli, "run_check", check)
+    assert cli.main(["verify", "--quick", "--device", "cpu", "--output", str(tmp_path / "report")]) == 1
+    printed = capsys.readouterr().out
+    assert "Stopped: interrupted." in printed and "3 passed, 0 failed" in printed
+    assert (tmp_path / "report").read_text() == printed
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
 def test_seconds_are_a_positive_number(seconds, capsys):
     with pytest.raises(SystemExit) as exit_:
