@@ -71,6 +71,7 @@ class HeldTensors:
         self._tensors, self._layouts = tensors, _layouts(tensors)
         self._addresses, self._extents = addresses(tensors), list(map(extent, tensors))
         self._record: TensorRecord | None = None
+        self._guards: Any = None  # of torch, where there is no record
         self._looks = 0
 
     def have_stayed(self) -> bool:
@@ -78,16 +79,18 @@ class HeldTensors:
         if self._record is not None:
             return self._record.have_stayed()
         tensors, at = self._tensors, self._addresses
-        stayed = (
-            addresses(tensors) == at
-            and _layouts(tensors) == self._layouts
-            and not any(map(Tensor.is_neg, tensors))
-            and _have_memory(tensors, at, self._extents)
-        )
+        stayed = addresses(tensors) == at and self._are_alike() and _have_memory(tensors, at, self._extents)
         self._looks += 1
-        if stayed and self._looks == 2 and can_look():  # a record takes longer to make than one look
-            self._record = record_of(tensors)
+        if stayed and self._looks == 2:  # what takes longer to make than one look
+            self._record = record_of(tensors) if can_look() else None
+            self._guards = _guards(tensors) if tensors and self._record is None else None
         return stayed
+
+    def _are_alike(self) -> bool:
+        tensors = self._tensors
+        return (self._guards is not None and self._guards(*tensors)) or (
+            _layouts(tensors) == self._layouts and not any(map(Tensor.is_neg, tensors))
+        )
 
 
 class Watched:
