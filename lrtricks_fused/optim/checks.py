@@ -34,9 +34,14 @@ def check_real(name: str, value: Any) -> float:
     number = plain(value)
     if not isinstance(number, Real):
         raise TypeError(f"Invalid {name}={value!r}: must be a float")
+    _check_size(name, number)
+    return number if type(number) is int or type(number) is float else float(number)
+
+
+def _check_size(name: str, number: float) -> None:
+    """Raises ValueError for an int that no float can hold; asks nothing that a tracer's int does not know."""
     if isinstance(number, int) and abs(number) > 2**1023:
         raise ValueError(f"Invalid {name} of {len(hex(number)) * 4} bits: too large for a float")
-    return number if type(number) is int or type(number) is float else float(number)
 
 
 def check_count(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
@@ -102,8 +107,7 @@ def check_range(name: str, value: float | Tensor, low: float, high: float, brack
     if not (low <= value and below_high):
         wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}{brackets[1]}"
         raise ValueError(f"Invalid {name}={value}: must be {wanted}")
-    if type(value) is int:
-        check_real(name, value)
+    _check_size(name, value)
 
 
 def check_lr(value: float | Tensor) -> None:

@@ -344,3 +344,16 @@ def test_opcheck():
     written = [tensor.clone() for column in (params, *columns) for tensor in column]
     operands = (written, list(map(torch.ones_like, params)), torch.tensor([0.01, 0.5, 1.0]).double(), [], layout)
     torch.library.opcheck(torch.ops.lrtricks_fused.step_.default, operands)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "lr", "keep_prob", "grad_weight"])
+def test_numbers_that_are_ints_change(name):
+    # A tracer's int, which one becomes that has changed, is asked nothing but arithmetic.
+    results = []
+    for compile_it in (False, True):
+        optimizer = SGD(leaves((700,), (5,)), **{"lr": 0.1, "keep_prob": 0.5, name: 1})
+        step = compiled(optimizer) if compile_it else optimizer.step
+        numbers = iter([0, 1, 0, 1, 0, 1] if name == "keep_prob" else [2, 3, 5, 7, 0, 1])
+        results.append(run(optimizer, step, lambda _, numbers=numbers, optimizer=optimizer:
+                           optimizer.param_groups[0].update({name: next(numbers)})))  # fmt: skip
+    assert_same_bits(*results)
