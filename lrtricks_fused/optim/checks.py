@@ -38,7 +38,7 @@ def check_real(name: str, value: Any) -> float:
     return number if type(number) is int or type(number) is float else float(number)
 
 
-def _check_size(name: str, number: float) -> None:
+def _check_size(name: str, number: object) -> None:
     """Raises ValueError for an int that no float can hold; asks nothing that a tracer's int does not know."""
     if isinstance(number, int) and abs(number) > 2**1023:
         raise ValueError(f"Invalid {name} of {len(hex(number)) * 4} bits: too large for a float")
