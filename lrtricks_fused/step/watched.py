@@ -46,8 +46,15 @@ def _lies(tensor: Tensor) -> bool | tuple[int, ...]:
 
 
 def _layouts(tensors: list[Tensor]) -> tuple[list[Any], ...]:
-    """Dtypes, shapes and strides: lists of their own, which compare faster than one of tuples."""
-    return list(map(_dtype, tensors)), list(map(_shape, tensors)), list(map(_lies, tensors))
+    """Dtypes, shapes, devices and strides: lists of their own, which compare faster than one of tuples."""
+    return tuple(list(map(of, tensors)) for of in (_dtype, _shape, _device, _lies))
+
+
+def _are_alike(tensors: list[Tensor], layouts: tuple[list[Any], ...], guards: Any) -> bool:
+    """Whether tensors, wherever they lie, are what those with these layouts and guards were, and not lazy."""
+    return (guards is not None and guards(*tensors)) or (
+        _layouts(tensors) == layouts and not any(map(Tensor.is_neg, tensors))
+    )
 
 
 def _have_memory(tensors: list[Tensor], at: list[int], extents: list[int]) -> bool:
@@ -79,18 +86,16 @@ class HeldTensors:
         if self._record is not None:
             return self._record.have_stayed()
         tensors, at = self._tensors, self._addresses
-        stayed = addresses(tensors) == at and self._are_alike() and _have_memory(tensors, at, self._extents)
+        stayed = (
+            addresses(tensors) == at
+            and _are_alike(tensors, self._layouts, self._guards)
+            and _have_memory(tensors, at, self._extents)
+        )
         self._looks += 1
         if stayed and self._looks == 2:  # what takes longer to make than one look
             self._record = record_of(tensors) if can_look() else None
             self._guards = _guards(tensors) if tensors and self._record is None else None
         return stayed
-
-    def _are_alike(self) -> bool:
-        tensors = self._tensors
-        return (self._guards is not None and self._guards(*tensors)) or (
-            _layouts(tensors) == self._layouts and not any(map(Tensor.is_neg, tensors))
-        )
 
 
 class Watched:
@@ -111,8 +116,7 @@ class Watched:
     def __init__(self, columns: Columns, grads: list[Tensor], guarded: bool = True) -> None:
         self._columns, self._held = columns, HeldTensors(list(chain.from_iterable(columns)))
         self.grads = addresses(grads)
-        self._layouts, self._devices = _layouts(grads), list(map(_device, grads))
-        self._extents = list(map(extent, grads))
+        self._layouts, self._extents = _layouts(grads), list(map(extent, grads))
         self.guards = _guards(grads) if guarded and grads else None
         self._first_rows: Any = None
         self._looks = 0
@@ -134,7 +138,7 @@ class Watched:
 
     def hold(self, grads: list[Tensor]) -> bool:
         """Whether the tensors are what and where they were; ``grads`` may lie elsewhere, which is remembered."""
-        if not (self._held.have_stayed() and self._are_alike(grads)):
+        if not (self._held.have_stayed() and _are_alike(grads, self._layouts, self.guards)):
             return False
         at = addresses(grads)
         if not _have_memory(grads, at, self._extents):
@@ -144,14 +148,6 @@ class Watched:
         if self._looks == 2:
             self._first_rows = tensor_rows([*self._columns[0], *grads])
         return True
-
-    def _are_alike(self, grads: list[Tensor]) -> bool:
-        """Whether the gradients, whatever their addresses, are what those before were, and not lazy."""
-        return (self.guards is not None and self.guards(*grads)) or (
-            _layouts(grads) == self._layouts
-            and list(map(_device, grads)) == self._devices
-            and not any(map(Tensor.is_neg, grads))
-        )
 
     def ask(self) -> None:
         """Ask for what a step looks at first, the objects of parameters and gradients."""
