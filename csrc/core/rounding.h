@@ -51,11 +51,19 @@ struct Split {
   BFloat16 high;
   int16_t low;
 };
-LRT_HD Split split(float master) {
+// The same in the upper halves of words; what is in the lower half of `high` is of no meaning.
+struct SplitWords {
+  uint32_t high, low;
+};
+LRT_HD SplitWords split_words(float master) {
   const uint32_t bits = bit_cast<uint32_t>(master);
   const uint32_t word = (bits & 0x7fffffffu) >= 0x7fff8000u ? bits & 0xffff7fffu : bits;
-  const uint32_t high = (word + 0x8000u) >> 16;
-  return {static_cast<BFloat16>(static_cast<uint16_t>(high)), static_cast<int16_t>(static_cast<uint16_t>(word))};
+  return {word + 0x8000u, word << 16};
+}
+LRT_HD Split split(float master) {
+  const SplitWords words = split_words(master);
+  return {static_cast<BFloat16>(static_cast<uint16_t>(words.high >> 16)),
+          static_cast<int16_t>(static_cast<uint16_t>(words.low >> 16))};
 }
 LRT_HD float joined(BFloat16 high, int16_t low) {
   return bit_cast<float>((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(static_cast<int32_t>(low)));

@@ -172,7 +172,7 @@ void store_params(StagedTiles& tiles, const float* params, int64_t element, int 
   const auto by_rows = [&](const auto& store_row) {
     for_rows(count, [&](int first, int row_count) {
       store_row(first, row_count);
-      if (changed) mark_row<Isa>(changed, element + first, row_count, stage.changes);
+      if (changed) mark_row(sign_bits<Isa>(changed), element + first, row_count, stage.changes);
     });
   };
   const auto rounded = [&](Dtype dtype, void* base, RowRounding by) {

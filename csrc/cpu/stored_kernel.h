@@ -1,5 +1,5 @@
-// The CPU step of the most usual kinds of storage in 16 bits, whose rows are brought to float32, stepped and rounded in
-// registers, without the buffers of stage.h (docs/speed.md has what that saves).
+// The CPU step of the most usual kinds of storage in 16 bits: a row at a time is brought to float32, stepped, rounded
+// and stored by code that knows its kind, without the tiles of stage.h (docs/speed.md has what that saves).
 #pragma once
 
 #include <iterator>
@@ -7,13 +7,15 @@
 
 #include "cpu/stage_kernel.h"
 #include "cpu/stored_row.h"
+#include "cpu/update_row.h"
+#include "cpu/upper_halves.h"
 
 namespace lrt::cpu {
 
 // Masters with bfloat16 gradients, and mirrors where they are offloaded; bfloat16 parameters with float32 states, and
 // what is kept of them beside; states in bfloat16, rounded stochastically.
 constexpr Dtype kF32 = Dtype::kFloat, kBf16 = Dtype::kBFloat16;
-constexpr StoredAs kInRegisters[] = {
+constexpr StoredAs kByRows[] = {
     {.param = kF32, .grad = kBf16, .state = kF32},
     {.param = kF32, .grad = kBf16, .state = kF32, .mirror = kBf16},
     {.param = kF32, .grad = kBf16, .state = kF32, .mirror = kBf16, .changes = true},
@@ -24,80 +26,87 @@ constexpr StoredAs kInRegisters[] = {
     {.param = kBf16, .grad = kBf16, .state = kBf16, .stochastic = true, .stochastic_states = true},
 };
 
-// Of which of them that is faster: with 16 registers not of masters, and with instructions of 128 bits of none.
-template <class Isa>
-constexpr bool steps_in_registers(const StoredAs& as) {
-  return std::is_same_v<Isa, Avx512> || (std::is_same_v<Isa, Avx2> && as.grad == as.param);
-}
-
 template <Dtype kDtype>
 using StorageOf = std::conditional_t<kDtype == kBf16, BFloat16, float>;
 
-template <bool kStochastic>
-LRT_HD uint32_t to_upper_half(float x, uint32_t word, uint32_t multiplier) {
-  return kStochastic ? stochastically_rounded_to_upper_half(x, rounding_bits(word, multiplier))
-                     : rounded_to_upper_half(x);
+// A row in float32: in memory, or brought to `own`.
+LRT_HD float* real_row(float* row, float*) { return row; }
+LRT_HD const float* real_row(const float* row, float*) { return row; }
+LRT_HD float* real_row(const BFloat16* row, float* own) {
+  for (int i = 0; i < kLanes; ++i) own[i] = to_real(row[i]);
+  return own;
 }
-// Whether another bfloat16 is in the upper half, as a sign.
-LRT_HD int32_t differ(uint32_t stored, uint32_t old) { return (stored ^ old) < 0x10000u ? 0 : -1; }
+LRT_HD float* joined_row(const BFloat16* high, const int16_t* low, float* own) {
+  for (int i = 0; i < kLanes; ++i) own[i] = joined(high[i], low[i]);
+  return own;
+}
+
+// A row in bfloat16, in the upper halves of `words`; stochastically by the multiplier and words of its own.
+template <bool kStochastic>
+LRT_HD const uint32_t* rounded_row(const float* row, const uint32_t* by, uint32_t multiplier, uint32_t* words) {
+  for (int i = 0; i < kLanes; ++i) {
+    words[i] = kStochastic ? stochastically_rounded_to_upper_half(row[i], rounding_bits(by[i], multiplier))
+                           : rounded_to_upper_half(row[i]);
+  }
+  return words;
+}
 
 // Row `row` of a tile, a whole one, from element `element` of the tensor on. `words` are those of the row, if it is
-// rounded by any; the signs of `changed` say of which elements the stored bits are others now.
-template <int kKind, Decay kDecay, class Rule, int... K>
+// rounded by any. One loop for each thing that is done: in one for all GCC steps as many elements as there are numbers
+// of 16 bits in a register, and 16 registers do not hold them.
+template <class Isa, int kKind, Decay kDecay, class Rule, int... K>
 LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalars, const Range& range, int64_t element,
-                            int row, const int32_t* keeps, const uint32_t* words, int32_t* changed,
-                            std::integer_sequence<int, K...>) {
-  constexpr StoredAs kAs = kInRegisters[kKind];
-  using Param = StorageOf<kAs.param>;
-  using Grad = StorageOf<kAs.grad>;
+                            int row, const int32_t* keeps, const uint32_t* words,
+                            std::integer_sequence<int, K...> numbers) {
+  constexpr StoredAs kAs = kByRows[kKind];
   using State = StorageOf<kAs.state>;
   const Stage& stage = *range.stage;
-  Param* const params = static_cast<Param*>(range.param) + element;
-  const Grad* const grads = static_cast<const Grad*>(range.grad) + element;
-  State* const states[kMaxStates] = {static_cast<State*>(range.states[K]) + element...};
-  int16_t* const lows = kAs.split ? stage.low + element : nullptr;
-  BFloat16* const mirrors = kAs.mirror == kBf16 ? static_cast<BFloat16*>(stage.mirror) + element : nullptr;
-#pragma GCC ivdep
-  for (int i = 0; i < kLanes; ++i) {
-    float state[kMaxStates] = {to_real(states[K][i])...};
-    const Param old_param = params[i];
-    float old;
-    if constexpr (kAs.split) {
-      old = joined(old_param, lows[i]);
-    } else {
-      old = to_real(old_param);
-    }
-    const float moved = update<kDecay>(rule, scalars, old, to_real(grads[i]), state);
-    const uint32_t word = kAs.rounds() ? rounding_word(words[i], row) : 0;
-    if constexpr (kAs.state == kF32) {
-      ((states[K][i] = state[K]), ...);
-    } else {
-      ((states[K][i] = of_upper_half(to_upper_half<kAs.stochastic_states>(state[K], word, kStateMultipliers[K]))), ...);
-    }
-    if constexpr (kAs.param == kF32) {
-      params[i] = keeps[i] < 0 ? moved : old_param;
-    } else if constexpr (kAs.split) {
-      const Split parts = split(moved);
-      params[i] = kept_bits(keeps[i], parts.high, old_param);
-      lows[i] = kept_bits(keeps[i], parts.low, lows[i]);
-    } else {
-      const uint32_t before = in_upper_half(old_param);
-      const uint32_t after = select(keeps[i], to_upper_half<kAs.stochastic>(moved, word, kParamMultiplier), before);
-      params[i] = of_upper_half(after);
-      if constexpr (kAs.changes) changed[i] = differ(after, before);
-    }
-    if constexpr (kAs.mirror == kBf16) {
-      const uint32_t before = in_upper_half(mirrors[i]);
-      const uint32_t after = select(keeps[i], rounded_to_upper_half(moved), before);
-      mirrors[i] = of_upper_half(after);
-      if constexpr (kAs.changes) changed[i] = differ(after, before);
-    }
+  auto* const stored = static_cast<StorageOf<kAs.param>*>(range.param) + element;
+  auto* const stored_grads = static_cast<const StorageOf<kAs.grad>*>(range.grad) + element;
+  State* const stored_states[kMaxStates] = {static_cast<State*>(range.states[K]) + element...};
+  alignas(64) float own_params[kLanes], own_grads[kLanes];
+  [[maybe_unused]] alignas(64) float own_states[kMaxStates][kLanes];  // of a rule that has any
+  float* params;
+  if constexpr (kAs.split) {
+    params = joined_row(stored, stage.low + element, own_params);
+  } else {
+    params = real_row(stored, own_params);
   }
+  const float* const grads = real_row(stored_grads, own_grads);
+  float* const states[kMaxStates] = {real_row(stored_states[K], own_states[K])...};
+  update_row<kDecay, Slopes::kNone, false>(rule, scalars, params, grads, grads, states, kLanes, keeps, 0.0f, nullptr,
+                                           numbers);
+
+  alignas(64) uint32_t by[kLanes], rounded[kLanes];
+  for (int i = 0; kAs.rounds() && i < kLanes; ++i) by[i] = rounding_word(words[i], row);
+  if constexpr (kAs.state == kBf16) {
+    (store_upper_halves<Isa>(rounded_row<kAs.stochastic_states>(states[K], by, kStateMultipliers[K], rounded),
+                             stored_states[K]),
+     ...);
+  }
+  uint64_t changed = 0;
+  if constexpr (kAs.split) {
+    alignas(64) uint32_t lows[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const SplitWords parts = split_words(params[i]);
+      rounded[i] = parts.high;
+      lows[i] = parts.low;
+    }
+    changed = store_kept_upper_halves<Isa>(rounded, keeps, stored);
+    store_kept_upper_halves<Isa>(lows, keeps, stage.low + element);
+  } else if constexpr (kAs.param == kBf16) {
+    changed =
+        store_kept_upper_halves<Isa>(rounded_row<kAs.stochastic>(params, by, kParamMultiplier, rounded), keeps, stored);
+  } else if constexpr (kAs.mirror == kBf16) {
+    changed = store_kept_upper_halves<Isa>(rounded_row<false>(params, nullptr, 0, rounded), keeps,
+                                           static_cast<BFloat16*>(stage.mirror) + element);
+  }
+  if constexpr (kAs.changes) mark_row(changed, element, kLanes, stage.changes);
 }
 
 template <int kKind, Hint kHint, class Rule>
 LRT_HD void ask_stored_row(const Range& range, int64_t element, int64_t bytes) {
-  constexpr StoredAs kAs = kInRegisters[kKind];
+  constexpr StoredAs kAs = kByRows[kKind];
   const auto ahead = [=]<class T>(const T* base) { ask_row_ahead<kHint>(base + element, bytes); };
   ahead(static_cast<const StorageOf<kAs.param>*>(range.param));
   ahead(static_cast<const StorageOf<kAs.grad>*>(range.grad));
@@ -109,14 +118,13 @@ LRT_HD void ask_stored_row(const Range& range, int64_t element, int64_t bytes) {
 // The whole tiles of a range.
 template <int kKind, Decay kDecay, class Isa, class Rule, class Hyper>
 __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const TensorStep& tensor, const Range& range) {
-  constexpr StoredAs kAs = kInRegisters[kKind];
+  constexpr StoredAs kAs = kByRows[kKind];
   const Rule rule = rule_of<Rule, Hyper>(list, tensor);
   const UpdateScalars<float> scalars(list.scalars);
   const Prefetch prefetch = tensor.prefetch;
   const DrawnRange drawn(list, tensor, range, kAs.rounds());
   TileDraws draws;
   draw_first_tile<Isa>(drawn, draws);
-  alignas(64) int32_t changed[kLanes];
   for (int64_t t = 0; t < range.count / kTile; ++t) {
     const int32_t* const keeps = draws.keeps_of(drawn, t);
     const TileWords& words = draws.words[t % 2];
@@ -129,9 +137,8 @@ __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const Tens
         case Hint::kFirst:
         case Hint::kWrite: ask_stored_row<kKind, Hint::kFirst, Rule>(range, element, prefetch.bytes); break;
       }
-      step_stored_row<kKind, kDecay>(rule, scalars, range, element, row, keeps + row * kLanes, words.word[row / 2],
-                                     changed, std::make_integer_sequence<int, Rule::kStates>{});
-      if (kAs.changes) mark_row<Isa>(changed, element, kLanes, range.stage->changes);
+      step_stored_row<Isa, kKind, kDecay>(rule, scalars, range, element, row, keeps + row * kLanes, words.word[row / 2],
+                                          std::make_integer_sequence<int, Rule::kStates>{});
     }
   }
 }
@@ -141,24 +148,19 @@ template <class Isa, class Rule, class Hyper>
 void run_stored(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const int64_t whole = range.count / kTile * kTile;
   const auto run_as = [&]<int kKind>() {
-    constexpr StoredAs kAs = kInRegisters[kKind];
-    if constexpr (!steps_in_registers<Isa>(kAs)) {
-      return false;
-    } else {
-      if (range.stage->as != kAs) return false;
-      with_decay(decay_of(UpdateScalars<float>(list.scalars)), [&]<Decay kDecay>() {
-        if constexpr (kDecay != Decay::kSelect || kOneDecay)
-          run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
-      });
-      return true;
-    }
+    if (range.stage->as != kByRows[kKind]) return false;
+    with_decay(decay_of(UpdateScalars<float>(list.scalars)), [&]<Decay kDecay>() {
+      if constexpr (kDecay != Decay::kSelect || kOneDecay)
+        run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
+    });
+    return true;
   };
   const auto run_whole_tiles = [&]<int... I>(std::integer_sequence<int, I...>) {
     return (run_as.template operator()<I>() || ...);
   };
   Range rest = range;
   if (whole != 0 && !range.slopes && !range.stage->map &&
-      run_whole_tiles(std::make_integer_sequence<int, std::size(kInRegisters)>{})) {
+      run_whole_tiles(std::make_integer_sequence<int, std::size(kByRows)>{})) {
     rest.first_tile += whole / kTile;
     rest.stage_begin += whole;
     rest.count -= whole;

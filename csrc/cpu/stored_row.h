@@ -1,5 +1,4 @@
-// What is stored of a row of elements that was stepped in float32: the formulas by which stage.cpp stores a tile out of
-// buffers, and stored_kernel.h a row out of registers.
+// What is stored of a row of elements that was stepped in float32.
 #pragma once
 
 #include <cstring>
@@ -16,20 +15,18 @@ LRT_HD Narrow kept_bits(int32_t keep, Narrow rounded, Narrow old) {
       static_cast<uint16_t>(select(keep, static_cast<uint16_t>(rounded), static_cast<uint16_t>(old))));
 }
 
-// Adds a row to the bits of what has changed: the signs of `changed`, of `count` elements.
-template <class Isa>
-LRT_HD void mark_row(const int32_t* changed, int64_t element, int count, uint8_t* bitmap) {
-  uint64_t bits = sign_bits<Isa>(changed);
+// Adds a row, or a part of one, to the bits of what has changed.
+LRT_HD void mark_row(uint64_t changed, int64_t element, int count, uint8_t* bitmap) {
   uint8_t* const bytes = bitmap + element / 8;
   if (count == kLanes) {
     uint64_t marked;
     std::memcpy(&marked, bytes, sizeof(marked));
-    marked |= bits;
+    marked |= changed;
     std::memcpy(bytes, &marked, sizeof(marked));
     return;
   }
-  bits &= (uint64_t{1} << count) - 1;
-  for (int b = 0; b < (count + 7) / 8; ++b) bytes[b] |= static_cast<uint8_t>(bits >> (8 * b));
+  changed &= (uint64_t{1} << count) - 1;
+  for (int b = 0; b < (count + 7) / 8; ++b) bytes[b] |= static_cast<uint8_t>(changed >> (8 * b));
 }
 
 }  // namespace lrt::cpu

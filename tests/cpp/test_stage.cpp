@@ -29,7 +29,7 @@ std::vector<Storage> storages() {
       {"stochastic fp16",
        {.param = f16, .grad = f16, .state = f16, .changes = true, .stochastic = true, .stochastic_states = true}},
   };
-  for (const cpu::StoredAs& as : cpu::kInRegisters) all.push_back({text("in registers ", all.size()), as});
+  for (const cpu::StoredAs& as : cpu::kByRows) all.push_back({text("by rows ", all.size()), as});
   return all;
 }
 
