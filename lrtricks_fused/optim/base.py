@@ -17,7 +17,7 @@ from ..step.table import ask_for, forget
 from .arguments import OF_GROUP, OF_OPTIMIZER, SharedArguments, check_number, completed
 from .checks import as_seed, check_count, of_scaler, one_of
 from .clipping import Clipping, Places, places
-from .compiled import step_in_graph
+from .compiled import begin_graph, step_in_graph
 from .groups import Group, Hyper
 from .identity import IDENTITY, by_param, present_identities
 from .kept import KeptStates, held
@@ -40,6 +40,7 @@ class MaskedOptimizer(MeasuredOptimizer):
     """
 
     max_norm: float | None = None  # which earlier versions have not pickled
+    _serial: str  # see compiled.enter
 
     def __init__(self, params: Iterable, defaults: Group, **shared: Unpack[SharedArguments]) -> None:
         arguments = completed(type(self), shared)
@@ -106,7 +107,21 @@ class MaskedOptimizer(MeasuredOptimizer):
             ask_for(self._tables)
             for parts in self._maps.values():
                 parts.ask()
+        else:
+            begin_graph(self._serial)
         self._take([part for group in self.param_groups for part in self._gather(group)])
+
+    def _begin_states(self) -> None:
+        """Make missing states, and bitmaps, of parameters that have a gradient, unless their first step is another."""
+        identities = present_identities(self.param_groups, self.state)
+        for group in self.param_groups:
+            if self._first_hyper(group) == self._hyper(group):
+                wanted = [name for name, used in self._state_names(group).items() if used]
+                for param in group["params"]:
+                    if param.grad is not None:
+                        self._prepare_changes(param)
+                        new = {IDENTITY: identities[param], **self._new_states(group, param, wanted)}
+                        self.state[param].update({**new, **self.state[param]})
 
     def _take(self, work: list[Part], whole: bool = True) -> None:
         """The step of these parts: every call is built and checked before the first one runs.

@@ -1,7 +1,7 @@
 """Checkpoints: what is kept of an optimizer, and how a saved state becomes this one's, checked before it is stored."""
 
 import sys
-from numbers import Real
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from ..step.operands import check_state, is_step_count, is_wrapper, storage_hold
 from ..step.table import forget
 from . import identity
 from .arguments import OF_OPTIMIZER
-from .checks import check_param, check_scalar, is_negative, plain
+from .checks import as_python, check_param, check_scalar, is_negative, plain
 from .groups import ALLOW_NEGATIVE, LOW, Group
 from .repeats import Repeats
 from .shards import is_dtensor, local, placed, saved_part
@@ -54,7 +54,8 @@ class SavedOptimizer(StatefulOptimizer):
         saved = super().state_dict()
         if not isinstance(saved, dict) or "param_groups" not in saved:  # a hook's
             return saved
-        own = [{name: _python(group[name]) for name in group.keys() & self.defaults} for group in saved["param_groups"]]
+        names = {"initial_lr", *self.defaults}
+        own = [{name: as_python(group[name]) for name in group.keys() & names} for group in saved["param_groups"]]
         groups = [{**group, **numbers} for group, numbers in zip(saved["param_groups"], own, strict=True)]
         return {**saved, "param_groups": groups}
 
@@ -104,17 +105,22 @@ class SavedOptimizer(StatefulOptimizer):
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             return loaded  # torch's own error
         completed = [self._complete_group(s, c) for s, c in zip(groups, self.param_groups, strict=True)]
-        others, states = dict(loaded["state"]), {}
+        others, states, lost = dict(loaded["state"]), {}, 0
         for saved, current in zip(completed, self.param_groups, strict=True):
             self._check_group(saved, allow_negative=True)
             if is_negative(saved["grad_weight"]):
                 saved[ALLOW_NEGATIVE] = True
             for key, param in zip(saved["params"], current["params"], strict=True):
                 if key in others:
+                    if isinstance(others[key], dict) and others[key].get(LOW) is not None:
+                        lost += not self._splits(param.dtype)
                     restored[param] = self._restored(saved, param, others[key])
                     states[param] = others[key]
                     own = {"step", identity.IDENTITY, LOW, *self._state_names(saved)}
                     others[key] = {name: value for name, value in others[key].items() if name not in own}
+        if lost:
+            text = f"the state_dict's {LOW} of {lost} parameters is not loaded: here they are not halves of masters"
+            warnings.warn(text, stacklevel=6)
         for param, number in identity.loaded_identities(self.param_groups, groups, states).items():
             restored[param][identity.IDENTITY] = number
         return {**loaded, "param_groups": completed, "state": others}
@@ -186,16 +192,6 @@ class SavedOptimizer(StatefulOptimizer):
             )
         copy = torch.empty_like(own.detach(), dtype=torch.int16).copy_(saved)
         return placed(copy, param) if is_dtensor(param) else copy
-
-
-def _python(value: Any) -> Any:
-    """A hyper-parameter of ours as one of Python's own types, or a tensor: what torch.load takes for data."""
-    if type(value) in (int, float, bool, str, type(None)) or isinstance(value, Tensor):
-        return value
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_python, value)) if type(value) in (list, tuple) else value
-    number = plain(value)
-    return float(number) if isinstance(number, Real) and not isinstance(number, int) else number
 
 
 def _saved_number(value: Any) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..step.operands import STATE_DTYPES, is_wrapper
 
 FLAGS = ("amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov")
+ACCEPTED = ("capturable", "differentiable", "foreach", "fused")  # flags of torch.optim, which may be None
 
 
 def plain(value: Any) -> Any:
@@ -22,6 +23,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tensor) and (value.is_meta or is_wrapper(type(value))):
         return value
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def as_python(value: Any) -> Any:
+    """A hyper-parameter as one of Python's own types, or a tensor: what torch.load takes for data."""
+    if type(value) in (int, float, bool, str, type(None)) or isinstance(value, Tensor):
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(as_python, value)) if type(value) in (list, tuple) else value
+    number = plain(value)
+    return float(number) if isinstance(number, Real) and not isinstance(number, int) else number
 
 
 def check_real(name: str, value: Any) -> float:
@@ -185,10 +196,11 @@ def check_group(group: dict[str, Any]) -> None:
         value = group.get(name, False)
         if value is not True and value is not False:
             check_flag(name, value)
-    differentiable = group.get("differentiable", False)
-    if differentiable is not False and differentiable is not None:
-        check_flag("differentiable", differentiable)
-    if differentiable:
+    for name in ACCEPTED:
+        value = group.get(name)
+        if value is not True and value is not False and value is not None:
+            check_flag(name, value)
+    if group.get("differentiable"):
         raise ValueError("Invalid differentiable=True: a fused step cannot be differentiated through")
 
 

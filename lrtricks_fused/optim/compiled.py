@@ -7,17 +7,19 @@ between two steps is an input of the graph from then on, as a tensor: it reaches
 type float would have to be a constant. All else is in ``layout``, a text, so that graphs can be kept.
 """
 
+import contextlib
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize, ref
 
 import torch
 from torch import Tensor
+from torch._guards import CompileContext
 from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from ..step.backends import prepare
@@ -38,6 +40,7 @@ _WRITTEN = {"params", "states", "scalar_states", "steps", "sums", "storage"}
 _POOLS = ("written", "read", "numbers", "integers")
 _REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool
 
+_traced = {"last": ""}  # the graph that is being made, or was the last, by torch's number
 _serials = itertools.count()
 _optimizers: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -49,6 +52,39 @@ def enter(optimizer: Any) -> None:
 
 
 # -- while a graph is made -------------------------------------------------------------------------------------
+
+
+def begin_graph(serial: str) -> None:
+    """What is done outside the graph, before a step is traced: with the states made, one graph has all steps.
+
+    What is invalid is left to the step, whose errors name it.
+    """
+    from torch._dynamo import symbolic_convert  # which takes a second, and is there when this is called
+
+    optimizer = _optimizers[serial]
+    with contextlib.suppress(ValueError, TypeError), torch.no_grad():
+        optimizer._begin_states()
+        if optimizer.max_norm is not None:  # or the second step would find an entry that the first did not
+            optimizer._measured.setdefault("grad_norm", torch.zeros((), dtype=torch.float64))
+    tracer = symbolic_convert.InstructionTranslator.current_tx()
+    tracer.output.add_graph_finalizer(partial(_end_with, ref(optimizer)))
+    # torch notes by their names the floats that must be constants, while it traces a frame again and again, and forgets
+    # to forget them: other floats of the next graph have the same names, and would be constants, too.
+    number = str(CompileContext.current_compile_id())
+    if _traced["last"] != number:
+        _traced["last"] = number
+        symbolic_convert.TensorifyState.clear()
+
+
+vars(begin_graph)["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result would import torch._dynamo
+
+
+def _end_with(optimizer: ref[Any], graph: torch.fx.GraphModule) -> None:
+    """Let a graph forget the parameters when the optimizer goes: torch has made them attributes, and keeps graphs."""
+    alive = optimizer()
+    if alive is not None:
+        for kept in (graph._parameters, graph._buffers):
+            finalize(alive, kept.clear)
 
 
 class _Pools:
@@ -116,7 +152,7 @@ def step_in_graph(optimizer: Any, calls: list[StepCall], places: Places | None) 
     if places is not None:
         norm = torch.empty((), dtype=torch.float64, device=calls[0].params[0].device)
         optimizer._measured["grad_norm"] = norm
-        max_norm = "Infinity" if optimizer.max_norm == math.inf else f"{float(optimizer.max_norm)!r}"
+        max_norm = pools.encoded(optimizer.max_norm, False)
         listed = [list(own) for own in places]
         clipping = f'{{"max_norm": {max_norm}, "places": {listed!r}, "norm": {pools.encoded(norm, True)}}}'
     encoded = []
@@ -209,7 +245,7 @@ def _step(written: list[Tensor], read: list[Tensor], numbers: Tensor, integers: 
         vars(optimizer)["_opt_called"] = True  # by which torch's schedulers know that a step came before theirs
     _tables(optimizer, calls, layout)
     clips = parsed["clipping"]
-    clipping = clips and Clipping(clips["max_norm"], calls, clips["places"])
+    clipping = clips and Clipping(_filled(clips["max_norm"], pools), calls, clips["places"])
     backends = prepare(parsed["backend"], calls)
     if clipping:
         _filled(clips["norm"], pools).copy_(clipping.measure(backends))

@@ -13,8 +13,8 @@ from ..step.host import same
 from ..step.rule import RULES
 from ..step.storage import STATE_DTYPES
 from . import compiled, identity
-from .arguments import ARGUMENTS, GROUP_CHECKS, IN_TENSORS, OF_OPTIMIZER, check_number
-from .checks import as_seed, check_grad_weight, check_group, check_kind, check_param
+from .arguments import ARGUMENTS, GROUP_CHECKS, IN_TENSORS, NOT_OF_GROUP, OF_OPTIMIZER, check_number
+from .checks import as_python, as_seed, check_grad_weight, check_group, check_kind, check_param
 from .flattened import are_flattened, check_flattened, of_wholes
 from .kept import KeptStates
 from .shards import index_map, is_dtensor
@@ -172,6 +172,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
     # -- groups --------------------------------------------------------------------------------------------
 
     def _check_group(self, group: Group, allow_negative: bool = False) -> None:
+        for name in NOT_OF_GROUP & group.keys():
+            raise ValueError(f"Invalid {name}={group[name]!r} in a group: it is said of the whole optimizer")
         check_group(group)
         for name, check in GROUP_CHECKS:
             check(name, group[name])
@@ -264,6 +266,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
                     self._check_flattened(group)
                 by_names = self._name(param_group, params)
         super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        added.update({name: as_python(added[name]) for name in added.keys() & self.defaults})
         self._flattened = self._flattened or flattened
         self._own_names.enter(self.param_groups[-1], by_names)
         self._take_over(self.param_groups[-1])

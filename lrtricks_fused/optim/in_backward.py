@@ -46,6 +46,8 @@ class StepInBackward:
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         self._hooks: list[Any] = [param.register_post_accumulate_grad_hook(self._hook) for param in params]
         self._hooks.append(optimizer.register_step_pre_hook(self._begin))
+        self._hooks.append(optimizer.register_load_state_dict_post_hook(self._begin_anew))
+        self._accumulated: list[ref[Tensor]] = []  # what had a gradient at the end of a pass that was not the last
         _attached.add(optimizer)
 
     def remove(self) -> None:
@@ -68,20 +70,31 @@ class StepInBackward:
     def _begin(self, optimizer: MaskedOptimizer, *_: Any) -> None:
         """Of the user's own step, which takes what has been accumulated: the n passes begin anew."""
         _check_optimizer(optimizer)
-        self._passes, self._task = 0, -1
+        self._begin_anew()
+
+    def _begin_anew(self, *_: Any) -> None:
+        """The next pass is the first: what had been accumulated is stepped, or gone."""
+        self._passes, self._task, self._accumulated = 0, -1, []
 
     def _hook(self, param: Tensor) -> None:
         """Of a gradient that is complete: the last pass of the n steps, and earlier ones go on accumulating."""
         if self.n > 1:
-            self._watch_the_end()
+            self._watch_the_end(param)
         optimizer = self._optimizer()
         if self._passes == self.n - 1 and optimizer is not None:
             _step(optimizer, param, self._places)
 
-    def _watch_the_end(self) -> None:
-        """Have the end of this backward pass counted; a pass that failed has none, and another number."""
+    def _watch_the_end(self, first: Tensor) -> None:
+        """Have the end of this backward pass counted; a pass that failed has none, and another number.
+
+        ``first`` is the parameter whose gradient tells of the pass. Where none of the others has that of an earlier
+        pass any more, ``zero_grad()`` has dropped them all, and the passes begin anew.
+        """
         task = torch._C._current_graph_task_id()
         if task != self._task:
+            others = [param for held in self._accumulated if (param := held()) is not None and param is not first]
+            if others and all(param.grad is None for param in others):
+                self._begin_anew()
             self._task = task
             Variable._execution_engine.queue_callback(self._end)
 
@@ -89,8 +102,10 @@ class StepInBackward:
         """The end of a pass. After the last, gradients of earlier ones are stepped that it has not reached."""
         self._passes, self._task = self._passes + 1, -1
         optimizer = self._optimizer()
+        if self._passes < self.n and optimizer is not None:
+            self._accumulated = [ref(param) for param in optimizer._params() if param.grad is not None]
         if self._passes == self.n and optimizer is not None:
-            self._passes = 0
+            self._begin_anew()
             for group in optimizer.param_groups:
                 for param in group["params"]:
                     if param.grad is not None:
@@ -185,7 +200,8 @@ def step_in_backward(model: nn.Module, optimizer: MaskedOptimizer, n: int = 1) -
             optimizer does not have keep their gradients.
         optimizer: one of this package, without ``max_norm`` and without torch.amp.GradScaler, both of which need all
             gradients at once.
-        n: backward passes whose gradients are accumulated; the parameters are stepped in the last of them.
+        n: backward passes whose gradients are accumulated; the parameters are stepped in the last of them. They begin
+            anew after ``load_state_dict``, and after ``zero_grad()``, which drops what was accumulated.
 
     Returns:
         A handle: ``remove()`` takes the hooks away, as does the end of a ``with`` block of it.

@@ -50,6 +50,11 @@ class StoredOptimizer(SavedOptimizer):
         if self.state_rounding == STOCHASTIC and not any(dtype.itemsize == 2 for dtype in states):
             raise ValueError(f"Invalid state_rounding={self.state_rounding!r}: no state is rounded to 16 bits")
 
+    def _check_group(self, group: Group, allow_negative: bool = False) -> None:
+        super()._check_group(group, allow_negative)
+        if "mirrors" in group:
+            raise ValueError("Invalid mirrors in a group that was added: mirror(param, out) sets that of a parameter")
+
     def _check_changed(self, names: set[str]) -> None:
         super()._check_changed(names)
         if names & {"rounding", "state_rounding", "state_dtype"}:
@@ -167,6 +172,11 @@ class StoredOptimizer(SavedOptimizer):
             self._changes[param] = all_changed(own) if self._all_changed or self._has_stepped(param) else none
         return self._changes[param]
 
+    def _prepare_changes(self, param: Tensor) -> None:
+        """Make the bitmap of a parameter before it gets states, by which it would seem to have been stepped."""
+        if self.track_changes:
+            self._bitmap(param)
+
     def _has_stepped(self, param: Tensor) -> bool:
         """Whether the parameter has taken a step; where a look would have to wait for a device, it may have."""
         step = self.state.get(param, {}).get("step")
@@ -203,6 +213,8 @@ def check_mirrors(mirrors: Iterable[Any], params: list[Tensor]) -> list[Any]:
     Raises:
         ValueError, TypeError: they are more or less than the parameters, or one cannot be a mirror.
     """
+    if isinstance(mirrors, Tensor) or not isinstance(mirrors, Iterable):
+        raise TypeError(f"Invalid mirrors of type {type(mirrors).__name__}: must be a list, a mirror per parameter")
     listed = list(mirrors)
     if len(listed) != len(params):
         raise ValueError(f"Invalid mirrors: {len(listed)} for {len(params)} parameters")

@@ -123,14 +123,19 @@ void special_floats() {
   }
 }
 
-#if defined(__FLT16_MAX__)
+#if defined(__aarch64__)
+#define LRT_COMPILERS_HALF __fp16  // GCC 12 has _Float16 there in C alone
+#elif defined(__FLT16_MAX__)
+#define LRT_COMPILERS_HALF _Float16
+#endif
+#if defined(LRT_COMPILERS_HALF)
 void half_as_compiler() {
   Random random = {31};
   for (int i = 0; i < 1000000; ++i) {
     const uint32_t bits = static_cast<uint32_t>(random.next());
     const float x = bit_cast<float>((bits & 0x807fffffu) | ((97 + bits % 49) << 23));
-    const uint16_t expected = bit_cast<uint16_t>(static_cast<_Float16>(x));
-    require(static_cast<uint16_t>(from_real<Half>(x)) == expected, std::hexfloat, x, " differs from _Float16");
+    const uint16_t expected = bit_cast<uint16_t>(static_cast<LRT_COMPILERS_HALF>(x));
+    require(static_cast<uint16_t>(from_real<Half>(x)) == expected, std::hexfloat, x, " differs from the compiler's");
   }
 }
 #endif
@@ -148,7 +153,7 @@ void dtype_cases(const char* name) {
 void test_dtype() {
   dtype_cases<BFloat16>("bfloat16");
   dtype_cases<Half>("float16");
-#if defined(__FLT16_MAX__)
+#if defined(LRT_COMPILERS_HALF)
   run_case("dtype: as the compiler's _Float16", half_as_compiler);
 #endif
 }

@@ -392,3 +392,47 @@ def test_a_refused_group_keeps_its_names():
     with pytest.raises(TypeError, match="Invalid names of type int"):
         optimizer.add_param_group({"params": params[1:], "names": 3})
     assert len(optimizer.param_groups) == 1
+
+
+PER_OPTIMIZER = dict(
+    max_norm=1.0, backend="reference", rounding="nearest", state_rounding="nearest", state_dtype=None, master=None,
+    track_metrics=True, track_changes=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PER_OPTIMIZER)
+def test_what_is_said_of_the_whole_optimizer_is_not_said_of_a_group(name):
+    """It would do nothing there."""
+    group = {"params": leaves((3,)), name: PER_OPTIMIZER[name]}
+    with pytest.raises(ValueError, match=f"Invalid {name}=.* in a group"):
+        lrt.Adam([group])
+    optimizer = lrt.Adam(leaves((3,)))
+    with pytest.raises(ValueError, match=f"Invalid {name}=.* in a group"):
+        optimizer.add_param_group(group)
+    optimizer.param_groups[0][name] = PER_OPTIMIZER[name]
+    random_grads(optimizer.param_groups[0]["params"], 0)
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match=f"Invalid {name}=.* in a group"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("name", ["foreach", "fused", "capturable", "differentiable"])
+def test_flags_of_torch_that_are_no_flags(name):
+    with pytest.raises(TypeError, match=f"Invalid {name}='no': must be a bool"):
+        lrt.Adam(leaves((3,)), **{name: "no"})
+    lrt.Adam(leaves((3,)), **{name: None})
+
+
+@pytest.mark.parametrize("mirrors", [3, torch.zeros(2, dtype=torch.bfloat16)])
+def test_mirrors_that_are_no_list(mirrors):
+    with pytest.raises(TypeError, match=r"Invalid mirrors of type .*: must be a list"):
+        lrt.SGD([{"params": leaves((3,), (4,)), "mirrors": mirrors}])
+
+
+def test_mirrors_of_a_group_that_is_there():
+    optimizer = lrt.SGD(leaves((3,)), lr=0.1)
+    optimizer.param_groups[0]["mirrors"] = [None]
+    random_grads(optimizer.param_groups[0]["params"], 0)
+    with pytest.raises(ValueError, match="Invalid mirrors in a group that was added"):
+        optimizer.step()

@@ -6,6 +6,7 @@ Tolerances as in test_against_torch.py.
 import copy
 import io
 
+import numpy
 import pytest
 import torch
 from helpers import (
@@ -291,3 +292,25 @@ def test_a_state_without_a_step_is_refused(cls):
     del state_dict["state"][0]["step"]
     with pytest.raises(ValueError, match="has no step"):
         optimizer.load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize("kind", [numpy.float64, numpy.float32])
+def test_numbers_of_numpy_are_pythons_from_the_start(kind):
+    """torch's schedulers copy them, into the group and into their own state."""
+    optimizer = lrt.Adam(leaves((3,)), lr=kind(0.01), betas=(kind(0.5), 0.9))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer)
+    train(optimizer, range(2))
+    scheduler.step()
+    saved = through_a_file([optimizer.state_dict(), scheduler.state_dict()])
+    assert type(saved[0]["param_groups"][0]["initial_lr"]) is float
+    assert saved[0]["param_groups"][0]["betas"] == (float(kind(0.5)), 0.9)
+
+
+def test_halves_that_are_not_loaded_are_told():
+    params = [p.detach().bfloat16().requires_grad_() for p in leaves((300,))]
+    optimizer = lrt.Adam(params, master="split")
+    train(optimizer, range(2))
+    saved = optimizer.state_dict()
+    for other in (lrt.Adam([p.detach().float().requires_grad_() for p in params]), lrt.Adam(clones(params))):
+        with pytest.warns(UserWarning, match="param_low of 1 parameters is not loaded"):
+            other.load_state_dict(saved)

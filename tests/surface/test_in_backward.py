@@ -300,3 +300,25 @@ def test_a_scaler_is_refused(fused, words):
         scaler.scale(model(batch(0)).square().mean()).backward()
         with pytest.raises((AssertionError, ValueError), match=words):
             scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("drop", ["load_state_dict", "zero_grad"])
+def test_passes_begin_anew_where_what_was_accumulated_is_dropped(drop):
+    results = []
+    for in_backward in (False, True):
+        model = Model()
+        optimizer = Adam(groups(model), keep_prob=0.5)
+        handle = step_in_backward(model, optimizer, n=2) if in_backward else None
+        if in_backward:
+            model(batch(9)).square().mean().backward()  # one of two passes, which is given up
+            if drop == "load_state_dict":
+                optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.zero_grad()
+        for number in range(4):
+            model(batch(number)).square().mean().backward()
+            if number % 2 and not in_backward:
+                optimizer.step()
+                optimizer.zero_grad()
+        results.append(everything(optimizer))
+        assert handle is None or handle.remove() is None
+    assert_same_bits(*results)

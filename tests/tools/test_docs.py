@@ -111,6 +111,16 @@ def test_the_readme_repeats_rows_of_the_docs():
     assert rows("README.md") <= rows("docs/speed.md") | rows("docs/optimizers.md") | rows("docs/gpu.md")
 
 
+@each_page
+def test_tables_have_as_many_columns_in_every_row(page):
+    """A header of another width than its rule is no table."""
+    width = None
+    for line in prose(page).splitlines():
+        columns = line.replace("\\|", "").count("|") if line.startswith("|") else None
+        assert width is None or columns is None or columns == width, f"{name(page)}: {line}"
+        width = columns
+
+
 def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 120
 

@@ -1,7 +1,8 @@
 """Checks that a machine steps to the reference's bits: an inventory as data, and small functions in a table.
 
 A check runs one optimizer twice, on the target with its backend and on the CPU with the reference backend, and
-returns what differs first. ``lrtricks verify`` (cli.py) runs them all; tests run them singly.
+returns what differs first; those of frozen bits run it once, for their checksum is the same on every machine.
+``lrtricks verify`` (cli.py) runs them all; tests run them singly.
 """
 
 import functools
@@ -28,6 +29,7 @@ from .cuda_checks import (
     check_side_stream,
     check_training_graph,
 )
+from .frozen import SCENES, check_frozen
 from .inventory import (
     _OPTIONS,
     CONTIGUOUS,
@@ -85,6 +87,7 @@ MEASURED: dict[str, Any] = dict(track_metrics=True, track_changes=True, max_norm
 BACKEND = Check("backend", "can run on the device", check_backend)
 FURTHER = [
     Check("groups", "several groups, dtypes, parameters without a gradient", check_groups),
+    *(Check("frozen bits", name, functools.partial(check_frozen, name=name)) for name in SCENES),
     *_per_variant("tensor scalars", check_tensor_scalars, cuda_only=False),
     *_per_variant("slope for LOSSGRAD", check_slope, cuda_only=False),
     *_per_variant("gradient centralization", check_slope, cuda_only=False, work=SLICES, centralize=True),
