@@ -16,7 +16,7 @@ LRT_HD uint32_t rounding_word(uint32_t word, int row) {
   const uint32_t turned = row % 2 ? 0 : 16;
   return word << turned | word >> (-turned & 31);
 }
-// 16 bits of x, for the parameter and for each state: uniform, and any two independent.
+// 16 bits of x, for the parameter and for each state: uniform, and any two as good as independent.
 constexpr uint32_t kParamMultiplier = 1, kStateMultipliers[kMaxStates] = {kPhiloxW0, kPhiloxW1, kPhiloxM0};
 LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * multiplier >> 16; }
 

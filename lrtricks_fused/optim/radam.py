@@ -18,7 +18,9 @@ class RAdam(BetaOptimizer):
         \hat m = m / (1 - \beta_1^t) \\
         p_i &\leftarrow p_i - \eta\,\hat m_i\,r_t \sqrt{1 - \beta_2^t} / (\sqrt{v_i} + \epsilon)
         \;\text{ where } \mathrm{keep}_i \quad (\rho_t > 5) \\
-        p_i &\leftarrow p_i - \eta\,\hat m_i \;\text{ where } \mathrm{keep}_i \quad (\rho_t \le 5)
+        p_i &\leftarrow p_i - \eta\,\hat m_i \;\text{ where } \mathrm{keep}_i \quad (\rho_t \le 5) \\
+        \rho_t &= \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t), \quad \rho_\infty = 2 / (1 - \beta_2) - 1, \quad
+        r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\rho_t}}
 
     Source: Liu et al., On the Variance of the Adaptive Learning Rate, ICLR 2020, with torch.optim's conventions;
     mask after Lin et al., Learning Rate Dropout, TNNLS 2022.

@@ -2,8 +2,8 @@
 
 The bits of stochastic rounding are drawn as the keep decisions are (keep.py), by a stream of their own, once for an
 element. Philox gives two elements a word. Of x, this word with an element's own half on top, (x * m mod 2**32) >> 16
-are 16 bits, by a multiplier m of the parameter, or of the k-th state: uniform, and any two of them independent, of the
-two elements, too.
+are 16 bits, by a multiplier m of the parameter, or of the k-th state: uniform, exactly, and any two of them, of the two
+elements, too, as good as independent: docs/keep-bits.md says how far.
 """
 
 import torch

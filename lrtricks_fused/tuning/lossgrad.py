@@ -32,10 +32,11 @@ class LossGrad:
     adaptive scaling, weight decay, mask and gradient weight in it, and the inner product is accumulated inside the
     fused step. On a quadratic function r <= 1/2 says that h is at most the exact line search's. The step is never
     undone, and the new h serves the next one. Where the step goes uphill to first order (the inner product is negative)
-    the paper's rule is taken for the reversed direction: h grows iff 2 (f(w') - f(w)) + <grad, w - w'> <= 0, which for
-    a positive product is r <= 1/2.
+    h grows iff 2 (f(w') - f(w)) + <grad, w - w'> <= 0, which for a positive product is r <= 1/2: iff the parabola through
+    both losses with that slope does not rise at w'.
 
-    A trial loss that is not finite gives h / c, an inner product of 0 leaves h as it is. Where the two losses agree to
+    A trial loss or an inner product that is not finite gives h / c (its terms are formed in the dtype of the computation),
+    an inner product of 0 leaves h as it is. A first loss of inf makes any finite one smaller, and h grows. Where the two losses agree to
     within the resolution of their dtype, and the inner product is positive but below it, r cannot be measured: h grows,
     which is right for the limit of small h, where r is 0. (In float32 h would otherwise shrink for ever from 1e-6.)
 
