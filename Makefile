@@ -19,7 +19,7 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all test-ptx test-frameworks bench bench-pytest bench-check bench-kernels gpu-model bandwidth-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
+.PHONY: demo test test-all test-ptx test-frameworks test-aarch64 bench bench-pytest bench-check bench-kernels gpu-model bandwidth-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -95,6 +95,11 @@ sanitize: $(VENV)/.built
 	$(SANITIZED) tests/kernels/test_cuda_on_host.py tests/kernels/test_cuda_alignments.py \
 	  tests/kernels/test_storage_in_one_pass.py
 	$(SANITIZED) -k cuda tests/kernels/test_channels_last.py tests/kernels/test_index_maps.py
+
+# The C++ tests on an emulated ARM processor: Debian's qemu-user-static and g++-aarch64-linux-gnu, or another CXX.
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+test-aarch64:
+	$(MAKE) -C tests/cpp release CXX=$(AARCH64_CXX) RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
 
 clean:
 	rm -rf $(VENV) $(FRAMEWORKS) build dist *.egg-info lrtricks_fused/_native.so

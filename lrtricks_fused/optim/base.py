@@ -15,7 +15,7 @@ from ..step.operands import MAX_STEP, is_wrapper
 from ..step.operands import check_param as check_operand
 from ..step.table import ask_for, forget
 from .arguments import OF_GROUP, OF_OPTIMIZER, SharedArguments, check_number, completed
-from .checks import as_seed, check_count, of_scaler, one_of
+from .checks import as_python, as_seed, check_count, of_scaler, one_of
 from .clipping import Clipping, Places, places
 from .compiled import begin_graph, step_in_graph
 from .groups import Group, Hyper
@@ -45,7 +45,7 @@ class MaskedOptimizer(MeasuredOptimizer):
     def __init__(self, params: Iterable, defaults: Group, **shared: Unpack[SharedArguments]) -> None:
         arguments = completed(type(self), shared)
         for name in OF_OPTIMIZER:
-            setattr(self, name, arguments[name])
+            setattr(self, name, as_python(arguments[name]))
         self._check_attributes()
         self._tables: dict[Hashable, Any] = {}
         self._maps = {}
