@@ -32,16 +32,17 @@ class LossGrad:
     adaptive scaling, weight decay, mask and gradient weight in it, and the inner product is accumulated inside the
     fused step. On a quadratic function r <= 1/2 says that h is at most the exact line search's. The step is never
     undone, and the new h serves the next one. Where the step goes uphill to first order (the inner product is negative)
-    h grows iff 2 (f(w') - f(w)) + <grad, w - w'> <= 0, which for a positive product is r <= 1/2: iff the parabola through
-    both losses with that slope does not rise at w'.
+    h grows iff 2 (f(w') - f(w)) + <grad, w - w'> <= 0, which for a positive product is r <= 1/2: iff the parabola
+    through both losses with that slope does not rise at w'.
 
-    A trial loss or an inner product that is not finite gives h / c (its terms are formed in the dtype of the computation),
-    an inner product of 0 leaves h as it is. A first loss of inf makes any finite one smaller, and h grows. Where the two losses agree to
-    within the resolution of their dtype, and the inner product is positive but below it, r cannot be measured: h grows,
-    which is right for the limit of small h, where r is 0. (In float32 h would otherwise shrink for ever from 1e-6.)
+    A trial loss or an inner product that is not finite gives h / c (its terms are formed in the dtype of the
+    computation), an inner product of 0 leaves h as it is. A first loss of inf makes any finite one smaller, and h
+    grows. Where the two losses agree to within the resolution of their dtype, and the inner product is positive but
+    below it, r cannot be measured: h grows, which is right for the limit of small h, where r is 0. (In float32 h would
+    otherwise shrink for ever from 1e-6.)
 
-    Everything stays on the device: nothing waits for it, and a step can be captured in a CUDA graph. The learning
-    rate of each group becomes a tensor on the device of its parameters, a float a 0-dim float64 one, and is changed in
+    Everything stays on the device: nothing waits for it, and a step can be captured in a CUDA graph. The learning rate
+    of each group becomes a tensor on the device of its parameters, a float a 0-dim float64 one, and is changed in
     place, for all groups by the same factor; of a group added later, too.
 
     It has an optimizer's ``param_groups``, ``defaults``, ``state``, ``zero_grad``, ``add_param_group`` and state_dict,
