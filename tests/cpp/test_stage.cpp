@@ -17,7 +17,7 @@ struct Storage {
   cpu::StoredAs as;
 };
 
-// Some of those that are staged in buffers, and all that are stepped in registers.
+// Some of those that are staged in buffers, and all that are stepped row by row.
 std::vector<Storage> storages() {
   constexpr Dtype f32 = Dtype::kFloat, bf16 = Dtype::kBFloat16, f16 = Dtype::kHalf;
   std::vector<Storage> all = {

@@ -1,4 +1,4 @@
-"""Kinds of storage that the CPU steps in registers (csrc/cpu/stored_kernel.h): the same bits as the reference."""
+"""Kinds of storage that the CPU steps row by row (csrc/cpu/stored_kernel.h): the same bits as the reference."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from lrtricks_fused.step.keep import TILE
 
 F32, BF16 = torch.float32, torch.bfloat16
 STATES = {"state_dtype": BF16, "state_rounding": "stochastic"}
-IN_REGISTERS: dict[str, tuple[torch.dtype, torch.dtype, dict[str, Any]]] = {
+BY_ROWS: dict[str, tuple[torch.dtype, torch.dtype, dict[str, Any]]] = {
     "fp32, bf16 gradients": (F32, BF16, {}),
     "offload": (F32, BF16, {"mirror": True}),
     "offload, changes": (F32, BF16, {"mirror": True, "track_changes": True}),
@@ -22,7 +22,7 @@ IN_REGISTERS: dict[str, tuple[torch.dtype, torch.dtype, dict[str, Any]]] = {
     "fp32, stochastic states": (F32, F32, STATES),
     "bf16, all stochastic": (BF16, BF16, {"rounding": "stochastic", **STATES}),
 }
-by_kind = pytest.mark.parametrize("kind", IN_REGISTERS.values(), ids=IN_REGISTERS.keys())
+by_kind = pytest.mark.parametrize("kind", BY_ROWS.values(), ids=BY_ROWS.keys())
 # Rules whose state is not a ring of gradients, which is not stored in 16 bits.
 by_case = pytest.mark.parametrize("case", [c for c in RICH if "momentum_window" not in c.kwargs], ids=lambda c: c.name)
 
