@@ -107,6 +107,7 @@ _TYPES = get_type_hints(SharedArguments, include_extras=True)
 ARGUMENTS: dict[str, Argument] = {name: annotated.__metadata__[0] for name, annotated in _TYPES.items()}
 OF_GROUP = tuple(name for name, argument in ARGUMENTS.items() if argument.place == "group")
 OF_OPTIMIZER = tuple(name for name, argument in ARGUMENTS.items() if argument.place == "optimizer")
+# Of these a group may have its ``names``, the model.
 NOT_OF_GROUP = {name for name, argument in ARGUMENTS.items() if argument.place != "group"} - {"names"}
 GROUP_CHECKS = tuple((name, check) for name in OF_GROUP if (check := ARGUMENTS[name].check) is not None)
 _check_keep_prob = dict(GROUP_CHECKS)["keep_prob"]

@@ -107,12 +107,18 @@ class MaskedOptimizer(MeasuredOptimizer):
             ask_for(self._tables)
             for parts in self._maps.values():
                 parts.ask()
-        else:
+        elif torch.compiler.is_dynamo_compiling():  # and not torch.export alone
             begin_graph(self._serial)
         self._take([part for group in self.param_groups for part in self._gather(group)])
 
     def _begin_states(self) -> None:
-        """Make missing states, and bitmaps, of parameters that have a gradient, unless their first step is another."""
+        """Make missing states, and bitmaps, of parameters that have a gradient, unless their first step is another.
+
+        Raises:
+            ValueError, TypeError: a group is invalid; none was made then.
+        """
+        for group in self.param_groups:
+            self._check_group(group)
         identities = present_identities(self.param_groups, self.state)
         for group in self.param_groups:
             if self._first_hyper(group) == self._hyper(group):

@@ -40,7 +40,7 @@ _WRITTEN = {"params", "states", "scalar_states", "steps", "sums", "storage"}
 _POOLS = ("written", "read", "numbers", "integers")
 _REFERENCE = "$"  # the key of a JSON object that names an entry, or a range of entries, of a pool
 
-_traced = {"last": ""}  # the graph that is being made, or was the last, by torch's number
+_last_traced = ""  # the graph that is being made, or was the last, by torch's number
 _serials = itertools.count()
 _optimizers: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
@@ -55,36 +55,59 @@ def enter(optimizer: Any) -> None:
 
 
 def begin_graph(serial: str) -> None:
-    """What is done outside the graph, before a step is traced: with the states made, one graph has all steps.
+    """What is done outside the graph, before a step is traced.
 
-    What is invalid is left to the step, whose errors name it.
+    The states are made, so that one graph has all steps, unless the trace has looked at them already, or something is
+    invalid, whose errors the step names; those of a step that is refused when the graph runs stay, as none was taken.
     """
     from torch._dynamo import symbolic_convert  # which takes a second, and is there when this is called
 
     optimizer = _optimizers[serial]
-    with contextlib.suppress(ValueError, TypeError), torch.no_grad():
-        optimizer._begin_states()
-        if optimizer.max_norm is not None:  # or the second step would find an entry that the first did not
-            optimizer._measured.setdefault("grad_norm", torch.zeros((), dtype=torch.float64))
-    tracer = symbolic_convert.InstructionTranslator.current_tx()
-    tracer.output.add_graph_finalizer(partial(_end_with, ref(optimizer)))
-    # torch notes by their names the floats that must be constants, while it traces a frame again and again, and forgets
-    # to forget them: other floats of the next graph have the same names, and would be constants, too.
-    number = str(CompileContext.current_compile_id())
-    if _traced["last"] != number:
-        _traced["last"] = number
-        symbolic_convert.TensorifyState.clear()
+    with contextlib.suppress(AttributeError):  # all of it private, and what is lost without it is a graph more
+        output = symbolic_convert.InstructionTranslator.current_tx().output
+        _make_what_lacks(optimizer, output.side_effects.id_to_variable)
+        output.add_graph_finalizer(partial(_let_go_with, ref(optimizer)))
+        _forget_constants(symbolic_convert.TensorifyState)
 
 
 vars(begin_graph)["_dynamo_marked_constant"] = True  # torch.compiler.assume_constant_result would import torch._dynamo
 
 
-def _end_with(optimizer: ref[Any], graph: torch.fx.GraphModule) -> None:
-    """Let a graph forget the parameters when the optimizer goes: torch has made them attributes, and keeps graphs."""
+def _make_what_lacks(optimizer: Any, looked_at: Mapping[int, Any]) -> None:
+    """Make what the second step would find and the first would not, unless the trace has seen that it is not there."""
+    if id(optimizer.state) not in looked_at:
+        with contextlib.suppress(ValueError, TypeError), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            optimizer._begin_states()
+    if optimizer.max_norm is not None and id(optimizer._measured) not in looked_at:
+        optimizer._measured.setdefault("grad_norm", torch.zeros((), dtype=torch.float64, device="cpu"))
+
+
+def _let_go_with(optimizer: ref[Any], graph: torch.fx.GraphModule) -> None:
+    """Have a graph let the optimizer's tensors go with it: torch has made them attributes, and keeps graphs."""
     alive = optimizer()
     if alive is not None:
-        for kept in (graph._parameters, graph._buffers):
-            finalize(alive, kept.clear)
+        states = [tensor for state in alive.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
+        finalize(alive, _let_go, ref(graph), {id(tensor) for tensor in (*alive._params(), *states)})
+
+
+def _let_go(graph: ref[torch.fx.GraphModule], tensors: set[int]) -> None:
+    alive = graph()
+    for kept in () if alive is None else (alive._parameters, alive._buffers):
+        for name in [name for name, tensor in kept.items() if id(tensor) in tensors]:
+            del kept[name]
+
+
+def _forget_constants(state: Any) -> None:
+    """Forget which floats had to be constants in the graph before.
+
+    torch notes them by names while it traces a frame again and again, and does not forget them afterwards: other floats
+    of the next graph have the same names, and would be constants, too.
+    """
+    global _last_traced
+    number = str(CompileContext.current_compile_id())
+    if _last_traced != number:
+        _last_traced = number
+        state.clear()
 
 
 class _Pools:
@@ -152,7 +175,8 @@ def step_in_graph(optimizer: Any, calls: list[StepCall], places: Places | None) 
     if places is not None:
         norm = torch.empty((), dtype=torch.float64, device=calls[0].params[0].device)
         optimizer._measured["grad_norm"] = norm
-        max_norm = pools.encoded(optimizer.max_norm, False)
+        limit = optimizer.max_norm
+        max_norm = pools.encoded(limit if isinstance(limit, (int, float, Tensor)) else float(limit), False)
         listed = [list(own) for own in places]
         clipping = f'{{"max_norm": {max_norm}, "places": {listed!r}, "norm": {pools.encoded(norm, True)}}}'
     encoded = []

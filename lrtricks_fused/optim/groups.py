@@ -172,8 +172,6 @@ class GroupedOptimizer(torch.optim.Optimizer):
     # -- groups --------------------------------------------------------------------------------------------
 
     def _check_group(self, group: Group, allow_negative: bool = False) -> None:
-        for name in NOT_OF_GROUP & group.keys():
-            raise ValueError(f"Invalid {name}={group[name]!r} in a group: it is said of the whole optimizer")
         check_group(group)
         for name, check in GROUP_CHECKS:
             check(name, group[name])
@@ -252,6 +250,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """
         flattened = by_names = False
         if isinstance(param_group, dict) and "params" in param_group:
+            self._check_names(param_group)
             group = {**self.defaults, **param_group}
             self._check_group(group, bool(group.get(ALLOW_NEGATIVE)))
             params = param_group["params"]
@@ -269,8 +268,18 @@ class GroupedOptimizer(torch.optim.Optimizer):
         added = self.param_groups[-1]
         added.update({name: as_python(added[name]) for name in added.keys() & self.defaults})
         self._flattened = self._flattened or flattened
-        self._own_names.enter(self.param_groups[-1], by_names)
-        self._take_over(self.param_groups[-1])
+        self._own_names.enter(added, by_names)
+        self._take_over(added)
+
+    def _check_names(self, group: Group) -> None:
+        """Raises ValueError where a new group says otherwise what is said of the whole optimizer.
+
+        What says the same is ignored: ZeroRedundancyOptimizer has all arguments of the constructor in its groups.
+        """
+        for name in sorted(NOT_OF_GROUP & group.keys()):
+            own = self._master if name == "master" else getattr(self, name)
+            if not (group[name] is own or bool(group[name] == own)):
+                raise ValueError(f"Invalid {name}={group[name]!r} in a group: it is {own!r} for the whole optimizer")
 
     def _name(self, group: Group, params: list[Any]) -> bool:
         """Enter the names of a new group's parameters, if there are any, where torch has them.

@@ -43,11 +43,10 @@ class StepInBackward:
         self._places: dict[int, tuple[int, int]] = {}
         self._passes = 0  # that are over, of the n
         self._task = -1  # the backward pass, by autograd's number, whose end is waited for
+        self._accumulated: list[ref[Tensor]] = []  # what had a gradient at the end of a pass that was not the last
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         self._hooks: list[Any] = [param.register_post_accumulate_grad_hook(self._hook) for param in params]
         self._hooks.append(optimizer.register_step_pre_hook(self._begin))
-        self._hooks.append(optimizer.register_load_state_dict_post_hook(self._begin_anew))
-        self._accumulated: list[ref[Tensor]] = []  # what had a gradient at the end of a pass that was not the last
         _attached.add(optimizer)
 
     def remove(self) -> None:
@@ -72,7 +71,7 @@ class StepInBackward:
         _check_optimizer(optimizer)
         self._begin_anew()
 
-    def _begin_anew(self, *_: Any) -> None:
+    def _begin_anew(self) -> None:
         """The next pass is the first: what had been accumulated is stepped, or gone."""
         self._passes, self._task, self._accumulated = 0, -1, []
 
@@ -201,7 +200,8 @@ def step_in_backward(model: nn.Module, optimizer: MaskedOptimizer, n: int = 1) -
         optimizer: one of this package, without ``max_norm`` and without torch.amp.GradScaler, both of which need all
             gradients at once.
         n: backward passes whose gradients are accumulated; the parameters are stepped in the last of them. They begin
-            anew after ``load_state_dict``, and after ``zero_grad()``, which drops what was accumulated.
+            anew after ``zero_grad()`` has dropped the gradients; of a single parameter, or where they were set to 0,
+            that is not seen.
 
     Returns:
         A handle: ``remove()`` takes the hooks away, as does the end of a ``with`` block of it.

@@ -52,8 +52,8 @@ class StoredOptimizer(SavedOptimizer):
 
     def _check_group(self, group: Group, allow_negative: bool = False) -> None:
         super()._check_group(group, allow_negative)
-        if "mirrors" in group:
-            raise ValueError("Invalid mirrors in a group that was added: mirror(param, out) sets that of a parameter")
+        if group.get("mirrors") is not None:
+            raise ValueError("Invalid mirrors in a group that is there: mirror(param, out) sets that of a parameter")
 
     def _check_changed(self, names: set[str]) -> None:
         super()._check_changed(names)

@@ -52,20 +52,9 @@ class FollowingLR(LRScheduler):
         return {name: value for name, value in super().state_dict().items() if name != "_groups"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; a rate that this scheduler itself has written since it was made becomes the loaded one.
-
-        So it does not matter whether it was made, which writes the first rate, before the optimizer was loaded or
-        after.
-        """
-        own = list(self._last_lr)
+        """As torch's."""
         super().load_state_dict(state_dict)
         self._groups = self.optimizer.param_groups[: len(self.base_lrs)]
-        for group, written, lr in zip(self._groups, own, self._last_lr, strict=False):
-            if float(group["lr"]) == float(written):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(float(lr))
-                else:
-                    group["lr"] = float(lr)
 
     def step(self, epoch: int | None = None) -> None:
         """As torch's.

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, random_grads
@@ -421,3 +422,87 @@ def test_floats_of_a_second_graph_are_inputs_whatever_the_first_has_noted():
         step()
         optimizer.param_groups[0]["keep_prob"] *= 0.9
     assert graphs() == 2
+
+
+def looked_at(kind):
+    """A compiled function that looks at the optimizer before it steps."""
+    params = leaves((6, 50), (700,))
+    optimizer = Adam(params, keep_prob=0.5, max_norm=0.1)
+
+    def norm():
+        return (optimizer.grad_norm, optimizer.step())[0]
+
+    def count():
+        return (len(optimizer.state), optimizer.step())[0]
+
+    def member():
+        return (params[0] in optimizer.state, optimizer.step())[0]
+
+    return optimizer, {"norm": norm, "count": count, "member": member}[kind]
+
+
+@pytest.mark.parametrize("kind", ["norm", "count", "member"])
+def test_a_function_that_looks_at_the_optimizer_before_the_step(kind):
+    results = []
+    for compile_it in (True, False):
+        optimizer, function = looked_at(kind)
+        call = torch.compile(function, backend="eager", fullgraph=True) if compile_it else function
+        seen = []
+        for number in range(3):
+            random_grads([p for group in optimizer.param_groups for p in group["params"]], number)
+            value = call()
+            seen.append(torch.zeros(()) if value is None else torch.as_tensor(value, dtype=torch.float64).clone())
+        results.append([*seen[1:], *everything(optimizer)])
+    assert_same_bits(*results)
+
+
+def test_a_refused_compiled_step_makes_no_states():
+    optimizer = Adam([{"params": leaves((6, 50))}, {"params": leaves((7,))}])
+    optimizer.param_groups[1]["betas"] = (2.0, 0.9)
+    random_grads([p for group in optimizer.param_groups for p in group["params"]], 0)
+    with pytest.raises(Exception, match=r"betas|Observed exception"):
+        compiled(optimizer, backend="eager")()
+    assert not optimizer.state
+
+
+def test_graphs_let_go_of_their_own_optimizer_alone():
+    """Two in one graph: the tensors of the second stay where the first goes."""
+    graphs_made = []
+
+    def backend(graph, inputs):
+        graphs_made.append(graph)
+        return graph
+
+    optimizers = [Adam(leaves((6, 50))) for _ in range(2)]
+
+    def both():
+        for optimizer in optimizers:
+            optimizer.step()
+
+    tensors = []
+    for optimizer in optimizers:
+        random_grads(optimizer.param_groups[0]["params"], 0)
+    torch.compile(both, backend=backend, fullgraph=True)()
+    for optimizer in optimizers:
+        (param,) = optimizer.param_groups[0]["params"]
+        tensors.append({id(param), *(id(state) for state in optimizer.state[param].values())})
+    (graph,) = graphs_made
+
+    def held():
+        return {id(tensor) for tensor in (*graph._parameters.values(), *graph._buffers.values())}
+
+    assert held() & tensors[0] and (rest := held() & tensors[1])
+    del optimizers[0], optimizer, param
+    torch.compiler.reset()
+    gc.collect()
+    assert held() == rest
+
+
+def test_max_norm_of_numpy_set_between_steps():
+    optimizer = Adam(leaves((6, 50)), max_norm=1.0)
+    step = compiled(optimizer, backend="eager")
+    for max_norm in (1.0, numpy.float32(0.5)):
+        optimizer.max_norm = max_norm
+        random_grads(optimizer.param_groups[0]["params"], 0)
+        step()
+    assert float(optimizer.grad_norm) > 0.5

@@ -100,28 +100,6 @@ def test_resumes_bit_for_bit(cls, kwargs, formula, tensor):
     assert saved == kept  # stepping does not write into the loaded dict
 
 
-@pytest.mark.parametrize("tensor", [False, True])
-@schedulers
-def test_resumes_in_any_order(cls, kwargs, formula, tensor):
-    """Also where the scheduler is made, which writes its first rate, after the optimizer was loaded."""
-    lrs = [torch.tensor(lr) for lr in BASES] if tensor else BASES
-    optimizer = make_optimizer(copy.deepcopy(lrs))
-    scheduler = cls(optimizer, 7, **kwargs, min_lr=[0.01, 0.002])
-    trajectory(optimizer, scheduler, 3)
-    saved = copy.deepcopy([optimizer.state_dict(), scheduler.state_dict()])
-    expected = trajectory(optimizer, scheduler, 5)
-    for order in (("optimizer", "make", "load"), ("make", "load", "optimizer"), ("make", "load")):
-        fresh = make_optimizer(copy.deepcopy(lrs))
-        for what in order:
-            if what == "optimizer":
-                fresh.load_state_dict(copy.deepcopy(saved[0]))
-            elif what == "make":
-                other = cls(fresh, 7, **kwargs, min_lr=[0.01, 0.002])
-            else:
-                other.load_state_dict(copy.deepcopy(saved[1]))
-        assert trajectory(fresh, other, 5) == expected, order
-
-
 @schedulers
 def test_resumes_by_last_epoch(cls, kwargs, formula):
     optimizer = make_optimizer()

@@ -202,6 +202,9 @@ def _two_ranks(rank, size):
         zero = ZeroRedundancyOptimizer(model.parameters(), adam, **options, **OPTIONS)
         assert 0 < sum(len(group["params"]) for group in zero.optim.param_groups) < 7
         assert_same_bits(drive(model, [zero]), expected)
+    model = Net()  # which has all of the constructor's arguments in its groups, and copies these before every step
+    adam = dict(names=model, backend="native", track_changes=True, max_norm=None, rounding="nearest")
+    assert_same_bits(drive(model, [ZeroRedundancyOptimizer(model.parameters(), lrt.Adam, **adam, **OPTIONS)]), expected)
     model = Net()
     with pytest.raises(ValueError, match="Invalid param_names: 7 names of"):
         ZeroRedundancyOptimizer([{"params": list(model.parameters()), "param_names": [n for n, _ in named(model)]}],

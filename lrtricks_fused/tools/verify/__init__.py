@@ -87,7 +87,6 @@ MEASURED: dict[str, Any] = dict(track_metrics=True, track_changes=True, max_norm
 BACKEND = Check("backend", "can run on the device", check_backend)
 FURTHER = [
     Check("groups", "several groups, dtypes, parameters without a gradient", check_groups),
-    *(Check("frozen bits", name, functools.partial(check_frozen, name=name)) for name in SCENES),
     *_per_variant("tensor scalars", check_tensor_scalars, cuda_only=False),
     *_per_variant("slope for LOSSGRAD", check_slope, cuda_only=False),
     *_per_variant("gradient centralization", check_slope, cuda_only=False, work=SLICES, centralize=True),
@@ -104,6 +103,9 @@ FURTHER = [
 ]
 
 
+FROZEN_BITS = [Check("frozen bits", name, functools.partial(check_frozen, name=name)) for name in SCENES]
+
+
 def all_checks(quick: bool = False, interpreted: bool = False) -> list[Check]:
     """The inventory and the further checks.
 
@@ -116,8 +118,9 @@ def all_checks(quick: bool = False, interpreted: bool = False) -> list[Check]:
         run = functools.partial(check_bits, variant=variant, work=work, storage=storage, keep_prob=keep_prob)
         checks.append(Check(variant.optimizer, f"{variant}, {storage.name}, keep {keep_prob:g}, {work.name}", run))
     further = FURTHER[::3] if quick and interpreted else FURTHER  # two of each section
+    frozen = FROZEN_BITS[::9] if interpreted else FROZEN_BITS  # a second each
     # By class, or a progress by section would return to the first.
-    return sorted(checks, key=lambda check: ["backend", *_OPTIONS].index(check.section)) + further
+    return sorted(checks, key=lambda check: ["backend", *_OPTIONS].index(check.section)) + further + frozen
 
 
 def run_check(check: Check, target: Target) -> str | None:

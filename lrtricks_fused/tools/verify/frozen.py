@@ -22,7 +22,7 @@ _SPREAD, _APART, _BITS = 0x9E3779B1, 0x85EBCA6B, 22
 
 
 def whole(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Numbers of (-1, 1), by arithmetic of integers alone, before they are rounded to ``dtype``."""
+    """Numbers of [-1, 1), by arithmetic of integers alone, modulo 2**32, before they are rounded to ``dtype``."""
     count = torch.Size(shape).numel()
     first = 1 + seed * _APART % 2**32
     words = (torch.arange(first, first + count, dtype=torch.int64) * _SPREAD) % 2**32
@@ -32,7 +32,7 @@ def whole(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 
 WORK = Work("frozen", (Spec((1300,)), Spec((3, 65)), Spec(())), 3, whole)
-LONG = Work("frozen, 8 steps", (Spec((700,)),), 8, whole)  # beyond RAdam's change of branch at step 6
+MORE_STEPS = Work("frozen, 8 steps", (Spec((700,)),), 8, whole)  # beyond RAdam's change of branch at step 6
 _FURTHER: dict[str, dict[str, Any]] = {
     "centralized": dict(centralize=True),
     "clipped": dict(max_norm=0.5),
@@ -57,7 +57,7 @@ class Scene:
 def _scenes() -> dict[str, list[Scene]]:
     """Those of each checksum."""
     named = {
-        str(variant): [*(Scene(variant, WORK, dict(storage=s)) for s in STORAGES), Scene(variant, LONG)]
+        str(variant): [*(Scene(variant, WORK, dict(storage=s)) for s in STORAGES), Scene(variant, MORE_STEPS)]
         for variant in VARIANTS
     }
     for variant in RICH:
