@@ -120,7 +120,7 @@ class SavedOptimizer(StatefulOptimizer):
                     others[key] = {name: value for name, value in others[key].items() if name not in own}
         if lost:
             text = f"the state_dict's {LOW} of {lost} parameters is not loaded: here they are not halves of masters"
-            warnings.warn(text, stacklevel=8)
+            warnings.warn(text, stacklevel=9)  # of load_state_dict, with torch's hook and wrapper between
         for param, number in identity.loaded_identities(self.param_groups, groups, states).items():
             restored[param][identity.IDENTITY] = number
         return {**loaded, "param_groups": completed, "state": others}
