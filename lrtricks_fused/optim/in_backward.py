@@ -101,14 +101,15 @@ class StepInBackward:
         """The end of a pass. After the last, gradients of earlier ones are stepped that it has not reached."""
         self._passes, self._task = self._passes + 1, -1
         optimizer = self._optimizer()
-        if self._passes < self.n and optimizer is not None:
-            self._accumulated = [ref(param) for param in optimizer._params() if param.grad is not None]
-        if self._passes == self.n and optimizer is not None:
-            self._begin_anew()
-            for group in optimizer.param_groups:
-                for param in group["params"]:
-                    if param.grad is not None:
-                        _step(optimizer, param, self._places)
+        if optimizer is None:
+            return
+        left = [param for param in optimizer._params() if param.grad is not None]
+        if self._passes < self.n:
+            self._accumulated = list(map(ref, left))
+            return
+        self._begin_anew()
+        for param in left:
+            _step(optimizer, param, self._places)
 
 
 @torch.no_grad()

@@ -240,9 +240,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lrtricks", description="Tools of lrtricks_fused.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, status: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=status)
+
     text = "compare this machine's steps with the reference, bit for bit"
     status = "Exit status 0 if all that ran has passed; 1 if a check failed, time was for none, or it was interrupted."
-    command = commands.add_parser("verify", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=status)
+    command = add("verify", text, status)
     command.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)"
     )
@@ -255,7 +259,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=verify, parser=command)
     text = "say which backend runs on this machine's devices, which one each optimizer takes, and why"
     status = "Exit status 0 if the native or the triton backend runs on every device that torch sees, else 1."
-    command = commands.add_parser("doctor", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=status)
+    command = add("doctor", text, status)
     command.set_defaults(run=diagnose, parser=command)
     return parser
 
