@@ -74,20 +74,21 @@ def _stepped(scene: Scene, target: Target) -> Iterator[Tensor]:
     """All that a scene leaves: parameters, states in the order of their names, and what is kept beside."""
     optimizer = make(target, scene.variant, scene.work, **scene.options)
     params = params_of(optimizer)
-    dtype = BF16 if scene.offloaded else params[0].dtype
-    mirrors = [torch.empty_like(param, dtype=BF16) for param in params if scene.offloaded]
-    for param, mirror in zip(params, mirrors, strict=False):
+    grad_dtype = BF16 if scene.offloaded else params[0].dtype
+    mirrors = {param: torch.empty_like(param, dtype=BF16) for param in params} if scene.offloaded else {}
+    for param, mirror in mirrors.items():
         param.grad_dtype = BF16
         optimizer.mirror(param, mirror)
     for step in range(scene.work.steps):
-        set_grads(params, [grad.to(dtype) for grad in gradients(params, scene.work, step)])
+        set_grads(params, [grad.to(grad_dtype) for grad in gradients(params, scene.work, step)])
         optimizer.step()
     for param in params:
         state = optimizer.state[param]
         yield from (param, *(state[key] for key in sorted(state) if isinstance(state[key], Tensor)))
-    yield from mirrors
-    for change in optimizer.pop_changes().values() if scene.offloaded else ():
-        yield from (change.bitmap, change.values)
+    yield from mirrors.values()
+    if optimizer.track_changes:
+        for change in optimizer.pop_changes().values():
+            yield from (change.bitmap, change.values)
 
 
 def checksum(target: Target, name: str) -> int:
