@@ -33,9 +33,9 @@ OPTIMIZE = ["-O0", "-g"] if DEBUG else ["-O3"]
 FRAMES = [] if DEBUG else ["-Werror=frame-larger-than=16384"]
 ISA_FLAGS: dict[str, list[str]] = {"Baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    # -Wno-maybe-uninitialized: GCC 12 warns about its own AVX-512 headers.
+    # GCC 12 warns about its own AVX-512 headers.
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-    ISA_FLAGS |= {"Avx2": ["-mavx2"], "Avx512": [*avx512, "-Wno-maybe-uninitialized"]}
+    ISA_FLAGS |= {"Avx2": ["-mavx2"], "Avx512": [*avx512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"]}
 
 
 class Cuda(NamedTuple):

@@ -1,6 +1,6 @@
 """The machine code of the Triton kernels, compiled ahead of time: no spills, wide accesses, nothing approximate.
 
-LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of every rule for sm_90, of Adam for
+LRTRICKS_FULL=1 (``make test-all``) compiles every pair for every target; else f32 of three rules for sm_90, of Adam for
 every target, and two more pairs of Adam's for sm_90 and one for an AMD GPU; with centralized gradients, f32 of Adam for
 sm_90 and an AMD GPU; with a slope f32 of Adam for sm_90, of shards bf16, too; three kinds of what is stored otherwise
 than it is stepped, of Adam for sm_90; of the kernels that add up and upload, f32.
@@ -27,6 +27,7 @@ FLOORS = {"bf16": 0.95, "offload": 0.95, "f32/bf16 stoch.": 0.9}
 MASK_RATIO = 1.35
 CENTRALIZING_BUDGET = 10  # more of them: the slice, its mean, the difference; a division alone takes twice as many
 ROWS = 8
+OFTEN = ("Adam", "AMSGrad", "SGD momentum")  # many states, and few
 INEXACT = re.compile(r"\.ftz|\.approx|\bfma\.")
 
 
@@ -35,7 +36,7 @@ def chosen(arch: int, rule: str, dtype: str) -> bool:
     of_adam = rule == "Adam" and (
         dtype == "f32" or (dtype, arch) in (("bf16", 90), ("bf16/f32", 90), ("bf16/f32", AMD))
     )
-    return FULL or of_adam or (dtype == "f32" and arch == 90)
+    return FULL or of_adam or ((arch, dtype) == (90, "f32") and rule in OFTEN)
 
 
 STEPS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES

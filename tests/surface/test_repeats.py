@@ -152,9 +152,16 @@ def without_gradient(param, opt):
     param.grad = None
 
 
-@pytest.mark.parametrize("place", [0, 1, MANY // 2 - 1, MANY // 2, MANY - 1])
-@pytest.mark.parametrize("event", [other_memory, other_gradient, other_size, other_moments,
-                                   without_gradient], ids=lambda event: event.__name__)  # fmt: skip
+PLACES = (0, 1, MANY // 2 - 1, MANY // 2, MANY - 1)
+EVENTS = (other_memory, other_gradient, other_size, other_moments, without_gradient)
+
+
+# Each event, and each place.
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [*zip(EVENTS, PLACES, strict=True), *((other_memory, place) for place in PLACES[1:])],
+    ids=lambda it: getattr(it, "__name__", it),
+)
 def test_several_threads_look_at_many_tensors(event, place, whole_steps):
     opts = []
     threads = torch.get_num_threads()

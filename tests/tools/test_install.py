@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,7 @@ def make(tmp_path):
     env = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     def run(*arguments: str) -> tuple[list[str], list[str]]:
+        time.sleep(0.02)  # or what this writes may be as old as what the last run wrote, to some file systems
         (tmp_path / "log").write_text("")
         subprocess.run(["make", *arguments, ".venv/.built"], cwd=tmp_path, env=env, check=True, capture_output=True)
         lines = (tmp_path / "log").read_text().splitlines()
