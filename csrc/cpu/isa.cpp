@@ -38,8 +38,6 @@ Prefetch prefetch_policy(int param_size) {
   return {Hint::kFirst, 512 * param_size};  // a tile ahead
 }
 
-Prefetch reading_policy() { return waits_for_hints() ? Prefetch{Hint::kSecond, 8192} : Prefetch{}; }
-
 Isa active_isa() {
   const char* requested = std::getenv("LRTRICKS_CPU_ISA");
   std::string available;

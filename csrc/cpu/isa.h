@@ -20,8 +20,6 @@ Isa active_isa();
 // into the first cache make an AMD Zen 4 wait for them (1.05 to 1.6 times the time of a step without); those into the
 // second, a little ahead, save up to 7 %. On an Intel those into the first save 8 %.
 Prefetch prefetch_policy(int param_size);
-// The same for what is only read. A Zen 4 reads a third faster when asked, far ahead; others ask for it themselves.
-Prefetch reading_policy();
 const char* isa_name(Isa isa);
 
 }  // namespace lrt::cpu

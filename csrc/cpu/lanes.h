@@ -179,7 +179,8 @@ LRT_HD uint32_t select(int32_t sign, uint32_t if_negative, uint32_t otherwise) {
 
 // All decisions of one tile, drawn or not.
 template <class Isa>
-__attribute__((noinline)) void decide_tile(const KeepStream& stream, uint32_t threshold, int64_t tile, TileKeeps& keeps) {
+__attribute__((noinline)) void decide_tile(const KeepStream& stream, uint32_t threshold, int64_t tile,
+                                           TileKeeps& keeps) {
   if (!is_masked(threshold)) {
     std::memset(&keeps, threshold == 0 ? 0 : -1, sizeof(keeps));
     return;

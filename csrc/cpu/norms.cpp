@@ -30,13 +30,12 @@ void write_squares(const std::vector<Gradient>& gradients, const Tensor& squares
   const std::vector<int64_t> first = first_tiles(gradients);
   const std::unique_ptr<double[]> sums(new double[first.back()]);  // each will be written
   const SquareTiles square = with_active_isa([](auto isa) -> SquareTiles { return square_tiles<decltype(isa)>; });
-  const Prefetch prefetch = reading_policy();
   torch::stable::parallel_for(0, first.back(), kGrainTiles, [&](int64_t begin, int64_t end) {
     size_t i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
     for (; begin < end; ++i) {
       const int64_t own_end = std::min(end, first[i + 1]);
       if (begin == own_end) continue;  // an empty one
-      square(gradients[i], prefetch, begin - first[i], own_end - first[i], sums.get() + begin);
+      square(gradients[i], begin - first[i], own_end - first[i], sums.get() + begin);
       begin = own_end;
     }
   });

@@ -7,6 +7,7 @@
 #include "core/pairs.h"
 #include "core/squares.h"
 #include "cpu/isa.h"
+#include "cpu/prefetch.h"
 #include "cpu/tile_slope.h"
 
 namespace lrt::cpu {
@@ -32,11 +33,9 @@ double square_tile(const Param* grads, int64_t count) {
   return tile_slope<LRT_ISA, Param>(lanes);
 }
 
-template <class Param>
-void ask_tile(const Param* grads, int64_t ahead) {
-  const char* const p = reinterpret_cast<const char*>(grads) + ahead;
-  for (unsigned b = 0; b < kTile * sizeof(Param); b += 64) ask<Hint::kSecond>(p + b);
-}
+// So far ahead of a tile its successors are asked for: what is only read a Zen 4 reads a third faster for it, an Intel
+// some percent.
+constexpr int64_t kBytesAhead = 8192;
 
 template <class Param>
 double square_strided_tile(const Gradient& gradient, int64_t begin, int64_t count) {
@@ -50,13 +49,12 @@ double square_strided_tile(const Gradient& gradient, int64_t begin, int64_t coun
 }  // namespace
 
 template <>
-void square_tiles<LRT_ISA>(const Gradient& gradient, const Prefetch& prefetch, int64_t first, int64_t last,
-                           double* sums) {
+void square_tiles<LRT_ISA>(const Gradient& gradient, int64_t first, int64_t last, double* sums) {
   with_dtype(gradient.dtype, [&]<class Param>() {
     const Param* const grads = static_cast<const Param*>(gradient.grad);
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, gradient.numel - begin);
-      if (prefetch.hint == Hint::kSecond) ask_tile(grads + begin, prefetch.bytes);
+      ask_lines<Hint::kSecond>(reinterpret_cast<const char*>(grads + begin) + kBytesAhead, kTile * sizeof(Param));
       sums[tile - first] =
           gradient.view ? square_strided_tile<Param>(gradient, begin, count) : square_tile(grads + begin, count);
     }

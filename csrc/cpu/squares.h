@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "core/dtype.h"
-#include "cpu/prefetch.h"
 #include "cpu/strided.h"
 
 namespace lrt::cpu {
@@ -18,9 +17,8 @@ struct Gradient {
 };
 
 // The sums of its tiles [first, last), to `sums`. Compiled once per instruction set.
-using SquareTiles = void (*)(const Gradient& gradient, const Prefetch& prefetch, int64_t first, int64_t last,
-                             double* sums);
+using SquareTiles = void (*)(const Gradient& gradient, int64_t first, int64_t last, double* sums);
 template <class Isa>
-void square_tiles(const Gradient& gradient, const Prefetch& prefetch, int64_t first, int64_t last, double* sums);
+void square_tiles(const Gradient& gradient, int64_t first, int64_t last, double* sums);
 
 }  // namespace lrt::cpu

@@ -14,14 +14,14 @@ LRT_HD __m512i upper_halves(const uint32_t* words) {
   return _mm512_permutex2var_epi16(_mm512_load_si512(words), _mm512_load_si512(kUpper), _mm512_load_si512(words + 16));
 }
 #elif defined(__AVX2__)
-LRT_HD __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-// 16 numbers, brought to the nearest that 16 bits can say.
-LRT_HD __m256i packed(__m256i first, __m256i second) {
+LRT_HD __m256i read_256(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+// 16 words, brought to the nearest numbers that 16 bits can say.
+LRT_HD __m256i packed_words(__m256i first, __m256i second) {
   return _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xd8);  // that packs lanes of 128 bits apart
 }
 // Those of 16 words.
 LRT_HD __m256i upper_halves(const uint32_t* words) {
-  return packed(_mm256_srai_epi32(load(words), 16), _mm256_srai_epi32(load(words + 8), 16));
+  return packed_words(_mm256_srai_epi32(read_256(words), 16), _mm256_srai_epi32(read_256(words + 8), 16));
 }
 #endif
 
@@ -55,8 +55,8 @@ LRT_HD uint64_t store_kept_upper_halves(const uint32_t* words, const int32_t* ke
   }
 #elif defined(__AVX2__)
   for (int i = 0; i < kLanes; i += 16) {
-    const __m256i old = load(to + i);
-    const __m256i keep = _mm256_srai_epi16(packed(load(keeps + i), load(keeps + i + 8)), 15);
+    const __m256i old = read_256(to + i);
+    const __m256i keep = _mm256_srai_epi16(packed_words(read_256(keeps + i), read_256(keeps + i + 8)), 15);
     const __m256i stored = _mm256_blendv_epi8(old, upper_halves(words + i), keep);
     const __m256i same = _mm256_cmpeq_epi16(stored, old);
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(same), _mm256_extracti128_si256(same, 1));

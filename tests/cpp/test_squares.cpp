@@ -51,9 +51,7 @@ void squares_case(Dtype dtype, const Bytes& bytes, const std::vector<int64_t>& o
     for (const cpu::Isa isa : available_isas()) {
       for (int64_t first = 0; first <= tiles; ++first) {
         std::vector<double> sums(tiles - first);
-        cpu::with_isa(isa, [&](auto tag) {
-          cpu::square_tiles<decltype(tag)>(gradient, {cpu::Hint::kSecond, 8192}, first, tiles, sums.data());
-        });
+        cpu::with_isa(isa, [&](auto tag) { cpu::square_tiles<decltype(tag)>(gradient, first, tiles, sums.data()); });
         for (int64_t tile = first; tile < tiles; ++tile) {
           const double sum = expected_tile(in_order, tile * kTile);
           require(sums[tile - first] == sum, cpu::isa_name(isa), ", tile ", tile, ": ", sums[tile - first], ", not ",
