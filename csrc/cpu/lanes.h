@@ -21,7 +21,16 @@ struct TileKeeps {
   alignas(64) int32_t row[8][kLanes];
 };
 
+// What is not a template over the instruction set has the namespace of its own: what -O3 inlines is a function at -O0,
+// and those of two instruction sets must not have one name.
 #if defined(__AVX512F__)
+#define LRT_LANES lanes_avx512
+#elif defined(__AVX2__)
+#define LRT_LANES lanes_avx2
+#endif
+
+#if defined(__AVX512F__)
+inline namespace LRT_LANES {
 struct Wide {
   __m512i v;
   Wide() = default;
@@ -50,7 +59,9 @@ LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32
   _mm512_store_si512(low, _mm512_slli_epi32(keeps, 16));
   _mm512_store_si512(high, keeps);
 }
+}  // namespace LRT_LANES
 #elif defined(__AVX2__)
+inline namespace LRT_LANES {
 struct Wide {
   __m256i v;
   Wide() = default;
@@ -79,6 +90,7 @@ LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32
   _mm256_store_si256(reinterpret_cast<__m256i*>(low), _mm256_slli_epi32(keeps, 16));
   _mm256_store_si256(reinterpret_cast<__m256i*>(high), keeps);
 }
+}  // namespace LRT_LANES
 #endif
 
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -100,6 +112,7 @@ LRT_HD PhiloxCommon common_of(const KeepStream& key, Stream stream, int64_t tile
 }
 
 #if defined(__AVX512F__) || defined(__AVX2__)
+inline namespace LRT_LANES {
 // Calls [lane, lane + kPiece) of one tile, every second of them from the first on, and from the second on.
 struct Piece {
   PhiloxBlock<Wide> even, odd;
@@ -114,6 +127,7 @@ LRT_HD Piece piece_of(const KeepStream& key, Stream stream, int64_t tile, int la
   };
   return {every_second(first), every_second(first + 1)};
 }
+}  // namespace LRT_LANES
 #endif
 
 // Decisions of calls [lane, lane + kPiece) of one tile; 0 < threshold < kKeepAll.

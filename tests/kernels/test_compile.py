@@ -16,8 +16,11 @@ from lrtricks_fused import Adam, NAdam
 __all__ = ["fresh"]  # a fixture of all tests here
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("case", RICH, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [*((case, "native") for case in RICH), *((case, "reference") for case in RICH[:2])],
+    ids=lambda it: getattr(it, "name", it),
+)
 def test_a_compiled_step_takes_the_same_bits(case, backend):
     results = []
     for compile_it in (False, True):
@@ -34,7 +37,7 @@ def test_a_compiled_step_takes_the_same_bits(case, backend):
 
 
 @pytest.mark.parametrize("max_norm", [0.5, math.inf])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_a_compiled_step_clips(backend, max_norm):
     results = []
     for compile_it in (True, False):

@@ -179,7 +179,7 @@ FEW = [TensorCase((CHUNK + 577,)), TensorCase((20, 35), unaligned, unaligned), T
 
 
 @pytest.mark.parametrize("dtype", INTERPRETED, ids=lambda d: d.name)
-@by_case
+@pytest.mark.parametrize("case", RICH if FULL else RICH[::4], ids=lambda c: c.name)  # SGD's two ways, and RAdam
 @interpreted
 def test_triton_kernels_equal_reference(case, dtype):
     for first in (5, 6):

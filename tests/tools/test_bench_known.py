@@ -50,7 +50,8 @@ def test_where_larger_is_better_a_smaller_ratio_is_worse():
 
 @pytest.fixture
 def one_row(monkeypatch, tmp_path):
-    """A bench of one small row, and a file of known ratios of its own."""
+    """A bench of one small row, and a file of known ratios of its own; the caches are taken for small."""
+    monkeypatch.setattr(timing, "last_level_cache_bytes", lambda: 2**20)
     adam = candidates.torch_optim("Adam", "fused")
     bar = Bar("small / torch fused", "ours", adam.name, 1.0)
     row = Experiment(Workload("small", ((70,),)), "Adam", (adam, candidates.ours("Adam")), (bar,))
