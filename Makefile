@@ -24,8 +24,9 @@ endif
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
 
+# Files in their order: of those with few tests, which xdist would have last, some take longest.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Training by Lightning, accelerate, transformers, timm and fastai, in an environment of its own, with the same library.
 test-frameworks: $(VENV)/.built $(FRAMEWORKS)/.installed
