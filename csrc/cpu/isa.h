@@ -18,7 +18,7 @@ Isa active_isa();
 
 // What is fast on this processor for parameters of that many bytes an element (docs/speed.md has the figures). Hints
 // into the first cache make an AMD Zen 4 wait for them (1.05 to 1.6 times the time of a step without); those into the
-// second, a little ahead, save up to 7 %. On an Intel those into the first save 8 %.
+// second, a little ahead, save up to 7 %. On an Intel those into the first save 8 to 11 %.
 Prefetch prefetch_policy(int param_size);
 const char* isa_name(Isa isa);
 

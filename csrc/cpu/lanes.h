@@ -25,11 +25,6 @@ struct TileKeeps {
 // and those of two instruction sets must not have one name.
 #if defined(__AVX512F__)
 #define LRT_LANES lanes_avx512
-#elif defined(__AVX2__)
-#define LRT_LANES lanes_avx2
-#endif
-
-#if defined(__AVX512F__)
 inline namespace LRT_LANES {
 struct Wide {
   __m512i v;
@@ -61,6 +56,7 @@ LRT_HD void store_keeps(int32_t* low, int32_t* high, Wide even, Wide odd, uint32
 }
 }  // namespace LRT_LANES
 #elif defined(__AVX2__)
+#define LRT_LANES lanes_avx2
 inline namespace LRT_LANES {
 struct Wide {
   __m256i v;

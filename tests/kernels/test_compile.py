@@ -5,15 +5,13 @@ import math
 
 import pytest
 import torch
-from compiled_steps import STEPS, compiled, fresh, graphs, run, scheduled
+from compiled_steps import STEPS, compiled, fresh, graphs, run, scheduled  # noqa: F401 (fresh: a fixture)
 from helpers import assert_same_bits, everything, leaves, random_grads
 from inventory import RICH
 from test_storage import STORED
 
 import lrtricks_fused
 from lrtricks_fused import Adam, NAdam
-
-__all__ = ["fresh"]  # a fixture of all tests here
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,12 @@ from functools import partial
 import numpy
 import pytest
 import torch
-from compiled_steps import STEPS, compiled, fresh, graphs, run, scheduled
+from compiled_steps import STEPS, compiled, fresh, graphs, run, scheduled  # noqa: F401 (fresh: a fixture)
 from helpers import assert_same_bits, everything, leaves, random_grads
 from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from lrtricks_fused import SGD, Adam, CosineKDecayLR
-
-__all__ = ["fresh"]  # a fixture of all tests here
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])

@@ -1,7 +1,7 @@
 """Shards draw the bits of the whole parameter's elements that they hold (lrtricks_fused.step.keep.IndexMap).
 
-Triton's interpreter takes seconds for all rules in a dtype: by default it runs two, with LRTRICKS_FULL=1 (``make
-test-all``) all.
+Triton's interpreter takes seconds for all rules in a dtype: by default it runs three in two, with LRTRICKS_FULL=1
+(``make test-all``) all.
 """
 
 import itertools

@@ -35,8 +35,9 @@ OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbe
 FULL = os.environ.get("LRTRICKS_FULL") == "1"
 # Of these files what is compiled, a variant of each rule in two dtypes, and what versions may do their own way.
 OLD_FILES = [f"tests/kernels/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
-OLD_STEPPED = "every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
-OLD_TESTS = f"is_compiled or {OLD_STEPPED}"
+OLD_TESTS = (
+    "is_compiled or every_dtype and (f64 or bf16-f32) or known_bits or thresholds or beyond or 16_bit or compiles_once"
+)
 
 
 @on_each_gpu
