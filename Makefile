@@ -19,7 +19,7 @@ CLEAR := --clear
 endif
 endif
 
-.PHONY: demo test test-all test-ptx test-frameworks test-aarch64 bench bench-pytest bench-check bench-kernels gpu-model bandwidth-model lint lint-python lint-format lint-cpp lint-types format sanitize clean force
+.PHONY: demo test test-all test-ptx test-frameworks test-aarch64 bench bench-pytest bench-check bench-kernels gpu-model bandwidth-model lint lint-python lint-format lint-cpp lint-types format sanitize sanitize-cpp sanitize-cuda clean force
 
 demo: $(VENV)/.built
 	$(BIN)/python -m examples.demo
@@ -91,8 +91,12 @@ format: $(VENV)/.installed
 SANITIZED = LRTRICKS_SANITIZE=1 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(BIN)/python -m pytest -q -n 2
 # JOBS=n: so many compilers at a time, by default one per core.
-sanitize: $(VENV)/.built
+sanitize: sanitize-cpp sanitize-cuda
+
+sanitize-cpp:  # needs no .venv
 	$(MAKE) -C tests/cpp sanitize
+
+sanitize-cuda: $(VENV)/.built
 	$(SANITIZED) tests/kernels/test_cuda_on_host.py tests/kernels/test_cuda_alignments.py \
 	  tests/kernels/test_storage_in_one_pass.py
 	$(SANITIZED) -k cuda tests/kernels/test_channels_last.py tests/kernels/test_index_maps.py

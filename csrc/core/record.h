@@ -9,12 +9,17 @@
 //            there
 //   kScalar  only of a rule with a number of its own per parameter, which advances with the count of steps: its list
 //   Hyper    the struct of its numbers; with kScalar, its advance(step, scalar) is what the scalar becomes
-//   Kernel   the rule itself: template <class Real, bool... kFlag>, or <class Real> where there are no flags
+//   Kernel   the rule itself: template <class Real, bool... kFlag>, or <class Real> where there are no flags. With a
+//            member kOnlyDecay where its optimizers know one way alone in which weight decay enters: others are right,
+//            and slower
 #pragma once
 
 #include "core/numeric.h"
 
 namespace lrt {
+
+// How weight decay enters: a compile-time choice where a loop is hot, kSelect where one instance serves all.
+enum class Decay { kNone, kCoupled, kDecoupled, kSelect };
 
 template <int kCount>
 struct Names {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/keep.h"
+#include "core/record.h"
 
 namespace lrt {
 
@@ -13,9 +14,6 @@ struct StepScalars {
   double lr, weight_decay, grad_factor;  // grad_factor: grad_weight / grad_scale, negated to maximize
   bool decoupled_weight_decay;
 };
-
-// How weight decay enters: a compile-time choice where a loop is hot, kSelect where one instance serves all.
-enum class Decay { kNone, kCoupled, kDecoupled, kSelect };
 
 // A decay of 0, or of what the compute type rounds to it, is not applied at all (0 * inf would be NaN); selected by
 // value because GCC vectorises a select on a comparison, not on a bool.

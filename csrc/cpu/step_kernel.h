@@ -151,9 +151,12 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
            : full_tiles.template operator()<false, Decay::kSelect, kCentralizes>();
   } else if (!masked) {
     full_tiles.template operator()<false, Decay::kSelect>();
+  } else if constexpr (kChoosesDecay<Param>) {
+    with_decay<Rule>(decay_of(scalars), [&]<Decay kDecay>() __attribute__((always_inline)) {
+      full_tiles.template operator()<true, kDecay>();
+    });
   } else {
-    with_decay(kChoosesDecay<Param> ? decay_of(scalars) : Decay::kSelect,
-               [&]<Decay kDecay>() __attribute__((always_inline)) { full_tiles.template operator()<true, kDecay>(); });
+    full_tiles.template operator()<true, Decay::kSelect>();
   }
   const int64_t tile = range.count / kTile;
   if (range.count % kTile != 0)
@@ -195,13 +198,15 @@ void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
   if (range.keeps && !range.slopes && !range.row_means) {
     return run_given<Isa, Rule, Hyper, Param, State>(list, tensor, range);
   }
-  if (!range.slopes && !range.keeps)
-    return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
-  if (range.metrics_pitch) {
+  if (range.slopes && range.metrics_pitch) {
     return run_any_tiles<Isa, Slopes::kAndMetrics, Rule, Hyper, Param, State>(list, tensor, range);
   }
-  const bool any = range.stored_grad || range.row_means || range.keeps;
-  if (!any) return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
+  if (!kChoosesDecay<Param> || has_loops<Rule>(decay_of(UpdateScalars<Real<Param>>(list.scalars)))) {
+    if (!range.slopes && !range.keeps)
+      return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
+    if (!range.stored_grad && !range.row_means && !range.keeps)
+      return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
+  }
   run_any_tiles<Isa, Slopes::kOfStored, Rule, Hyper, Param, State>(list, tensor, range);
 }
 

@@ -147,19 +147,18 @@ __attribute__((noinline)) void run_stored_tiles(const ListStep& list, const Tens
 template <class Isa, class Rule, class Hyper>
 void run_stored(const ListStep& list, const TensorStep& tensor, const Range& range) {
   const int64_t whole = range.count / kTile * kTile;
+  const Decay decay = decay_of(UpdateScalars<float>(list.scalars));
   const auto run_as = [&]<int kKind>() {
     if (range.stage->as != kByRows[kKind]) return false;
-    with_decay(decay_of(UpdateScalars<float>(list.scalars)), [&]<Decay kDecay>() {
-      if constexpr (kDecay != Decay::kSelect || kOneDecay)
-        run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range);
-    });
+    with_decay<Rule>(decay,
+                     [&]<Decay kDecay>() { run_stored_tiles<kKind, kDecay, Isa, Rule, Hyper>(list, tensor, range); });
     return true;
   };
   const auto run_whole_tiles = [&]<int... I>(std::integer_sequence<int, I...>) {
     return (run_as.template operator()<I>() || ...);
   };
   Range rest = range;
-  if (whole != 0 && !range.slopes && !range.stage->map &&
+  if (whole != 0 && !range.slopes && !range.stage->map && has_loops<Rule>(decay) &&
       run_whole_tiles(std::make_integer_sequence<int, std::size(kByRows)>{})) {
     rest.first_tile += whole / kTile;
     rest.stage_begin += whole;

@@ -26,17 +26,30 @@ constexpr bool kOneDecay = true;
 constexpr bool kOneDecay = false;
 #endif
 
-// visit.operator()<Decay>() with that way, or with the one that is told apart at run time.
-template <class Visit>
+// Whether a rule has loops for this way: not for those that its optimizers do not know, if it says so.
+template <class Rule>
+constexpr bool has_loops(Decay decay) {
+  if constexpr (!kOneDecay && requires { Rule::kOnlyDecay; }) {
+    return decay == Decay::kNone || decay == Rule::kOnlyDecay;
+  }
+  return true;
+}
+
+// visit.operator()<Decay>() with that way, which the rule has loops for, or with the one that is told apart at run
+// time.
+template <class Rule, class Visit>
 LRT_HD void with_decay(Decay decay, const Visit& visit) {
+  const auto visit_one = [&]<Decay kDecay>() __attribute__((always_inline)) {
+    if constexpr (has_loops<Rule>(kDecay)) visit.template operator()<kDecay>();
+  };
   if constexpr (kOneDecay) {
-    visit.template operator()<Decay::kSelect>();
+    visit_one.template operator()<Decay::kSelect>();
   } else {
     switch (decay) {
-      case Decay::kNone: return visit.template operator()<Decay::kNone>();
-      case Decay::kCoupled: return visit.template operator()<Decay::kCoupled>();
-      case Decay::kDecoupled: return visit.template operator()<Decay::kDecoupled>();
-      case Decay::kSelect: return visit.template operator()<Decay::kSelect>();
+      case Decay::kNone: return visit_one.template operator()<Decay::kNone>();
+      case Decay::kCoupled: return visit_one.template operator()<Decay::kCoupled>();
+      case Decay::kDecoupled: return visit_one.template operator()<Decay::kDecoupled>();
+      case Decay::kSelect: return;
     }
   }
 }

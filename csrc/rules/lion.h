@@ -13,6 +13,7 @@ struct LionHyper {
 template <class Real>
 struct Lion {
   static constexpr int kStates = 1;
+  static constexpr Decay kOnlyDecay = Decay::kDecoupled;
   Real beta1, one_minus_beta1, beta2, one_minus_beta2;
 
   LRT_HD Lion(const LionHyper& h, double /*step*/)

@@ -13,6 +13,7 @@ struct RMSpropHyper {
 template <class Real, bool kCentered, bool kMomentum>
 struct RMSprop {
   static constexpr int kStates = 1 + kCentered + kMomentum;
+  static constexpr Decay kOnlyDecay = Decay::kCoupled;
   Real alpha, one_minus_alpha, eps, momentum;
 
   LRT_HD RMSprop(const RMSpropHyper& h, double /*step*/)

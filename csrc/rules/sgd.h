@@ -13,6 +13,7 @@ struct SGDHyper {
 template <class Real, bool kMomentum, bool kNesterov>
 struct SGD {
   static constexpr int kStates = kMomentum ? 1 : 0;
+  static constexpr Decay kOnlyDecay = Decay::kCoupled;
   Real momentum, one_minus_dampening;
 
   LRT_HD SGD(const SGDHyper& h, double step)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import assert_same_bits, everything
-from inventory import DTYPES, RICH
+from inventory import DTYPES, INTERPRETED, RICH
 from tensors import TensorCase, channels_last, contiguous, make_params, set_grads
 from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
 from triton_worker import interpreted
@@ -80,7 +80,7 @@ def test_cuda_kernels_at_every_keep_prob(keep_prob, on_host):
 FEW = [alike(7, 3, 5, 5), alike(40, 64, 3, 3), TensorCase((1300,)), alike(70, 45, layout=innermost(0))]
 
 
-@by_dtype
+@pytest.mark.parametrize("dtype", INTERPRETED, ids=lambda d: d.name)
 @interpreted
 def test_triton_kernels_equal_reference(dtype):
     assert_same_bits(*(run(RICH[1], dtype, backend, FEW)[0] for backend in ("triton", "reference")))

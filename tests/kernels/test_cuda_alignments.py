@@ -6,16 +6,14 @@ every case of the inventory, else a few of them.
 
 import contextlib
 import itertools
-import os
 
 import pytest
 import torch
 from helpers import SCALAR_STATES, assert_same_bits, everything
-from inventory import CASES, DTYPES, RICH
+from inventory import CASES, DTYPES, FULL, RICH
 from tensors import GUARD, TensorCase, guards_of, make_params, set_grads, shifted
 from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 ACCESS = 16  # bytes of the widest access
 TILES_AND_REST = 2600  # more tiles than are stepped a lane a thread
 OPERANDS = 1 + 5 * (ACCESS // 2 - 1)  # of a rule of three states, each operand at every alignment

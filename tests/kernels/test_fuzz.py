@@ -3,7 +3,6 @@
 A refused step changes nothing, and names what is wrong. Derandomised; with LRTRICKS_FULL=1 many more examples.
 """
 
-import os
 import random
 import re
 
@@ -13,9 +12,9 @@ from fuzz_events import DTYPES, EVENTS, GOOD, emptied_storage, leaf, memory, par
 from helpers import same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inventory import RICH
+from inventory import FULL, RICH
 
-EXAMPLES = 3000 if os.environ.get("LRTRICKS_FULL") == "1" else 150  # of each rule
+EXAMPLES = 3000 if FULL else 60  # of each rule
 few = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),

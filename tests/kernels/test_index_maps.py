@@ -5,14 +5,13 @@ Triton's interpreter takes seconds for all rules in a dtype: by default it runs 
 """
 
 import itertools
-import os
 
 import numpy
 import philox_numpy
 import pytest
 import torch
 from helpers import Snapshot, assert_same_bits, everything
-from inventory import DTYPES, ISAS, RICH, SEED
+from inventory import DTYPES, FULL, INTERPRETED, ISAS, RICH, SEED
 from tensors import TensorCase, channels_last, contiguous, gapped, make_params, set_grads, transposed, unaligned
 from test_native_equals_reference import _cache_masks  # noqa: F401 (a fixture that holds here, too)
 from test_ops import sample, tensors_of
@@ -23,7 +22,6 @@ from lrtricks_fused.step import keep
 from lrtricks_fused.step.keep import IndexMap
 from lrtricks_fused.step.table import CHUNK
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 ADAM = next(case for case in RICH if case.ours is lrt.Adam)
 AVERAGE = next(case for case in RICH if "momentum_window" in case.name)
 
@@ -173,7 +171,6 @@ def test_cuda_kernels_at_every_map(first, on_host):
     assert_same_bits(*(run(ADAM, DTYPES[0], backend, CONTIGUOUS, first) for backend in ("native", "reference")))
 
 
-INTERPRETED = [dtype for dtype in DTYPES if FULL or dtype.name in ("f32-f32", "bf16-bf16")]
 # The interpreter takes a tenth of a second for a chunk.
 FEW = [TensorCase((CHUNK + 577,)), TensorCase((20, 35), unaligned, unaligned), TensorCase((0,)), TensorCase((33,))]
 

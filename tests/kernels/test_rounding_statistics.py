@@ -5,17 +5,16 @@ All bounds are 5 sigma of the exact distribution; the draws are fixed, so a pass
 
 import itertools
 import math
-import os
 
 import numpy as np
 import pytest
 import torch
+from inventory import FULL
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step.keep import LANES, TILE, keep_bits
 from lrtricks_fused.step.rounding import PARAM_MULTIPLIER, STATE_MULTIPLIERS, rounding_bits, rounding_words
 
-FULL = bool(os.environ.get("LRTRICKS_FULL"))
 TILES = 2**14 if FULL else 2**11  # 256 words of two elements each
 CELLS = (16, 256, 1024) if FULL else (16, 256)  # for each of a pair
 SIGMAS = 5.0

@@ -4,13 +4,11 @@ Where a call would be staged instead, these tests fail, but for those that say s
 takes every kind of storage at every end and alignment, else a few of them.
 """
 
-import os
-
 import pytest
 import test_storage
 import torch
 from helpers import assert_same_bits, everything
-from inventory import RICH
+from inventory import FULL, RICH
 from tensors import GUARD, TensorCase, channels_last, guards_of, make_params, shifted
 from test_cuda_alignments import ACCESS, TILES_AND_REST, operands
 from test_storage import BF16, F16, F32, STORED, by_case, by_storage, run, set_grads
@@ -20,7 +18,6 @@ from lrtricks_fused.step import device
 from lrtricks_fused.step.keep import TILE, IndexMap
 from lrtricks_fused.step.table import BESIDE, CHUNK, GRAD, MIRROR, MIRROR_DTYPE
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 ADAM = RICH[1]
 GUARD_BYTE = 0xA5
 FEW = ["offload", "split, fp32 gradients, bf16 states", "stochastic fp16"]  # each type and each flag once

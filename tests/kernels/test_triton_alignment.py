@@ -4,12 +4,10 @@ By default every operand lies at a few addresses, and tensors have a few numbers
 (``make test-all``) at all offsets in 16 bytes, of every pair of dtypes, and all numbers from 1 to 1,100.
 """
 
-import os
-
 import pytest
 import torch
 from helpers import SCALAR_STATES, assert_same_bits, everything
-from inventory import DTYPES, RICH, SEED
+from inventory import DTYPES, FULL, INTERPRETED, RICH, SEED
 from tensors import GUARD, guards_of, normal_values
 from torch import Tensor
 from triton_worker import interpreted
@@ -18,13 +16,12 @@ import lrtricks_fused as lrt
 from lrtricks_fused.step import table
 from lrtricks_fused.step.storage import STATE_DTYPES
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 BACKENDS = ("triton", "reference")
 ADAM = next(case for case in RICH if case.ours is lrt.Adam)
 ENDS = range(1, 1101) if FULL else [*range(1, 1101, 73), 8, 64, 128, 448, 511, 512, 513, 1023, 1024, 1025]
 ACCESS = 16
 OPERANDS = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-by_dtype = pytest.mark.parametrize("dtype", DTYPES if FULL else DTYPES[:3:2], ids=lambda d: d.name)
+by_dtype = pytest.mark.parametrize("dtype", INTERPRETED, ids=lambda d: d.name)
 
 
 def at(values: Tensor, offset: int) -> Tensor:

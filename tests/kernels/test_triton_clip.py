@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, random_grads
-from inventory import DTYPES, RICH
+from inventory import INTERPRETED, RICH
 from test_clip import SHAPES, run
 from test_triton_slope import poison_scratch
 from triton_worker import interpreted
@@ -15,7 +15,7 @@ from lrtricks_fused.step import backends, reference
 from lrtricks_fused.step.sums import SLOPE_COLUMNS
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+@pytest.mark.parametrize("dtype", INTERPRETED, ids=lambda d: d.name)
 @interpreted
 def test_equals_reference(dtype):
     poison_scratch()

@@ -6,11 +6,11 @@ sm_90 and an AMD GPU; with a slope f32 of Adam for sm_90, of shards bf16, too; t
 than it is stepped, of Adam for sm_90; of the kernels that add up and upload, f32.
 """
 
-import os
 import re
 from collections import Counter
 
 import pytest
+from inventory import FULL
 
 from bench.machine_code import amdgcn, bandwidth, sass, triton_model, triton_sums, triton_text
 from bench.machine_code.variants import VARIANTS
@@ -18,7 +18,6 @@ from bench.machine_code.variants import VARIANTS
 MISSING = triton_model.why_not()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 AMD = 942
 BUDGET = 80  # instructions per parameter, as of the CUDA kernels
 # Of Adam for sm_90, what Triton makes of it now; and of an H200's bandwidth, by the model.

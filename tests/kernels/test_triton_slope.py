@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import assert_same_bits
-from inventory import CASES, DTYPES, RICH
+from inventory import CASES, INTERPRETED, RICH
 from test_slope import SHAPES, run
 from triton_worker import POISON, interpreted
 
@@ -20,7 +20,7 @@ def poison_scratch():
     table.AddressTable.slope_scratch = lambda self: scratch(self).fill_(POISON)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+@pytest.mark.parametrize("dtype", INTERPRETED, ids=lambda d: d.name)
 @interpreted
 def test_equals_reference(dtype):
     poison_scratch()

@@ -4,14 +4,12 @@ Where a call would be staged instead of stepped in one pass, these tests fail, b
 few rules and kinds of storage; with LRTRICKS_FULL=1 (``make test-all``) all.
 """
 
-import os
-
 import pytest
 import repeat_events
 import test_storage
 import torch
 from helpers import assert_same_bits, everything
-from inventory import DTYPES, RICH
+from inventory import DTYPES, FULL, RICH
 from tensors import GUARD, TensorCase, channels_last, guards_of, make_params
 from test_cuda_alignments import operands
 from test_metrics import run as run_metrics
@@ -25,7 +23,6 @@ from lrtricks_fused.step import device
 from lrtricks_fused.step.keep import TILE, IndexMap
 from lrtricks_fused.step.table import CHUNK
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 ADAM = RICH[1]
 CHUNK_AND_REST = [TensorCase((n,)) for n in (CHUNK + TILE + 65, 0, 1, 130)]
 BACKENDS = ("triton", "reference")

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers import assert_same_bits, everything, leaves, train
-from inventory import RICH
+from inventory import FULL, RICH
 from test_storage import STORED
 from test_storage import run as run_stored
 from triton_worker import compiled, interpreted, stub_gpu
@@ -32,7 +32,6 @@ on_each_gpu = pytest.mark.parametrize(
 OLDEST = f"{'.'.join(map(str, OLDEST_TRITON))}.0"
 PRESENT = next((found.version for found in importlib.metadata.distributions(name="triton")), None)
 OLD_NUMPY = "numpy<2.4"  # its interpreter takes arrays of one element for numbers, which later ones refuse
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 # Of these files what is compiled, a variant of each rule in two dtypes, and what versions may do their own way.
 OLD_FILES = [f"tests/kernels/test_triton{part}.py" for part in ("", "_centralize", "_versions")]
 OLD_TESTS = (

@@ -5,16 +5,14 @@ of Adam, one of every rule, for the newest target; the richest variants in f32, 
 for all other targets. With LRTRICKS_FULL=1 all scenes of all variants in all types for all targets.
 """
 
-import os
 import subprocess
 
 import native_ptx
 import pytest
 from helpers import assert_same_bits
-from inventory import CASES, DTYPES, RICH
+from inventory import CASES, DTYPES, FULL, RICH
 from scenes import EXHAUSTIVE, RINGS, STORAGE, TRICKS, steps
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 TARGETS = sorted(native_ptx.library(), key=lambda name: int(name.strip("sm_af")))
 NEWEST, OTHERS = TARGETS[-1:], TARGETS[:-1]
 ADAM = next(case for case in RICH if case.ours.__name__ == "Adam")

@@ -5,15 +5,12 @@ target; SGD and Adam in f32 for the others. With LRTRICKS_FULL=1 all scenes of a
 targets.
 """
 
-import os
-
 import pytest
 from helpers import assert_same_bits
-from inventory import CASES, DTYPES, RICH
+from inventory import CASES, DTYPES, FULL, RICH
 from scenes import EXHAUSTIVE, RINGS, STORAGE, TRICKS, steps
 from triton_ptx import gpu
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 TARGETS = (90, 80, 100, 120)
 ADAM = next(case for case in RICH if case.ours.__name__ == "Adam")
 F32 = DTYPES[0]

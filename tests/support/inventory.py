@@ -5,17 +5,19 @@ inventory a new rule adds its rows; here stand the classes of torch.optim, and w
 """
 
 import copy
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
 import lrtricks_fused as lrt
 from lrtricks_fused.tools.verify import inventory as verify
-from lrtricks_fused.tools.verify.inventory import KEEP_PROBS, SEED
+from lrtricks_fused.tools.verify.inventory import KEEP_PROBS
+from lrtricks_fused.tools.verify.inventory import SEED as SEED
 
-__all__ = ["CASES", "CLASSES", "DTYPES", "FUSED", "ISAS", "KEEP_PROBS", "RICH", "SEED", "TOLERANCE", "TWINS", "Case",
-           "implementations"]  # fmt: skip
+FULL = os.environ.get("LRTRICKS_FULL") == "1"  # make test-all: what is exhaustive, too
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,21 @@ RICH = [
     next(c for c in reversed(CASES) if (c.ours, c.twin) == (ours, twin) and isinstance(c.kwargs["lr"], float))
     for ours, twin, _ in _TABLE
 ]
+# Each case with each probability of being kept; where that is 0 or 1 one per class, or with make test-all every one.
+MASKED_CASES = [
+    pytest.param(case, keep_prob, id=f"{case.name}-{keep_prob}")
+    for case in CASES
+    for keep_prob in KEEP_PROBS
+    if FULL or 0 < keep_prob < 1 or any(case is rich for rich in RICH)
+]
 TWINS = [case for case in CASES if case.twin is not None]
 CLASSES = list(dict.fromkeys(ours for ours, _, _ in _TABLE))
 
 
 # Dtypes of the parameters and of their states, with names that pytest takes.
 DTYPES = [replace(s, name=s.name.removesuffix(" states").replace(", ", "-")) for s in verify.STORAGES]
+# What interpreted Triton steps where it takes seconds for each.
+INTERPRETED = [dtype for dtype in DTYPES if FULL or dtype.name in ("f32-f32", "bf16-bf16")]
 ISAS = ["avx512", "avx2", "baseline"]
 
 

@@ -5,7 +5,6 @@ of plain and of 16-bit parameters, with metrics, changed bits, clipping and mirr
 name, within the inventory's tolerance. Derandomised; with LRTRICKS_FULL=1 many more examples.
 """
 
-import os
 import random
 
 import pytest
@@ -14,9 +13,8 @@ from fuzz_training import OWN, SHAPES, TRAINING, new_gradients, params_of, value
 from helpers import assert_same_bits, everything
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inventory import RICH, TOLERANCE
+from inventory import FULL, RICH, TOLERANCE
 
-FULL = os.environ.get("LRTRICKS_FULL") == "1"
 few = settings(
     max_examples=50 if FULL else 3, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck), print_blob=True,

@@ -1,7 +1,6 @@
 """Masters, mirrors, stochastic rounding, changed bits of DTensors: gathered they are those of the whole parameters."""
 
 import functools
-import os
 import re
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import sharded
 import torch
 import torch.distributed.checkpoint as dcp
 from helpers import assert_same_bits
+from inventory import FULL
 from sharded import Net, all_of, by_columns, by_rows, drive, only_some, whole
 from torch import distributed
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -31,7 +31,7 @@ KINDS = {
     "offload": (F32, {"mirror": BF16, "track_changes": True}),
 }  # fmt: skip
 WAYS = {"rows-2": (by_rows, 2), "columns-2": (by_columns, 2)}
-if os.environ.get("LRTRICKS_FULL"):
+if FULL:
     WAYS |= {"rows-1": (by_rows, 1), "some-2": (only_some, 2), "tensors-2": (sharded.in_tensors, 2)}
 
 

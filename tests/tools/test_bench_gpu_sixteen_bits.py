@@ -1,15 +1,13 @@
 """bench.gpu's rows of 16 bits: checked and timed beside the same without, and refused where bits differ."""
 
-import os
-
 import pytest
 import torch
 from bench_machine import NATIVE, OURS, run
+from inventory import FULL
 
 from bench.gpu import rows
 from lrtricks_fused.step import native
 
-FULL = bool(os.environ.get("LRTRICKS_FULL"))
 STORED = "rounding=|master=|mirror|track_changes" if FULL else "master=|mirror"
 
 

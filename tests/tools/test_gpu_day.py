@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from inventory import FULL
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_day.sh"
@@ -195,7 +196,7 @@ def test_an_invalid_budget(day):
     assert "Invalid BUDGET=1h" in day.output
 
 
-@pytest.mark.skipif(os.environ.get("LRTRICKS_FULL") != "1", reason="make test-all: half a minute")
+@pytest.mark.skipif(not FULL, reason="make test-all: half a minute")
 def test_a_dry_run_of_the_whole_day(tmp_path):
     done = subprocess.run([str(SCRIPT), "--dry-run"], env={**os.environ, "OUT": str(tmp_path / "out")})
     assert done.returncode == 3
