@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace lrt::test {
 
@@ -24,6 +26,21 @@ void require(bool holds, const Parts&... message) {
 
 // Runs `body` unless the program was told to run other cases; prints the name and the reason if it throws.
 void run_case(const std::string& name, const std::function<void()>& body);
+
+// What several cases need, made for the first of them that runs.
+template <class T>
+class Lazy {
+ public:
+  explicit Lazy(std::function<T()> make) : make_(std::move(make)) {}
+  const T& operator*() {
+    if (!value_) value_ = make_();
+    return *value_;
+  }
+
+ private:
+  std::function<T()> make_;
+  std::optional<T> value_;
+};
 
 // splitmix64: independent of the generator under test.
 struct Random {
