@@ -3,6 +3,8 @@
 All are restored after each test.
 """
 
+import gc
+
 import pytest
 import torch
 from cuda_on_host import clip as clip_on_host
@@ -18,6 +20,12 @@ def pytest_collection_modifyitems(items):
     """On a GPU what Triton has to compile comes last: a machine that is lent for minutes has run all else by then."""
     if torch.cuda.is_available():
         items.sort(key=lambda item: "triton" in item.nodeid)
+
+
+def pytest_collection_finish():
+    """Thousands of tests are objects, which a full collection of garbage would look at each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,9 @@ import copy
 import torch
 
 import lrtricks_fused as lrt
+from lrtricks_fused.optim import repeats
 
+WARM = repeats.FIRST_PATIENCE + 2  # the first makes states, the last is repeated
 SHAPES = [(700,), (), (3, 5), (0,), (2, 3, 4, 4)]
 
 
@@ -149,3 +151,22 @@ NOTICED = {
     "a gradient expanded": lambda opt: set_grad(opt, lambda grad: torch.ones(5).expand(3, 5)),
     "a loaded state_dict": lambda opt: opt.load_state_dict(copy.deepcopy(opt.state_dict())),
 }
+
+
+def warm(opt, steps=WARM):
+    for _ in range(steps):
+        opt.step()
+    return opt
+
+
+MOVES_ON = (lambda opt: None, new_gradients, scheduled, new_gradients)
+
+
+def check_repeated(native, reference, whole_steps):
+    """Steps of both with gradients elsewhere and other numbers, each of which the native backend repeats."""
+    whole_steps.clear()
+    for event in MOVES_ON:
+        for opt in (native, reference):
+            event(opt)
+            opt.step()
+    assert native not in whole_steps

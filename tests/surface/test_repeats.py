@@ -1,10 +1,8 @@
 """Steps that repeat the one before: whatever else changes is noticed, and the step is that of the reference."""
 
-import contextlib
 import copy
 import gc
 import itertools
-import math
 import pickle
 import sys
 import weakref
@@ -16,65 +14,21 @@ from inventory import FULL
 from repeat_events import (
     NOTICED,
     REPEATED,
-    beside,
+    WARM,
+    check_repeated,
     contents,
-    in_sixteen_bits,
     new_gradients,
     optimizer,
     parameters,
-    scheduled,
     state_of,
+    warm,
 )
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import lrtricks_fused as lrt
 from lrtricks_fused.optim import repeats
-from lrtricks_fused.optim.base import MaskedOptimizer
 from lrtricks_fused.step import host, published, record
 from lrtricks_fused.step.table import AddressTable
-
-WARM = repeats.FIRST_PATIENCE + 2  # the first makes states, the last is repeated
-
-
-@pytest.fixture
-def whole_steps(monkeypatch):
-    """One entry for each step that is not repeated."""
-    taken, plain = [], MaskedOptimizer._take
-
-    def noted(self, *args, **kwargs):
-        taken.append(self)
-        plain(self, *args, **kwargs)
-
-    monkeypatch.setattr(MaskedOptimizer, "_take", noted)
-    return taken
-
-
-@pytest.fixture(params=["cpu", "device"])
-def cpu_or_device(request):
-    """Where the native backend steps: by the CPU's kernels, or by those of CUDA on the host."""
-    on_device = request.param == "device"
-    if on_device:
-        request.getfixturevalue("on_host")
-    return on_device
-
-
-def warm(opt, steps=WARM):
-    for _ in range(steps):
-        opt.step()
-    return opt
-
-
-MOVES_ON = (lambda opt: None, new_gradients, scheduled, new_gradients)
-
-
-def check_repeated(native, reference, whole_steps):
-    """Steps of both with gradients elsewhere and other numbers, each of which the native backend repeats."""
-    whole_steps.clear()
-    for event in MOVES_ON:
-        for opt in (native, reference):
-            event(opt)
-            opt.step()
-    assert native not in whole_steps
 
 
 def all_tables(opt):
@@ -257,222 +211,6 @@ def test_a_schedule_repeats_steps(whole_steps):
     assert_same_bits(*map(contents, opts))
 
 
-def with_tensors(backend, dtype=torch.float64, **options):
-    """Numbers in tensors, of which each group has its own."""
-    opt = optimizer(backend, **options)
-    for group in opt.param_groups:
-        for name in ("lr", "keep_prob", "grad_weight"):
-            group[name] = torch.tensor(group[name], dtype=dtype)
-    return opt
-
-
-def written(opt):
-    for group in opt.param_groups:
-        group["lr"].mul_(0.75)
-        group["keep_prob"].mul_(0.9)
-        group["grad_weight"].add_(0.25)
-
-
-def moved_number(opt):
-    opt.param_groups[1]["lr"].data = torch.tensor(0.025, dtype=torch.float64)
-
-
-def other_number(opt):
-    opt.param_groups[0]["keep_prob"] = torch.tensor(0.25)
-
-
-NUMBERS = [(torch.float64, False), (torch.float32, False), (torch.float16, False), (torch.float64, True),
-           (torch.float32, True)]  # fmt: skip
-
-
-@pytest.mark.parametrize(("dtype", "on_device"), NUMBERS)  # of others a step reads a copy
-def test_numbers_in_tensors(dtype, on_device, request, whole_steps):
-    if on_device:
-        request.getfixturevalue("on_host")
-    opts = [warm(with_tensors(backend, dtype)) for backend in ("native", "reference")]
-    for event, is_repeated in (written, True), (new_gradients, True), (other_number, False), (written, True):
-        whole_steps.clear()
-        for opt in opts:
-            event(opt)
-            opt.step()
-        assert (opts[0] not in whole_steps) == (is_repeated and dtype != torch.float16)
-        assert_same_bits(*map(contents, opts))
-        for opt in opts:
-            warm(opt, 8)
-    for opt in opts if dtype == torch.float64 else ():
-        whole_steps.clear()
-        moved_number(opt)
-        opt.step()
-        assert whole_steps == [opt]
-    assert_same_bits(*map(contents, opts))
-
-
-@pytest.mark.parametrize(("name", "value"), [("lr", -1.0), ("keep_prob", 1.5), ("grad_weight", float("nan"))])
-@pytest.mark.parametrize("group", [0, 1])
-def test_an_invalid_number_in_a_tensor_is_refused(name, value, group, whole_steps):
-    opt, other = warm(with_tensors("native")), warm(with_tensors("native"))
-    assert opt._repeats._record is not None
-    before = [tensor.clone() for tensor in contents(opt)]
-    number, valid = opt.param_groups[group][name], float(opt.param_groups[group][name])
-    new_gradients(opt)
-    new_gradients(other)
-    number.fill_(value)
-    with pytest.raises(ValueError, match=f"Invalid {name}="):
-        opt.step()
-    assert_same_bits(contents(opt), before)
-    number.fill_(valid)
-    for one in (opt, other):
-        one.step()
-    assert_same_bits(contents(opt), contents(other))
-
-
-def test_groups_with_tensors_are_not_held_once_they_are_gone():
-    opt = warm(with_tensors("native"))
-    assert opt._repeats._record is not None
-    gone = [weakref.ref(param) for param in opt.param_groups[1]["params"]]
-    for param in opt.param_groups.pop()["params"]:
-        opt.state.pop(param, None)
-    opt.step()
-    del param
-    gc.collect()
-    assert not any(ref() is not None for ref in gone)
-
-
-@pytest.mark.parametrize("on_device", [False, True])
-def test_steps_with_a_slope_are_repeated(on_device, request, whole_steps):
-    if on_device:
-        request.getfixturevalue("on_host")
-    opts = [with_tensors(backend) for backend in ("native", "reference")]
-    slopes = [{}, {}]
-
-    def step_all(times=1):
-        for opt, own in zip(opts, slopes, strict=True):
-            for _ in range(times):
-                with opt.add_slopes_to(own):
-                    opt.step()
-
-    step_all(WARM)
-    for event, is_repeated in (lambda own: None, True), (lambda own: own.clear(), False):
-        whole_steps.clear()
-        for own in slopes:
-            event(own)
-        for opt in opts:
-            written(opt)
-            new_gradients(opt)
-        step_all()
-        assert (opts[0] not in whole_steps) == is_repeated
-        assert_same_bits(*map(contents, opts))
-        assert_same_bits(*(list(own.values()) for own in slopes))
-        step_all(8)
-    whole_steps.clear()
-    for opt in opts:
-        opt.step()  # without
-    assert opts[0] in whole_steps
-    assert_same_bits(*map(contents, opts))
-    assert_same_bits(*(list(own.values()) for own in slopes))
-    step_all(8)
-    slopes[0][torch.device("cpu")].data = torch.zeros((), dtype=torch.float32)
-    with pytest.raises(ValueError, match="must be one float64"):
-        step_all()
-
-
-@pytest.mark.parametrize("with_slope", [False, True])
-def test_steps_with_metrics_are_repeated(with_slope, cpu_or_device, whole_steps):
-    opts = [warm(optimizer(backend, track_metrics=True, max_norm=0.5)) for backend in ("native", "reference")]
-    slopes, told = [{}, {}], [[], []]
-
-    def step(opt, own):
-        with opt.add_slopes_to(own) if with_slope else contextlib.nullcontext():
-            opt.step()
-
-    for event in MOVES_ON:
-        for opt, own, metrics in zip(opts, slopes, told, strict=True):
-            event(opt)
-            for _ in range(WARM):
-                step(opt, own)
-                metrics.append(opt.metrics())  # which the next step must leave as they are
-        assert_same_bits(*(list(own.values()) for own in slopes))
-    for mine, others in zip(*told, strict=True):
-        assert_same_bits(list(mine.values()), list(others.values()))
-    assert len({float(metrics["update_norm"]) for metrics in told[0]}) == len(told[0])
-    repeated = 0 if cpu_or_device else 3 * WARM  # of GPUs no kernel sums them
-    assert whole_steps.count(opts[1]) == 5 * WARM and whole_steps.count(opts[0]) <= 5 * WARM - repeated
-    whole_steps.clear()
-    opts[0].track_metrics = False
-    step(opts[0], slopes[0])
-    assert opts[0] in whole_steps
-    with pytest.raises(ValueError, match="track_metrics"):
-        opts[0].metrics()
-
-
-@pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
-def test_clipped_steps_are_repeated(event, whole_steps):
-    opts = [optimizer(max_norm=0.5), optimizer("reference", max_norm=0.5)]
-    told = [[], []]
-    for opt in opts:
-        warm(opt)
-    whole_steps.clear()
-    for _ in range(3):
-        for opt, norms in zip(opts, told, strict=True):
-            event(opt)
-            opt.step()
-            norms.append(opt.grad_norm)  # which the next step must leave as it is
-    assert whole_steps.count(opts[0]) == 0 and len({norm.data_ptr() for norm in told[0]}) == 3
-    assert_same_bits(told[0], told[1])
-    assert_same_bits(*map(contents, opts))
-
-
-@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}, {"track_metrics": True}], ids=str)
-def test_steps_of_a_scaler_are_repeated(options, cpu_or_device, whole_steps):
-    if cpu_or_device and "track_metrics" in options:
-        pytest.skip("of metrics on a device all steps are whole")
-    opts = [optimizer(backend, **options) for backend in ("native", "reference")]
-    told = []
-    for number in range(WARM + 6):
-        if number == WARM:
-            whole_steps.clear()
-        for opt in opts:
-            new_gradients(opt)
-            scale = None if number == WARM + 4 else torch.tensor(2.0**number)  # None: gradients are unscaled already
-            vars(opt).update(grad_scale=scale, found_inf=torch.tensor(float(number == WARM + 2)))
-            opt.step()
-            del opt.grad_scale, opt.found_inf
-            told.append(opt.grad_norm if "max_norm" in options else None)
-    assert opts[0] not in whole_steps
-    for opt in opts:
-        opt.step()  # without the scaler, which is noticed
-    assert opts[0] in whole_steps
-    assert_same_bits(*map(contents, opts))
-    assert all(torch.equal(a, b) for a, b in zip(told[::2], told[1::2], strict=True) if a is not None)
-
-
-def test_a_scaler_makes_no_cycle():
-    opt = optimizer()
-    for _ in range(WARM + 3):
-        vars(opt).update(grad_scale=torch.tensor(2.0), found_inf=torch.tensor(0.0))
-        opt.step()
-    assert opt._repeats._repeated
-    gone = weakref.ref(opt), weakref.ref(parameters(opt)[0])
-    gc.collect()
-    gc.disable()
-    try:
-        del opt
-        assert [ref() for ref in gone] == [None, None]
-    finally:
-        gc.enable()
-
-
-def test_another_norm_to_clip_to_is_noticed(whole_steps):
-    opts = [optimizer(max_norm=0.5), optimizer("reference", max_norm=0.5)]
-    for opt in opts:
-        warm(opt)
-        for opt.max_norm in (0.25, None, float("inf")):
-            whole_steps.clear()
-            opt.step()
-            assert whole_steps == [opt] and (opt.grad_norm is None) == (opt.max_norm is None)
-    assert_same_bits(*map(contents, opts))
-
-
 def test_gradients_come_back_to_where_they_were():
     # Between a repeated step and one that is not, a table must not take the addresses it last looked at for present.
     opts = [optimizer(), optimizer("reference")]
@@ -577,101 +315,6 @@ def test_steps_on_a_device_are_repeated(max_norm, on_host, whole_steps, monkeypa
     check_repeated(native, reference, whole_steps)
     assert_same_bits(contents(native), contents(reference))
     assert max_norm is None or torch.equal(native.grad_norm, reference.grad_norm)
-
-
-@pytest.mark.parametrize("mirrored", [True, False])
-def test_what_is_stored_otherwise_is_repeated(mirrored, cpu_or_device, whole_steps):
-    options = dict(track_changes=True, state_dtype=torch.bfloat16, state_rounding="stochastic", max_norm=0.5)
-    opts = [warm(in_sixteen_bits(backend, mirrored, **options)) for backend in ("native", "reference")]
-    for opt in opts:
-        opt.pop_changes()  # makes the bitmap of the parameter that is not stepped, too
-        warm(opt)
-    whole_steps.clear()
-    told = [[], []]
-    for event in MOVES_ON:
-        for opt, own in zip(opts, told, strict=True):
-            event(opt)
-            opt.step()
-            own += [t.clone() for change in opt.pop_changes().values() for t in (change.bitmap, change.values)]
-    assert opts[0] not in whole_steps
-    for opt in opts if mirrored else ():
-        opt.mirror(parameters(opt)[0], torch.zeros(parameters(opt)[0].shape, dtype=torch.bfloat16))
-        opt.step()
-    assert (opts[0] in whole_steps) == mirrored  # another place to write to
-    assert_same_bits([*told[0], *contents(opts[0]), *beside(opts[0])], [*told[1], *contents(opts[1]), *beside(opts[1])])
-
-
-SIXTEEN_BITS = [
-    dict(master="split"),
-    dict(rounding="stochastic"),
-    dict(master="split", track_changes=True, max_norm=0.5),
-    dict(rounding="stochastic", state_rounding="stochastic", state_dtype=torch.bfloat16),
-]
-
-
-def of_sixteen_bits(backend, options):
-    shapes = [(3, 40), (1500,), ()]
-    params = [torch.nn.Parameter(torch.linspace(-2, 3, math.prod(s)).view(s).bfloat16()) for s in shapes]
-    for param in params:
-        param.grad = torch.full_like(param, 0.3)
-    return lrt.AdamW(params, lr=0.02, keep_prob=0.5, backend=backend, **options)
-
-
-@pytest.mark.parametrize("options", SIXTEEN_BITS, ids=str)
-def test_sixteen_bits_are_repeated_on_the_cpu(options, whole_steps):
-    native, reference = (warm(of_sixteen_bits(backend, options)) for backend in ("native", "reference"))
-    check_repeated(native, reference, whole_steps)
-    assert_same_bits([*contents(native), *beside(native)], [*contents(reference), *beside(reference)])
-
-
-def mirror_elsewhere(opt):
-    opt.mirror(parameters(opt)[0], torch.zeros(parameters(opt)[0].shape, dtype=torch.float16))
-
-
-def no_mirror(opt):
-    opt.mirror(parameters(opt)[0], None)
-
-
-def mirror_swapped(opt):
-    mirror = opt._mirrors[parameters(opt)[0]]
-    mirror.data = mirror.clone()
-
-
-def gradients_of_another_dtype(opt):
-    for param in parameters(opt)[:-1]:
-        grad, param.grad = param.grad, None
-        param.grad_dtype = torch.float32
-        param.grad = grad.float()
-
-
-def changes_tracked(opt):
-    opt.track_changes = True
-
-
-BESIDE = [mirror_elsewhere, no_mirror, mirror_swapped, gradients_of_another_dtype, changes_tracked]
-
-
-@pytest.mark.parametrize("event", BESIDE, ids=lambda event: event.__name__)
-def test_what_is_noticed_beside_parameters(event, cpu_or_device, whole_steps):
-    native, reference = (warm(in_sixteen_bits(backend)) for backend in ("native", "reference"))
-    assert native._repeats._record is not None
-    whole_steps.clear()
-    for opt in (native, reference):
-        event(opt)
-        opt.step()
-    assert native in whole_steps
-    for opt in (native, reference):
-        warm(opt, 6)
-    assert_same_bits([*contents(native), *beside(native)], [*contents(reference), *beside(reference)])
-
-
-def test_a_mirror_without_memory_is_refused():
-    opt = warm(in_sixteen_bits("native"))
-    before = [tensor.clone() for tensor in contents(opt)]
-    opt._mirrors[parameters(opt)[0]].untyped_storage().resize_(10)
-    with pytest.raises(ValueError, match="its storage of 10 bytes does not hold it"):
-        opt.step()
-    assert_same_bits(contents(opt), before)
 
 
 def test_a_captured_step_is_not_repeated(on_host, whole_steps, monkeypatch):
