@@ -1,6 +1,5 @@
 """What a step sums over all elements while it steps them: its slope, and the metrics of the optimizer."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,15 +14,6 @@ from .shards import counts, is_dtensor, sum_over_mesh
 Slopes = dict[torch.device, Tensor]
 
 
-@dataclass(slots=True)
-class _Added:
-    """What the calls of one device and mesh add to, for as long as the step is repeated."""
-
-    own: Tensor
-    uncounted: Tensor | None = None  # of what other ranks count
-    streams: Streams = field(default_factory=Streams)
-
-
 class StepSums:
     """Where the calls of one step add their sums; those of DTensors are of all ranks once it is over.
 
@@ -34,7 +24,9 @@ class StepSums:
 
     def __init__(self, slopes: Slopes | None, metrics: bool) -> None:
         self._slopes, self._shape = slopes, (len(SUMS),) if metrics else ()
-        self._added: dict[tuple[torch.device, Any], _Added] = {}  # by device and mesh
+        self._own: dict[tuple[torch.device, Any], Tensor] = {}  # by device and mesh
+        self._uncounted: dict[tuple[torch.device, Any], Tensor] = {}  # of what other ranks count
+        self._streams: dict[tuple[torch.device, Any], Streams] = {}
 
     def of(self, param: Any) -> Tensor:
         """What a call of parameters such as this one adds its sums to.
@@ -51,27 +43,26 @@ class StepSums:
                 raise ValueError(f"Invalid slopes[{device}]={slope!r}: must be one float64 on {device}")
             if mesh is None and not self._shape:
                 return slope
-        added = self._added.get((device, mesh))
-        if added is None:
-            own = torch.zeros(self._shape, dtype=torch.float64, device=device)
-            added = self._added[device, mesh] = _Added(own)
+        if (device, mesh) not in self._own:
+            self._own[device, mesh] = torch.zeros(self._shape, dtype=torch.float64, device=device)
+            self._streams[device, mesh] = Streams()
         if mesh is None or counts(param):
-            return added.own
-        if added.uncounted is None:
-            added.uncounted = torch.zeros_like(added.own)
-        return added.uncounted
+            return self._own[device, mesh]
+        if (device, mesh) not in self._uncounted:
+            self._uncounted[device, mesh] = torch.zeros_like(self._own[device, mesh])
+        return self._uncounted[device, mesh]
 
     def begin_again(self) -> None:
         """Before the same calls: their sums are of one step."""
-        for added in self._added.values():
-            added.streams.use(added.own.device, [added.own, added.uncounted])
-            added.own.zero_()
+        for key, own in self._own.items():
+            self._streams[key].use(own.device, [own, self._uncounted.get(key)])
+            own.zero_()
 
     def finish(self) -> Tensor | None:
         """After the calls: add the slopes where they belong, and return all sums of all devices, if they are wanted."""
         total: Tensor | None = None
-        for (device, mesh), added in self._added.items():
-            sums = added.own if mesh is None else sum_over_mesh(added.own, mesh)
+        for (device, mesh), own in self._own.items():
+            sums = own if mesh is None else sum_over_mesh(own, mesh)
             if self._slopes is not None:
                 self._slopes[device] += sums[0] if self._shape else sums
             if self._shape:
