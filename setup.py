@@ -34,7 +34,7 @@ FRAMES = [] if DEBUG else ["-Werror=frame-larger-than=16384"]
 ISA_FLAGS: dict[str, list[str]] = {"Baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     # Few x86 processors run this one: it is compiled in less time, and computes longer.
-    ISA_FLAGS["Baseline"] = ["-DLRT_ONE_DECAY", "-DLRT_NO_ROWS"]
+    ISA_FLAGS["Baseline"] = ["-DLRT_ONE_DECAY"]
     # GCC 12 warns about its own AVX-512 headers.
     avx512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     ISA_FLAGS |= {"Avx2": ["-mavx2"], "Avx512": [*avx512, "-Wno-uninitialized", "-Wno-maybe-uninitialized"]}

@@ -26,14 +26,6 @@ constexpr StoredAs kByRows[] = {
     {.param = kBf16, .grad = kBf16, .state = kBf16, .stochastic = true, .stochastic_states = true},
 };
 
-// How many of them have loops: on x86 without AVX2, which few processors are, none, for it takes minutes to compile
-// them.
-#if defined(LRT_NO_ROWS)
-constexpr int kRowKinds = 0;
-#else
-constexpr int kRowKinds = std::size(kByRows);
-#endif
-
 template <Dtype kDtype>
 using StorageOf = std::conditional_t<kDtype == kBf16, BFloat16, float>;
 
@@ -167,7 +159,7 @@ void run_stored(const ListStep& list, const TensorStep& tensor, const Range& ran
   };
   Range rest = range;
   if (whole != 0 && !range.slopes && !range.stage->map && has_loops<Rule>(decay) &&
-      run_whole_tiles(std::make_integer_sequence<int, kRowKinds>{})) {
+      run_whole_tiles(std::make_integer_sequence<int, std::size(kByRows)>{})) {
     rest.first_tile += whole / kTile;
     rest.stage_begin += whole;
     rest.count -= whole;

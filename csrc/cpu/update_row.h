@@ -39,12 +39,12 @@ constexpr bool has_loops(Decay decay) {
 // time.
 template <class Rule, class Visit>
 LRT_HD void with_decay(Decay decay, const Visit& visit) {
-  const auto visit_one = [&]<Decay kDecay>() __attribute__((always_inline)) {
-    if constexpr (has_loops<Rule>(kDecay)) visit.template operator()<kDecay>();
-  };
   if constexpr (kOneDecay) {
-    visit_one.template operator()<Decay::kSelect>();
+    visit.template operator()<Decay::kSelect>();
   } else {
+    const auto visit_one = [&]<Decay kDecay>() __attribute__((always_inline)) {
+      if constexpr (has_loops<Rule>(kDecay)) visit.template operator()<kDecay>();
+    };
     switch (decay) {
       case Decay::kNone: return visit_one.template operator()<Decay::kNone>();
       case Decay::kCoupled: return visit_one.template operator()<Decay::kCoupled>();
