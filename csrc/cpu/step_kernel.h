@@ -109,6 +109,14 @@ LRT_HD void run_full_tiles(const Rule& rule, const UpdateScalars<Real<Param>>& s
   if (tiles != 0) store_slope(tiles - 1);
 }
 
+// The types that most models have. A step of theirs has loops for each way in which weight decay enters, for slopes and
+// for centralized gradients; one of float16 or float64, which these made 0.4 of what there was to compile, has not.
+template <class Param>
+constexpr bool kIsUsual = std::is_same_v<Param, float> || std::is_same_v<Param, BFloat16>;
+// What run_any_tile sums where no metrics are asked for.
+template <class Param>
+constexpr Slopes kAtEnds = kIsUsual<Param> ? Slopes::kOfStored : Slopes::kNone;
+
 // A tile or a part of it, of any step: what a range may end with, the slopes of a gradient that is centralized, and
 // metrics.
 // Nothing is asked for ahead: at an end the lines would be lost. The constants come by value, or the loops above would
@@ -125,13 +133,10 @@ __attribute__((noinline)) void run_any_tile(Rule rule, UpdateScalars<Real<Param>
                                                                 keeps + (begin - first), sums[0]);
   }
   if (!range.slopes) return;
-  for (int k = 0; k < kCount; ++k) range.slopes[k * range.metrics_pitch + tile] = tile_slope<Isa, Param>(sums[k]);
+  for (int k = 0; k < (range.metrics_pitch ? kCount : 1); ++k) {
+    range.slopes[k * range.metrics_pitch + tile] = tile_slope<Isa, Param>(sums[k]);
+  }
 }
-
-// The types that most models have. Of float16 and float64, whose loops were 0.4 of what there was to compile, two loops
-// step whole tiles, with a mask and without; what a step does beside takes run_any_tiles.
-template <class Param>
-constexpr bool kIsUsual = std::is_same_v<Param, float> || std::is_same_v<Param, BFloat16>;
 
 // A range, with or without the slopes of its tiles.
 template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
@@ -161,7 +166,7 @@ __attribute__((noinline)) void run_range(const ListStep& list, const TensorStep&
   }
   const int64_t tile = range.count / kTile;
   if (range.count % kTile != 0)
-    run_any_tile<Isa, Slopes::kOfStored, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2].row[0]);
+    run_any_tile<Isa, kAtEnds<Param>, Rule, Param, State>(rule, scalars, range, tile, keeps[tile % 2].row[0]);
 }
 
 template <class Isa, Slopes kSlopes, class Rule, class Hyper, class Param, class State>
@@ -196,21 +201,21 @@ void step_kernel(const ListStep& list, const TensorStep& tensor, const Range& ra
   if constexpr (std::is_same_v<Param, float> && std::is_same_v<State, float>) {
     if (range.stage) return run_stored<Isa, Rule, Hyper>(list, tensor, range);
   }
-  if (range.slopes && range.metrics_pitch) {
+  if (range.keeps && !range.slopes && !range.row_means) {
+    return run_given<Isa, Rule, Hyper, Param, State>(list, tensor, range);
+  }
+  if (range.slopes && (range.metrics_pitch || !kIsUsual<Param>)) {
     return run_any_tiles<Isa, Slopes::kAndMetrics, Rule, Hyper, Param, State>(list, tensor, range);
   }
   if constexpr (!kIsUsual<Param>) {
-    if (!range.slopes && !range.keeps && !range.row_means)
-      return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
-  } else if (range.keeps && !range.slopes && !range.row_means) {
-    return run_given<Isa, Rule, Hyper, Param, State>(list, tensor, range);
+    if (!range.row_means) return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
   } else if (has_loops<Rule>(decay_of(UpdateScalars<Real<Param>>(list.scalars)))) {
     if (!range.slopes && !range.keeps)
       return run_range<Isa, Slopes::kNone, Rule, Hyper, Param, State>(list, tensor, range);
     if (!range.stored_grad && !range.row_means && !range.keeps)
       return run_range<Isa, Slopes::kOfGrad, Rule, Hyper, Param, State>(list, tensor, range);
   }
-  run_any_tiles<Isa, Slopes::kOfStored, Rule, Hyper, Param, State>(list, tensor, range);
+  run_any_tiles<Isa, kAtEnds<Param>, Rule, Hyper, Param, State>(list, tensor, range);
 }
 
 }  // namespace lrt::cpu
