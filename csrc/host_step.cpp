@@ -62,8 +62,8 @@ bool is_gradient(const StepTensor& row) {
 }
 
 // Where the implementation of the owner's gradient is named; 0: it is not what the row takes it for. A wrapper must be
-// cut as the owner is, by the very same object; the gradient is what is in it.
-uint64_t handle_of_gradient(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row,
+// cut by the object that is known to cut it as the owner is; the gradient is what is in it.
+uint64_t handle_of_gradient(const HostLayout& layout, const StepRecord& record, StepTensor& row,
                             const StepTensor& owner) {
   const uint64_t handle = gradient_of(layout, owner.implementation);
   if (row.of.role != StepTensorRole::kWrappedGradient) return handle;
@@ -71,9 +71,11 @@ uint64_t handle_of_gradient(const HostLayout& layout, const HostWrapper* wrapper
   row.outer_implementation = word(handle, 0);
   const uint64_t object = word(row.outer_implementation, layout.object) & ~uint64_t{7};  // without who owns it
   row.outer_object = object;
-  if (object == 0 || word(object, layout.type) != wrapper->type || word(object, wrapper->spec) != owner.spec) return 0;
-  const uint64_t wrapped = word(object, wrapper->wrapped);
-  return wrapped != 0 && word(wrapped, layout.type) == wrapper->wrapped_type ? wrapped + layout.implementation : 0;
+  const HostWrapper& wrapper = *record.wrapper;
+  if (object == 0 || word(object, layout.type) != wrapper.type) return 0;
+  if (word(object, wrapper.spec) != record.specs[row.of.object]) return 0;
+  const uint64_t wrapped = word(object, wrapper.wrapped);
+  return wrapped != 0 && word(wrapped, layout.type) == wrapper.wrapped_type ? wrapped + layout.implementation : 0;
 }
 
 // Whether a tensor, wherever it lies, is what the row says: its dispatch keys (device, layout, what is lazy), dtype,
@@ -112,12 +114,21 @@ bool has_stayed(const HostLayout& layout, StepTensor& row) {
   if (!is_in_memory(row, row.handle, address)) return false;
   return row.of.role != StepTensorRole::kCount || is_step_count(*reinterpret_cast<const double*>(address));
 }
+
 // The gradient gets one owner more: while kernels read it, anyone may drop it.
-bool hold(const StepRecord& record, const StepTensor& row, uint64_t handle) {
+bool hold(HeldGradient& held, uint64_t handle) {
   AtenTensorHandle own = nullptr;
   if (aoti_torch_new_tensor_handle(handle_of(handle), &own) != AOTI_TORCH_SUCCESS) return false;
-  record.held[row.of.object] = {reinterpret_cast<uint64_t>(own), word(handle, 0)};
+  held.handle = reinterpret_cast<uint64_t>(own);
+  held.implementation = word(handle, 0);
   return true;
+}
+
+// By one thread, which has Python's lock: Python may be the only owner of what is in a wrapper, and a second one takes
+// that lock.
+bool hold_wrapped(const StepRecord& record) {
+  return std::all_of(record.held, record.held + record.gradients,
+                     [](HeldGradient& held) { return held.handle != 0 || hold(held, held.named); });
 }
 
 // By one thread, which has Python's lock: the owner that goes may be the last.
@@ -132,13 +143,18 @@ void let_go(const StepRecord& record) {
   }
 }
 
-// Whether the gradient of a tensor can take the place of the one before; it is held then.
+// Whether the gradient of a tensor can take the place of the one before; it is held then, or known where it is named.
 bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& owner) {
-  const uint64_t handle = handle_of_gradient(layout, record.wrapper, row, owner);
+  const uint64_t handle = handle_of_gradient(layout, record, row, owner);
   int32_t device;
-  return handle != 0 && is_alike(layout, row, handle) && ask(aoti_torch_get_device_index, handle, &device) &&
-         device == row.device && address_of(handle, row.moved_to) && is_in_memory(row, handle, row.moved_to) &&
-         hold(record, row, handle);
+  if (handle == 0 || !is_alike(layout, row, handle) || !ask(aoti_torch_get_device_index, handle, &device) ||
+      device != row.device || !address_of(handle, row.moved_to) || !is_in_memory(row, handle, row.moved_to)) {
+    return false;
+  }
+  HeldGradient& held = record.held[row.of.object];
+  if (row.of.role == StepTensorRole::kGradient) return hold(held, handle);
+  held.named = handle;
+  return true;
 }
 
 // Of a state's wrapper nothing else is read: whatever becomes another is in its slots.
@@ -218,7 +234,7 @@ bool are_as_before(const HostLayout& layout, const StepRecord& record, bool& mov
     if (here_moved) any_moved = true;
   });
   moved = any_moved;
-  return all_are;
+  return all_are && (!record.wrapper || hold_wrapped(record));
 }
 
 // Of the parameters that are stepped; of one in a wrapper the wrapper, too. Returns whether all can be written to here.
@@ -258,11 +274,11 @@ bool fill_layout(StepTensor& row) {
   return true;
 }
 
-bool fill(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row, const StepTensor& before) {
+bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
   const bool wraps = row.of.role == StepTensorRole::kWrapper || row.of.role == StepTensorRole::kWrappedGradient;
-  if (wraps && (!wrapper || layout.object < 0)) return false;
-  const bool of_owner = row.of.object == 0;
-  row.handle = of_owner ? handle_of_gradient(layout, wrapper, row, before) : row.of.object + layout.implementation;
+  if (wraps && (!record.wrapper || layout.object < 0)) return false;
+  const bool of_owner = is_gradient(row) || row.of.role == StepTensorRole::kNone;
+  row.handle = of_owner ? handle_of_gradient(layout, record, row, before) : row.of.object + layout.implementation;
   if (row.of.role == StepTensorRole::kNone) return !is_defined(row.handle);
   if (row.handle == 0) return false;
   if (!of_owner) row.type = word(row.of.object, layout.type);
@@ -270,9 +286,9 @@ bool fill(const HostLayout& layout, const HostWrapper* wrapper, StepTensor& row,
   // The word before the object's, as torch has it; were it another, a line would be asked for in vain.
   if (!of_owner && row.of.slot && layout.object > 0) row.version = word(row.implementation, layout.object - 8);
   if (row.of.role == StepTensorRole::kWrapper) {
-    row.wrapped = word(row.of.object, wrapper->wrapped);
-    row.spec = word(row.of.object, wrapper->spec);
-    return row.type == wrapper->type;
+    row.wrapped = word(row.of.object, record.wrapper->wrapped);
+    row.spec = word(row.of.object, record.wrapper->spec);
+    return row.type == record.wrapper->type;
   }
   row.storage = word(row.implementation, layout.storage);
   row.keys = word(row.implementation, layout.keys);
@@ -294,9 +310,8 @@ int lrt_record(const lrt::HostLayout* layout, const lrt::StepTensorOf* given, co
   return lrt::for_rows(*record, 0, record->count, [&](lrt::StepTensor& row, const lrt::StepTensor& before) {
     row = {};
     row.of = *given++;
-    if (!lrt::fill(*layout, record->wrapper, row, before)) return false;
     if (lrt::is_gradient(row)) row.of.object = gradients++;
-    return true;
+    return lrt::fill(*layout, *record, row, before);
   });
 }
 

@@ -35,7 +35,7 @@ enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone, kWrapper,
 // What is given of a row.
 struct StepTensorOf {
   StepTensorRole role;
-  uint64_t object;  // 0: a gradient, which its tensor knows and which gets a number here, or none
+  uint64_t object;  // 0: a gradient, which its tensor knows and which gets its number here, or none
   uint64_t* slot;   // of a gradient: where a table has its address; of a parameter: not null
 };
 
@@ -73,9 +73,13 @@ struct HostWrapper {
   int64_t wrapped, spec;
 };
 
-// By which a gradient is held, and what is; null: it is not.
+// By which a gradient is held, and what is; a handle of 0: it is not, but may be known where what shall be is named.
 struct HeldGradient {
-  uint64_t handle, implementation;
+  uint64_t handle;
+  union {
+    uint64_t implementation;
+    uint64_t named;
+  };
 };
 
 // The rows lie in blocks, each of which can be looked at by itself: a row that asks for the one before begins none.
@@ -86,6 +90,7 @@ struct StepRecord {
   const int64_t* blocks;       // where each block begins, in words, and where the last one ends
   int64_t count;               // of blocks
   HeldGradient* held;          // one for each gradient
+  const uint64_t* specs;       // by which each gradient is cut that is in a wrapper
   int64_t gradients;
 };
 

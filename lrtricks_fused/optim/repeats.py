@@ -24,7 +24,7 @@ from .checks import OF_SCALER, of_scaler
 from .clipping import Clipping
 from .groups import LOW, CheckedGroup, Group
 from .parts import PLAIN, Part
-from .shards import dtensor_type, local
+from .shards import dtensor_type, local, other_specs
 from .sums import StepSums
 
 SCHEDULED = frozenset({"lr", "weight_decay", "keep_prob", "grad_weight", "momentum", "betas", *OF_SCALER})
@@ -155,10 +155,14 @@ class Repeats:
     def forget(self) -> None:
         """The next step is taken as a whole."""
         if self._record is not None:
-            in_vain = self._repeated < WORTHWHILE
-            self._patience = min(2 * self._patience, MOST_PATIENCE) if in_vain else FIRST_PATIENCE
-            self._record, self._waited, self._repeated = None, 0, 0
+            self._wait(self._repeated < WORTHWHILE)
+            self._record, self._repeated = None, 0
             self._drop()
+
+    def _wait(self, in_vain: bool) -> None:
+        """Wait for steps that are alike, the longer the more records were made in vain."""
+        self._patience = min(2 * self._patience, MOST_PATIENCE) if in_vain else FIRST_PATIENCE
+        self._waited = 0
 
     def _drop(self) -> None:
         """Hold nothing of a step."""
@@ -210,6 +214,9 @@ class Repeats:
     def _told(self, record: Record, optimizer: Any) -> int:
         try:
             told = record.compare(optimizer.__dict__, not self._with_tensors)
+            if not told and (specs := other_specs(record.cut, record.specs)):
+                record.take_specs(specs)
+                told = record.compare(optimizer.__dict__, not self._with_tensors)
             if told & OF_MOVED_GRADIENTS:
                 for piece in self._pieces:
                     piece.has_moved()
@@ -246,18 +253,28 @@ class Repeats:
         self._waited += 1
         if self._waited < self._patience or not calls or len(work) != len(calls) or not can_look():
             return
+        if not self._is_recorded(optimizer, list(zip(work, calls, backends, strict=True)), clipping, summed):
+            self._wait(in_vain=True)
+
+    def _is_recorded(
+        self,
+        optimizer: Any,
+        steps: list[tuple[Part, StepCall, Backend]],
+        clipping: Clipping | None,
+        summed: StepSums | None,
+    ) -> bool:
+        """Make the record, if the step can be repeated."""
         if not _is_plain(optimizer):
-            return
+            return False
         params = list(optimizer._params())
         groups = [optimizer._checked_group(group) for group in optimizer.param_groups]
         if not all(checked.is_steady for checked in groups) or not all(
             kind in PLAIN or kind is dtensor_type() for kind in {*map(type, params)}
         ):
-            return
-        zipped = zip(work, calls, backends, strict=True)
-        pieces = [_piece(*of, optimizer) for of in zipped]
+            return False
+        pieces = [_piece(*of, optimizer) for of in steps]
         if not all(pieces):
-            return
+            return False
         self._pieces = [piece for piece in pieces if piece is not None]
         self._clipping, self._summed = clipping, summed
         self._with_tensors = [checked for checked in groups if checked.tensors]
@@ -270,6 +287,7 @@ class Repeats:
             self._record = Record(entries, operands)
         except ValueError:
             self._drop()
+        return self._record is not None
 
 
 def _operands(pieces: list[_Piece], params: list[Tensor]) -> Operands:

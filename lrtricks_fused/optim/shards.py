@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..step.host import same
 from ..step.keep import IndexMap
 from ..step.operands import waited
 from .cuts import Runs, Split, all_have_maps, map_of, of_rank
@@ -147,6 +148,15 @@ def _are_cut_alike(params: list[Any], grads: list[Any]) -> bool:
     )
 
 
+def other_specs(params: list[Any], known: list[Any]) -> list[Any] | None:
+    """The objects by which the gradients of DTensors are cut, if others than those known, and cut as these are."""
+    grads = [param.grad for param in params]
+    if {*map(type, grads)} != {dtensor_type()}:
+        return None
+    specs = list(map(_spec, grads))
+    return None if same(specs, known) or not _are_cut_alike(params, grads) else specs
+
+
 def gradient(param: Any, grad: Tensor) -> Tensor:
     """The plain tensor of a gradient: of a DTensor this rank's part, cut as the parameter is.
 
@@ -181,11 +191,11 @@ def gathered(tensor: Any) -> Tensor:
     if tensor.dtype != torch.int16:
         return tensor.full_tensor()
     # Neither gloo nor NCCL takes int16.
-    same = type(tensor).from_local(
+    as_bf16 = type(tensor).from_local(
         waited(local(tensor)).view(torch.bfloat16), tensor.device_mesh, tensor.placements, run_check=False,
         shape=tensor.shape, stride=tensor.stride(),
     )  # fmt: skip
-    return same.full_tensor().view(torch.int16)
+    return as_bf16.full_tensor().view(torch.int16)
 
 
 def saved_part(saved: Any, param: Any) -> Tensor:

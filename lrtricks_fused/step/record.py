@@ -3,8 +3,9 @@
 [note: What is recorded] Of an optimizer all attributes, and what the dicts and lists among them have, by which objects
 these are: groups, options, parameters, states, hooks. Of parameters, states and counts where they are, and what they
 are, which an address alone does not say. Of gradients what they are; where, may change. Of DTensors which tensors are
-in them, and by which objects they are cut: a gradient's must be its parameter's, as fully_shard has it. Everything but
-the gradients is held, so that no other object can take an address meanwhile.
+in them, and by which objects they are cut: a gradient's is its parameter's, as torch has it after a backward pass, or
+another that is known to say the same. Everything but the gradients is held, so that no other object can take an address
+meanwhile.
 """
 
 import ctypes
@@ -33,6 +34,7 @@ class _StepRecord(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("entries", "wrapper", "tensors", "blocks")),
         ("count", ctypes.c_int64),
         ("held", ctypes.c_void_p),
+        ("specs", ctypes.c_void_p),
         ("gradients", ctypes.c_int64),
     ]
 
@@ -78,6 +80,8 @@ class Operands:
         self.blocks: list[int] = []  # where each begins, in words
         self._next_block = 0  # the first row that may begin one
         self.wrapper: Any = None  # one of those, if there is any
+        self.gradients = 0
+        self.cut: dict[int, Any] = {}  # the DTensors that have a gradient, by its number
 
     def _begin(self) -> None:
         """What comes next asks for no row before it."""
@@ -115,7 +119,9 @@ class Operands:
             return self._add(_NONE)
         self._add(_WRAPPED_GRADIENT if wraps else _GRADIENT, 0, part.dim(), slot)
         if wraps:
+            self.cut[self.gradients] = param
             self._hold(part, is_param=True)
+        self.gradients += 1
         if count is not None:
             self._hold(count, _COUNT if count.is_cpu else _HELD)
         for state, own in states:
@@ -182,20 +188,27 @@ class TensorRecord:
         self._tensors_held = operands.held
         self._blocks = host.integers([*operands.blocks, operands.words])
         self._tensors = numpy.empty(operands.words, dtype=numpy.int64)
-        roles = operands.given[::3]
-        self._gradients = numpy.zeros((roles.count(_GRADIENT) + roles.count(_WRAPPED_GRADIENT), 2), dtype=numpy.int64)
+        self._gradients = numpy.zeros((operands.gradients, 2), dtype=numpy.int64)
+        self._specs = numpy.zeros(operands.gradients, dtype=numpy.int64)
+        self._cut_at, self.cut = list(operands.cut), list(operands.cut.values())
+        self.take_specs([param.grad._spec for param in self.cut])
         wrapper = None if operands.wrapper is None else _wrapper(operands.wrapper)
         self._wrapper = wrapper
         self._record = _StepRecord(
             entries, None if wrapper is None else ctypes.addressof(wrapper),
             self._tensors.ctypes.data, self._blocks.ctypes.data, len(operands.blocks),
-            self._gradients.ctypes.data, len(self._gradients),
+            self._gradients.ctypes.data, self._specs.ctypes.data, len(self._gradients),
         )  # fmt: skip
         self._known = known
         self._places = ctypes.addressof(there), ctypes.addressof(self._record)
         given = host.integers(operands.given)
         if not known.record(self._places[0], given.ctypes.data, self._places[1]):
             raise ValueError("Invalid record: a tensor does not tell where it is")
+
+    def take_specs(self, specs: list[Any]) -> None:
+        """From now on these objects are known to cut the gradients of ``cut``, DTensors, as they are cut themselves."""
+        self.specs = specs
+        self._specs[self._cut_at] = list(map(id, specs))
 
     def have_stayed(self) -> bool:
         """Whether the tensors, if none of them is a gradient, are what and where they were."""
