@@ -40,7 +40,7 @@ test-all: test
 # variants; with LRTRICKS_FULL=1 all variants, types, tricks and targets, which takes long. ARGS="-k sm_90": fewer.
 test-ptx: export LRTRICKS_PTX = 1
 test-ptx: $(VENV)/.built
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/ptx $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/ptx $(ARGS)
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench

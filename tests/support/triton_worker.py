@@ -53,22 +53,25 @@ def compiled(test: Callable) -> Callable:
 
 
 @functools.cache
+def _pool(config: pytest.Config, interpret: bool) -> ProcessPoolExecutor:
+    """The processes of all files: to begin one takes as long as ten tests. Other workers of xdist have their own."""
+    workers = max(INTERPRETERS // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1) if interpret else 1
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (interpret,))
+    config.add_cleanup(functools.partial(pool.shutdown, cancel_futures=True))
+    return pool
+
+
+@functools.cache
 def _futures(session: pytest.Session, path: Path) -> dict[str, Future]:
     """The runs of all selected tests of a file by their names."""
-    spawn = multiprocessing.get_context("spawn")
-    pools, futures = {}, {}
+    futures = {}
     for item in session.items:
         test = getattr(item, "function", None)
         if hasattr(test, "interpret") and item.path == path:
-            if test.interpret not in pools:
-                workers = INTERPRETERS if test.interpret else 1
-                pools[test.interpret] = ProcessPoolExecutor(workers, spawn, _start, (test.interpret,))
             arguments = item.callspec.params if hasattr(item, "callspec") else {}
             # Pickled here: a process would otherwise receive tensors as handles of shared memory.
             work = test.__module__, test.__name__, pickle.dumps(arguments)
-            futures[item.nodeid] = pools[test.interpret].submit(_run, *work)
-    for pool in pools.values():
-        session.config.add_cleanup(functools.partial(pool.shutdown, cancel_futures=True))
+            futures[item.nodeid] = _pool(session.config, test.interpret).submit(_run, *work)
     return futures
 
 
