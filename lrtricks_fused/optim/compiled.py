@@ -20,7 +20,6 @@ from weakref import WeakValueDictionary, finalize, ref
 import torch
 from torch import Tensor
 from torch._guards import CompileContext
-from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value
 
 from ..step.backends import prepare
 from ..step.call import StepCall, Storage
@@ -152,6 +151,8 @@ class _Pools:
             return "true" if value else "false"
         if isinstance(value, str):
             return f'"{value}"'
+        from torch.fx.experimental.symbolic_shapes import guard_scalar, has_static_value  # slow; there when traced
+
         if isinstance(value, float) and not (has_static_value(value) and math.isfinite(value)):
             self.numbers.append(value)
             return _reference("numbers", f"{len(self.numbers) - 1}")
