@@ -1,7 +1,6 @@
 // See host_step.h.
 #include "host_step.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 
 #include "core/numeric.h"
 #include "host_entries.h"
+#include "host_tensors.h"
 
 namespace lrt {
 namespace {
@@ -17,48 +17,8 @@ namespace {
 constexpr int64_t kAhead = 16;       // rows
 constexpr int64_t kGrainBlocks = 4;  // as many as a thread is worth
 
-uint64_t word(uint64_t object, int64_t offset) { return *reinterpret_cast<const uint64_t*>(object + offset); }
-
-// What torch's C functions take for a tensor: the address of the word that names its implementation.
-AtenTensorHandle handle_of(uint64_t address) { return reinterpret_cast<AtenTensorHandle>(address); }
-
-template <class T>
-bool ask(AOTITorchError (*function)(AtenTensorHandle, T*), uint64_t handle, T* answer) {
-  return function(handle_of(handle), answer) == AOTI_TORCH_SUCCESS;
-}
-
-int64_t* layout_of(StepTensor& row) { return reinterpret_cast<int64_t*>(&row + 1); }
-
-StepTensor& next(StepTensor& row) { return *reinterpret_cast<StepTensor*>(layout_of(row) + 2 * row.dims); }
-
-struct Shape {
-  int64_t dims;
-  int64_t *sizes, *strides;
-};
-
-bool shape_of(uint64_t handle, Shape& shape) {
-  return ask(aoti_torch_get_dim, handle, &shape.dims) && ask(aoti_torch_get_sizes, handle, &shape.sizes) &&
-         ask(aoti_torch_get_strides, handle, &shape.strides);
-}
-
-bool address_of(uint64_t handle, uint64_t& address) {
-  void* data = nullptr;
-  if (!ask(aoti_torch_get_data_ptr, handle, &data)) return false;
-  address = reinterpret_cast<uint64_t>(data);
-  return true;
-}
-
 uint64_t gradient_of(const HostLayout& layout, uint64_t implementation) {
   return reinterpret_cast<uint64_t>(layout.grad_of(reinterpret_cast<const void*>(implementation)));
-}
-
-bool is_defined(uint64_t handle) {
-  bool defined = true;
-  return !ask(aoti_torch_is_defined, handle, &defined) || defined;
-}
-
-bool is_gradient(const StepTensor& row) {
-  return row.of.role == StepTensorRole::kGradient || row.of.role == StepTensorRole::kWrappedGradient;
 }
 
 // Where the implementation of the owner's gradient is named; 0: it is not what the row takes it for. A wrapper must be
@@ -84,7 +44,7 @@ bool is_alike(const HostLayout& layout, StepTensor& row, uint64_t handle) {
   if (word(word(handle, 0), layout.keys) != row.keys) return false;
   int32_t dtype;
   Shape shape;
-  if (!ask(aoti_torch_get_dtype, handle, &dtype) || dtype != row.dtype) return false;
+  if (!told(aoti_torch_get_dtype, handle, &dtype) || dtype != row.dtype) return false;
   if (!shape_of(handle, shape) || shape.dims != row.dims) return false;
   const size_t bytes = row.dims * sizeof(int64_t);
   return std::memcmp(shape.sizes, layout_of(row), bytes) == 0 &&
@@ -100,8 +60,8 @@ bool is_same_object(const HostLayout& layout, const StepTensor& row) {
 bool is_in_memory(const StepTensor& row, uint64_t handle, uint64_t address) {
   if (row.extent == 0) return true;
   int64_t offset, size;
-  return address != 0 && ask(aoti_torch_get_storage_offset, handle, &offset) &&
-         ask(aoti_torch_get_storage_size, handle, &size) &&
+  return address != 0 && told(aoti_torch_get_storage_offset, handle, &offset) &&
+         told(aoti_torch_get_storage_size, handle, &size) &&
          (offset + row.extent) * static_cast<int64_t>(aoti_torch_dtype_element_size(row.dtype)) <= size;
 }
 
@@ -147,7 +107,7 @@ void let_go(const StepRecord& record) {
 bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& owner) {
   const uint64_t handle = handle_of_gradient(layout, record, row, owner);
   int32_t device;
-  if (handle == 0 || !is_alike(layout, row, handle) || !ask(aoti_torch_get_device_index, handle, &device) ||
+  if (handle == 0 || !is_alike(layout, row, handle) || !told(aoti_torch_get_device_index, handle, &device) ||
       device != row.device || !address_of(handle, row.moved_to) || !is_in_memory(row, handle, row.moved_to)) {
     return false;
   }
@@ -292,8 +252,8 @@ bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, c
   }
   row.storage = word(row.implementation, layout.storage);
   row.keys = word(row.implementation, layout.keys);
-  return ask(aoti_torch_get_dtype, row.handle, &row.dtype) &&
-         ask(aoti_torch_get_device_index, row.handle, &row.device) && fill_layout(row) &&
+  return told(aoti_torch_get_dtype, row.handle, &row.dtype) &&
+         told(aoti_torch_get_device_index, row.handle, &row.device) && fill_layout(row) &&
          address_of(row.handle, row.address);
 }
 

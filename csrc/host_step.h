@@ -67,6 +67,14 @@ struct StepTensor {
   int64_t dims;
 };
 
+inline int64_t* layout_of(StepTensor& row) { return reinterpret_cast<int64_t*>(&row + 1); }
+
+inline StepTensor& next(StepTensor& row) { return *reinterpret_cast<StepTensor*>(layout_of(row) + 2 * row.dims); }
+
+inline bool is_gradient(const StepTensor& row) {
+  return row.of.role == StepTensorRole::kGradient || row.of.role == StepTensorRole::kWrappedGradient;
+}
+
 // The wrappers of a step (DTensors): their type, that of the tensors in them, and where in an object its slots are.
 struct HostWrapper {
   uint64_t type, wrapped_type;

@@ -11,7 +11,7 @@ from test_repeats import warm
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lrtricks_fused as lrt
-from lrtricks_fused.optim import repeats
+from lrtricks_fused.optim.repeatable import RepeatableCall
 
 
 def one(**options):
@@ -30,7 +30,7 @@ def test_gradients_that_are_dropped_while_kernels_read_them(monkeypatch):
     for each in (opt, other):
         new_gradients(each)
     assert is_recorded(opt)
-    step = repeats._Piece.step
+    step = RepeatableCall.step
 
     def dropped(self):
         grads = [(param.grad.shape, param.grad.dtype) for param in parameters(opt) if param.grad is not None]
@@ -41,7 +41,7 @@ def test_gradients_that_are_dropped_while_kernels_read_them(monkeypatch):
         step(self)
         del poison
 
-    monkeypatch.setattr(repeats._Piece, "step", dropped)
+    monkeypatch.setattr(RepeatableCall, "step", dropped)
     opt.step()
     monkeypatch.undo()
     other.step()
