@@ -346,6 +346,20 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_by_index(maker):
     assert_same_bits(*results)
 
 
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_state_that_was_only_asked_for_leaves_the_parameter_its_name(loads):
+    params = leaves((700,), (300,))
+    optimizer = lrt.SGD([("first", params[0]), ("second", params[1])], lr=1.0, keep_prob=0.5)
+    params[0].grad = torch.ones(700)
+    optimizer.step()
+    assert optimizer.state[params[1]] == {}  # which is an entry from now on, that checkpoints have
+    if loads:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before, params[1].grad = params[1].detach().clone(), torch.ones(300)
+    optimizer.step()
+    assert torch.equal(params[1] != before, keep_mask((300,), 0.5, 0, 1, zlib.crc32(b"second")))
+
+
 def test_a_pickle_of_an_earlier_version_goes_on_by_index():
     (param,) = leaves((700,))
     optimizer = lrt.SGD([("weight", param)], lr=1.0, momentum=0.9, dampening=0.5, keep_prob=0.5)
