@@ -1,5 +1,7 @@
 """Repeated steps of many DTensors, at which several threads look, wherever their gradients come from."""
 
+import itertools
+
 import ranks
 import torch
 from helpers import assert_same_bits
@@ -71,12 +73,12 @@ def like(param, values):
 
 def alike(param, values):
     """Cut alike by another object, each time a new one."""
-    return DTensor.from_local(values, param.device_mesh, [Shard(0)], run_check=False,
+    return DTensor.from_local(values, param.device_mesh, param.placements, run_check=False,
                               shape=param.shape, stride=param.stride())  # fmt: skip
 
 
 def otherwise(param, values):
-    """Of all elements on each rank: no gradient that could be taken as it is."""
+    """To be added up over the ranks: no gradient that could be taken as it is, though it may have the very shape."""
     return DTensor.from_local(torch.ones(param.shape), param.device_mesh, [Partial()])
 
 
@@ -93,9 +95,9 @@ KINDS = {  # of each step, and whether it repeats the one before
 def assigned(_, size):
     torch.set_num_threads(2)
     mesh = init_device_mesh("cpu", (size,))
-    for kinds, repeated in KINDS.values():
+    for where, (kinds, repeated) in itertools.product((Shard(0), Replicate()), KINDS.values()):
         torch.manual_seed(0)
-        params = [nn.Parameter(distribute_tensor(torch.randn(SHAPE), mesh, [Shard(0)])) for _ in range(2 * LAYERS)] + [
+        params = [nn.Parameter(distribute_tensor(torch.randn(SHAPE), mesh, [where])) for _ in range(2 * LAYERS)] + [
             nn.Parameter(torch.ones(3)) for _ in range(5)
         ]
         optimizers = [

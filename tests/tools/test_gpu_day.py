@@ -196,7 +196,7 @@ def test_an_invalid_budget(day):
     assert "Invalid BUDGET=1h" in day.output
 
 
-@pytest.mark.skipif(not FULL, reason="make test-all: half a minute")
+@pytest.mark.skipif(not FULL, reason="make test-all: two minutes")
 def test_a_dry_run_of_the_whole_day(tmp_path):
     done = subprocess.run([str(SCRIPT), "--dry-run"], env={**os.environ, "OUT": str(tmp_path / "out")})
     assert done.returncode == 3
