@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from lrtricks_fused.optim import shards
 
-SCRIPTS, STEPS = 60 if FULL else 3, 10
+SCRIPTS, STEPS = 60 if FULL else 2, 10
 SHAPES = [(6, 5), (1,), (3,), (), (7, 2, 2), (64,), (33, 9), (2, 3), (513,)]
 
 
