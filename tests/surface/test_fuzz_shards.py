@@ -18,8 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from lrtricks_fused.optim import shards
+from lrtricks_fused.step import host
 
-SCRIPTS, STEPS = 60 if FULL else 2, 10
+SCRIPTS, STEPS = 60 if FULL else 2, 12
 SHAPES = [(6, 5), (1,), (3,), (), (7, 2, 2), (64,), (33, 9), (2, 3), (513,)]
 
 
@@ -96,7 +97,7 @@ def nothing(optimizer, rng):
     pass
 
 
-EVENTS = [nothing] * 12 + [
+EVENTS = [nothing] * 25 + [
     other_local_of_a_parameter, other_locals_of_states, swapped, gradients_in_place, other_threads,
     events.scheduled, events.loaded, events.loaded_own, events.loaded_of_other_types, events.foreign_entry,
     events.state_dict_looked_at, events.a_gradient_is_gone, events.zeros_as_gradients, events.frozen,
@@ -120,7 +121,7 @@ def parts(optimizer, cut):
 
 
 def follow(mesh, stored, seed):
-    """Whether a step has been repeated in the end."""
+    """How many steps were repeated."""
     rng = random.Random(seed)
     dtype, options = STORED[stored]
     case = rng.choice(RICH)
@@ -139,8 +140,9 @@ def follow(mesh, stored, seed):
         )
 
     optimizers = [made("native", True), made("native", True), made("reference", False)]
-    repeated = 0
+    repeated, repeats = 0, optimizers[0]._repeats
     for step in range(STEPS):
+        repeats._patience, before = 1, repeats._repeated  # whatever was in vain: what matters are the steps that repeat
         event, kind = rng.choice(EVENTS), rng.choice([like] * 6 + [alike] * 3 + [partial, replicated])
         missing, is_new, salt = rng.choice([0] * 5 + [0.2]), rng.random() < 0.7 or not step, rng.getrandbits(32)
         for number, optimizer in enumerate(optimizers):
@@ -160,7 +162,7 @@ def follow(mesh, stored, seed):
         except AssertionError as error:
             what = f"{stored}, {seed}: {case.name}, step {step}, {event.__name__}, {kind.__name__}"
             raise AssertionError(what) from error
-        repeated += optimizers[0]._repeats._record is not None and optimizers[0]._repeats._repeated > 0
+        repeated += repeats._repeated > before
     return repeated
 
 
@@ -171,4 +173,4 @@ def scripts(_, size):
 
 def test_what_is_remembered_of_shards_changes_nothing():
     repeated = ranks.run(scripts, 2, seconds=1800 if FULL else 120)
-    assert min(repeated) > 0
+    assert host.functions() is None or min(repeated) > STEPS * SCRIPTS // 2, repeated  # a tenth of them
