@@ -218,10 +218,8 @@ def loaded_identities(
     }
     _check_owners(groups, known)
     ours = [group for group, saved in zip(groups, saved_groups, strict=True) if "seed" in saved]
-    stepped = {
-        param for param, state in saved_states.items() if "step" in state
-    }  # else somebody has asked for its state
-    by_index = {param for group in ours for param in group["params"] if param in stepped}
+    # Not those whose state is empty: somebody has asked for it, and no version has stepped them.
+    by_index = {param for group in ours for param in group["params"] if "step" in saved_states.get(param, ())}
     found = identities(groups, known, by_index)
     return {param: found[param] for param in saved_states}
 

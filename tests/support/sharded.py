@@ -1,10 +1,10 @@
 """A small model, the ways to cut it into shards, and what a test reads of it: the whole parameters and states."""
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lrtricks_fused.optim import shards
@@ -67,6 +67,30 @@ def all_of(model, optimizer):
     """Whole parameters and states."""
     return [whole(torch.as_tensor(value)).detach() for param in model.parameters()
             for value in [param, *[v for _, v in sorted(optimizer.state[param].items())]]]  # fmt: skip
+
+
+# -- gradients: of a DTensor, and its values as a whole ----------------------------------------------------------------
+
+
+def like(param, whole):
+    """Cut by the parameter's own object, as after a backward pass."""
+    return DTensor(shards.cut(whole, param).contiguous(), param._spec, requires_grad=False)
+
+
+def alike(param, whole):
+    """Cut alike by another object, each time a new one."""
+    return distribute_tensor(whole, param.device_mesh, param.placements)
+
+
+def partial(param, whole):
+    """To be added up over the ranks: no gradient that could be taken as it is, though it may have the very shape."""
+    own = whole if distributed.get_rank() == 0 else torch.zeros_like(whole)
+    return DTensor.from_local(own, param.device_mesh, [Partial()], run_check=False)
+
+
+def replicated(param, whole):
+    """On each rank as a whole."""
+    return DTensor.from_local(whole, param.device_mesh, [Replicate()], run_check=False)
 
 
 # -- ways to cut a model -----------------------------------------------------------------------------------------------

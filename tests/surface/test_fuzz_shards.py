@@ -12,10 +12,11 @@ import torch
 from fuzz_training import params_of, values
 from helpers import assert_same_bits
 from inventory import FULL, RICH
+from sharded import alike, like, partial, replicated
 from test_fuzz_training import STORED, forget, told
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from lrtricks_fused.optim import shards
 from lrtricks_fused.step import host
@@ -27,29 +28,7 @@ SHAPES = [(6, 5), (1,), (3,), (), (7, 2, 2), (64,), (33, 9), (2, 3), (513,)]
 def placements(rng, shapes):
     """Of parameters of these shapes: all replicated, or some of them, beside shards and plain ones (None)."""
     some = [Replicate()] if rng.random() < 0.3 else [Replicate(), None, Shard(0), Shard(0), Shard(0)]
-    return [rng.choice(some[: 5 if shape else 2]) for shape in shapes]
-
-
-# -- gradients: of a parameter, and its values as a whole --------------------------------------------------------------
-
-
-def like(param, whole):
-    """Cut by the parameter's own object, as after a backward pass."""
-    return DTensor(shards.cut(whole, param).contiguous(), param._spec, requires_grad=False)
-
-
-def alike(param, whole):
-    """Cut alike by another object, each time a new one."""
-    return distribute_tensor(whole, param.device_mesh, param.placements)
-
-
-def partial(param, whole):
-    own = whole if distributed.get_rank() == 0 else torch.zeros_like(whole)
-    return DTensor.from_local(own, param.device_mesh, [Partial()], run_check=False)
-
-
-def replicated(param, whole):
-    return DTensor.from_local(whole, param.device_mesh, [Replicate()], run_check=False)
+    return [rng.choice([where for where in some if shape or not isinstance(where, Shard)]) for shape in shapes]
 
 
 def set_gradients(optimizer, rng, kind, missing):

@@ -5,10 +5,11 @@ import itertools
 import ranks
 import torch
 from helpers import assert_same_bits
+from sharded import alike, like, partial
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 
 import lrtricks_fused as lrt
 from lrtricks_fused.optim import shards
@@ -37,7 +38,7 @@ def by_fully_shard(module, mesh):
     return lambda inputs: inputs
 
 
-def replicated(module, mesh):
+def by_replicas(module, mesh):
     distribute_module(module, mesh)
     return lambda inputs: distribute_tensor(inputs, mesh, [Replicate()])
 
@@ -45,7 +46,7 @@ def replicated(module, mesh):
 def in_training(_, size):
     torch.set_num_threads(2)
     mesh = init_device_mesh("cpu", (size,))
-    for cut in (by_fully_shard, replicated):
+    for cut in (by_fully_shard, by_replicas):
         sharded, alone = model(), model()
         place = cut(sharded, mesh)
         optimizer, reference = (
@@ -66,27 +67,11 @@ def test_training_repeats_its_steps():
     ranks.run(in_training, 2)
 
 
-def like(param, values):
-    """Cut by the parameter's own object, as torch does it."""
-    return DTensor(values, param._spec, requires_grad=False)
-
-
-def alike(param, values):
-    """Cut alike by another object, each time a new one."""
-    return DTensor.from_local(values, param.device_mesh, param.placements, run_check=False,
-                              shape=param.shape, stride=param.stride())  # fmt: skip
-
-
-def otherwise(param, values):
-    """To be added up over the ranks: no gradient that could be taken as it is, though it may have the very shape."""
-    return DTensor.from_local(torch.ones(param.shape), param.device_mesh, [Partial()])
-
-
 KINDS = {  # of each step, and whether it repeats the one before
     like: ([like] * 6, [False] * 3 + [True] * 3),
     alike: ([alike] * 6, [False] * 3 + [True] * 3),
-    otherwise: (
-        [like, alike, like, alike, alike, like, otherwise, like],
+    partial: (
+        [like, alike, like, alike, alike, like, partial, like],
         [False] * 3 + [True] * 3 + [False] * 2,
     ),
 }
@@ -109,7 +94,7 @@ def assigned(_, size):
             for optimizer in optimizers:
                 torch.manual_seed(step)
                 for param in optimizer.param_groups[0]["params"]:
-                    values = torch.randn(shards.local(param).shape)
+                    values = torch.randn(param.shape)
                     param.grad = kind(param, values) if isinstance(param, DTensor) else values
                 optimizer.step()
             is_repeated = optimizers[0]._repeats._repeated > 0
