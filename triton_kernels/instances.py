@@ -27,7 +27,7 @@ REGISTERS = 128  # left alone ptxas aims at 72 or 80 for some kernels, and spill
 MANY_REGISTERS = 168  # of steps that hold more: three blocks of WARPS warps
 SLOPE_REGISTERS = 200  # of a step with a slope
 # Of a thread that also sums a slope, or draws for each of its elements, as where those of a chunk are scattered, or
-# holds the words that round beside those that decide: so many the registers hold.
+# holds words that round beside what is widened from 16 bits: so many the registers hold.
 FEW_LANES = 4
 DTYPES = {dtype: getattr(tl, str(dtype).removeprefix("torch.")) for dtype in STATE_DTYPES}
 

@@ -20,7 +20,7 @@ TWO_52 = tl.constexpr(4503599627370496.0)
 
 
 @triton.jit
-def philox4x32(c0, c1, c2, c3, key0, key1, ROUNDS: tl.constexpr):
+def philox4x32(c0, c1, c2, c3, key0, key1):
     """Philox4x32 (Salmon et al., SC 2011) of uint32 counters; four words."""
     for _ in tl.static_range(ROUNDS):
         hi0, lo0 = tl.umulhi(c0, M0), c0 * M0
@@ -35,22 +35,22 @@ def philox4x32(c0, c1, c2, c3, key0, key1, ROUNDS: tl.constexpr):
 
 
 @triton.jit
-def draw(call, stream, STREAM: tl.constexpr, ROUNDS: tl.constexpr):
+def draw(call, stream):
     """The four words of uint32 calls, which are counted from the stream's first and do not cross 2**32."""
     first, step, param, key0, key1 = stream
-    high = (first >> 32).to(tl.uint32) | (STREAM << 24)
-    return philox4x32(first.to(tl.uint32) + call, high, step, param, key0, key1, ROUNDS)
+    high = (first >> 32).to(tl.uint32) | (ELEMENTS << 24)
+    return philox4x32(first.to(tl.uint32) + call, high, step, param, key0, key1)
 
 
 @triton.jit
-def draw_alone(element, stream, STREAM: tl.constexpr, ROUNDS: tl.constexpr):
+def draw_alone(element, stream):
     """The words of int64 elements, each by a call of its own, by :func:`turned`."""
     _, step, param, key0, key1 = stream
     i = element.to(tl.uint64)
     n = i // TILE * LANES + i % LANES
     row = (i // LANES % ROWS).to(tl.uint32)
-    high = (n >> 32).to(tl.uint32) | (STREAM << 24)
-    w0, w1, w2, w3 = philox4x32(n.to(tl.uint32), high, step, param, key0, key1, ROUNDS)
+    high = (n >> 32).to(tl.uint32) | (ELEMENTS << 24)
+    w0, w1, w2, w3 = philox4x32(n.to(tl.uint32), high, step, param, key0, key1)
     word = tl.where(row < 4, tl.where(row < 2, w0, w1), tl.where(row < 6, w2, w3))
     return tl.where(row % 2 == 1, word, turned(word, 0))
 

@@ -5,11 +5,9 @@ import triton.language as tl
 
 from lrtricks_fused.step import rounding
 
-from .philox import ELEMENTS, ROUNDS, draw
+from .philox import draw
 from .storage import from_real
 
-ROUNDING = tl.constexpr(rounding.ROUNDING_STREAM)  # the stream
-ROUNDING_ROUNDS = tl.constexpr(rounding.ROUNDING_ROUNDS)
 PARAM_MULTIPLIER = tl.constexpr(rounding.PARAM_MULTIPLIER)
 STATE_MULTIPLIERS = tl.constexpr(rounding.STATE_MULTIPLIERS)
 EXPONENTS = tl.constexpr((127 - 15) << 23)  # from the exponents of float16 to those of float32
@@ -19,25 +17,32 @@ HALF_UNITS = tl.constexpr(2.0**40)  # of 2**-16 of the smallest subnormal
 
 @triton.jit
 def draw_pass(call, stepped, draws, VARIANT: tl.constexpr):
-    """The four words of each Philox call of a pass that decide, and those that round; zeros where none is drawn.
+    """The four words of each Philox call of a pass, which decide, and round; zeros where none is drawn.
 
     With MAPPED none are for a chunk whose elements are scattered.
-    Those that round are drawn in a branch, which is taken: the compiler would spread the draws among the rows, and
-    hold what they need in registers.
     """
     masked, stream, scattered = draws
     zero = tl.zeros_like(call).to(tl.uint32)
     w0, w1, w2, w3 = zero, zero, zero, zero
-    r0, r1, r2, r3 = zero, zero, zero, zero
-    decides, rounds = masked, stepped > 0
+    drawn = masked
+    # In a branch, which is taken: the compiler would spread the draws among the rows, and hold what they need in
+    # registers.
+    if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:
+        drawn = stepped > 0
     if VARIANT.MAPPED:
-        decides, rounds = masked & (not scattered), rounds & (not scattered)
-    if decides:
-        w0, w1, w2, w3 = draw(call.to(tl.uint32), stream, ELEMENTS, ROUNDS)
-    if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:  # noqa: SIM102 (known to the compiler, unlike the other)
-        if rounds:
-            r0, r1, r2, r3 = draw(call.to(tl.uint32), stream, ROUNDING, ROUNDING_ROUNDS)
-    return (w0, w1, w2, w3), (r0, r1, r2, r3)
+        drawn = drawn & (not scattered)
+    if drawn:
+        w0, w1, w2, w3 = draw(call.to(tl.uint32), stream)
+    return w0, w1, w2, w3
+
+
+@triton.jit
+def rounding_bits(word, MULTIPLIER: tl.constexpr):
+    """16 bits for each element: its own number, the upper half of its word, plus a multiple of the other one.
+
+    The product's lower half is the other one, and carries nothing.
+    """
+    return word * (MULTIPLIER << 16 | 1) >> 16
 
 
 @triton.jit
@@ -63,7 +68,7 @@ def stochastically_rounded(real, bits, STORAGE: tl.constexpr):
 def rounded(real, word, MULTIPLIER: tl.constexpr, STORAGE: tl.constexpr, STOCHASTIC: tl.constexpr):
     """As it is stored: by 16 bits of a word, of the parameter's multiplier or a state's; or the nearest."""
     if STOCHASTIC:
-        stored = stochastically_rounded(real, word * MULTIPLIER >> 16, STORAGE)
+        stored = stochastically_rounded(real, rounding_bits(word, MULTIPLIER), STORAGE)
     else:
         stored = from_real(real, STORAGE)
     return stored

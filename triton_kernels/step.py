@@ -35,9 +35,9 @@ from .layout import (
     last_word,
     reals,
 )
-from .philox import ELEMENTS, LANES, ROUNDS, ROWS, TILE, draw_alone, turned
+from .philox import KEEP_ALL, LANES, ROWS, TILE, draw_alone, turned
 from .ring import ring_pitch, update_ring
-from .rounding import ROUNDING, ROUNDING_ROUNDS, STATE_MULTIPLIERS, draw_pass, rounded
+from .rounding import STATE_MULTIPLIERS, draw_pass, rounded
 from .runs import elements_of, map_of_chunk, place_of_chunk
 from .slices import centralized, mean_of, slices_of_chunk
 from .slope import slope_units
@@ -98,7 +98,7 @@ def load_row(offset, mask, grad_mask, chunk, VARIANT: tl.constexpr):
     mean = 0.0
     if VARIANT.CENTRALIZE:
         mean = mean_of(offset, mask, slices)
-    drops = draws[0] | (limit != 1)  # without a mask it is 0 or 1
+    drops = draws[0] | (limit == 0)
     beside = load_beside(offset, mask, beside_pointers, drops, VARIANT)
     return tl.load(param + offset, mask), tl.load(grad + offset, grad_mask), stored_states, mean, beside
 
@@ -118,15 +118,12 @@ def step_row(
     pointers, beside_pointers, pitch, _, index_map, draws, constants, scalars, limit = chunk
     masked, stream, scattered = draws
     stored, stored_grad, stored_states, mean, beside = row
-    bits = words[0][ROW // 2] >> (16 * (ROW % 2)) & 0xFFFF
-    rounding_word = turned(words[1][ROW // 2], ROW)
+    bits = words[ROW // 2] >> (16 * (ROW % 2)) & 0xFFFF
+    word = turned(words[ROW // 2], ROW)
     if VARIANT.MAPPED:  # noqa: SIM102 (known to the compiler, unlike the other)
-        if scattered:
-            elements = elements_of(offset, index_map)
-            if masked:
-                bits = draw_alone(elements, stream, ELEMENTS, ROUNDS) >> 16
-            if VARIANT.STOCHASTIC or STOCHASTIC_STATES:
-                rounding_word = draw_alone(elements, stream, ROUNDING, ROUNDING_ROUNDS)
+        if scattered & (masked | VARIANT.STOCHASTIC | STOCHASTIC_STATES):
+            word = draw_alone(elements_of(offset, index_map), stream)
+            bits = word >> 16
     param, raw_grad = real_param(stored, beside, VARIANT), to_real(stored_grad, VARIANT.GRAD_DTYPE)
     grad = raw_grad
     if VARIANT.CENTRALIZE:
@@ -140,11 +137,11 @@ def step_row(
             states = states + (to_real(stored_states[k], STATE_DTYPE),)
         updated, states = update(param, grad, states, constants, scalars, DIRECTION, VARIANT)
         for k in tl.static_range(STATES):
-            new_state = rounded(states[k], rounding_word, STATE_MULTIPLIERS[k], STATE_DTYPE, STOCHASTIC_STATES)
+            new_state = rounded(states[k], word, STATE_MULTIPLIERS[k], STATE_DTYPE, STOCHASTIC_STATES)
             tl.store(pointers[2][k] + offset, new_state, mask)
     written = (pointers[0], beside_pointers)
     keep = bits < limit
-    after, changed = store_param(stored, updated, keep, rounding_word, offset, mask, written, beside, VARIANT)
+    after, changed = store_param(stored, updated, keep, word, offset, mask, written, beside, VARIANT)
     return raw_grad * (param - after), changed
 
 
@@ -279,6 +276,8 @@ def step_kernel(rows, chunk_tensors, prepared, seed: tl.int64, DIRECTION: tl.con
     full = (stepped == CHUNK) & (written_addresses(row, VARIANT) % 16 == 0)
     grad_aligned = tl.load(row + GRAD) % 16 == 0
     masked = flags & MASKED != 0
+    if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:  # bits are drawn without a mask, too
+        threshold = tl.where(masked | (threshold == 0), threshold, KEEP_ALL)
     skip = flags & SKIP != 0
     if VARIANT.ONLY is not None:
         skip = skip | (tl.load(row + GRAD_DTYPE) != VARIANT.ONLY[0]) | (tl.load(row + MIRROR_DTYPE) != VARIANT.ONLY[1])

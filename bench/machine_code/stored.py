@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from lrtricks_fused.step.rounding import PARAM_MULTIPLIER, STATE_MULTIPLIERS
 from lrtricks_fused.step.table import CHUNK
 
 from . import cuda_model
@@ -24,8 +25,9 @@ THREADS, TILE_ELEMENTS, PASSES = 128, 16, 2  # of a block; of a thread in a tile
 ACCESS, BITMAP = 16, 1  # bytes
 UNIT = TILE_ELEMENTS // PASSES
 TILES = CHUNK // (THREADS * TILE_ELEMENTS)  # of a warp
-_PRODUCT = re.compile(r"-0x2daee0ad|0xd2511f53")
-_STATE_PRODUCT = re.compile(r"-0x61c88647|0x9e3779b9|-0x4498517b|0xbb67ae85|-0x2daee0ad|0xd2511f53")
+TOLD_WORDS = 2 * UNIT * PASSES  # of the words that round a thread's elements of a tile, how many it is told by others
+_PARAM_PRODUCT = re.compile(f"{PARAM_MULTIPLIER << 16 | 1:#x}")
+_STATE_PRODUCT = re.compile("|".join(f"{multiplier << 16 | 1:#x}" for multiplier in STATE_MULTIPLIERS))
 _SUBNORMAL = re.compile(r"F2I")  # only float16 is rounded stochastically by an integer
 
 
@@ -201,8 +203,9 @@ def _moved(code: Sequence[Instruction], kind: Kind) -> Callable[[int], Tallies]:
 
     def of(index: int) -> Tallies:
         this = code[index]
-        rounds = _STATE_PRODUCT.search(this.operands) and not kind.rounds
-        if rounds or (_SUBNORMAL.match(this.opcode) and not kind.rounds_half):
+        rounds_param = _PARAM_PRODUCT.search(this.operands) and not kind.stochastic
+        rounds_state = _STATE_PRODUCT.search(this.operands) and not kind.stochastic_states
+        if rounds_param or rounds_state or (_SUBNORMAL.match(this.opcode) and not kind.rounds_half):
             return ()
         size = this.access_bytes
         single = this.target is not None and any(_has_singles(code, way) for way in successors(code, index))
@@ -215,20 +218,20 @@ def _moved(code: Sequence[Instruction], kind: Kind) -> Callable[[int], Tallies]:
 
 
 def _draws(code: Sequence[Instruction], nest: Nest, to: int, masked: bool, stochastic: bool) -> list[int]:
-    """The way to some passes of a tile, with the draws that decide, which threads tell each other, and that round."""
+    """The way to some passes of a tile, with what is drawn for it: words if it is rounded, or decisions.
+
+    Which of them is told by how often threads tell each other.
+    """
     head, behind = nest.tiles.head, min(passes.head for passes in nest.passes)
-    first_told = min(i for i in range(head, behind) if code[i].opcode.startswith("SHFL"))
-    product = [int(bool(_PRODUCT.search(this.operands))) for this in code[:behind]]
-    goal = masked * sum(product[head:first_told]), stochastic * sum(product[first_told:])
+    told = [int(this.opcode.startswith("SHFL")) for this in code[:behind]]
+    decisions = sum(told[head:]) - TOLD_WORDS
 
     def of(index: int) -> Tallies:
         if index >= behind:
-            return ((0, 0),)
-        if code[index].access_bytes:
-            return ()
-        return ((product[index], 0),) if index < first_told else ((0, product[index]),)
+            return ((0,),)
+        return () if code[index].access_bytes else ((told[index],),)
 
-    return longest(code, head, to, of, goal)[:-1]
+    return longest(code, head, to, of, (TOLD_WORDS if stochastic else masked * decisions,))[:-1]
 
 
 def ways_of(text: Text, rule: str, kind: str, masked: bool = True) -> Ways:

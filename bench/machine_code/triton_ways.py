@@ -18,7 +18,7 @@ class Shape:
     sizes: tuple[int, ...]  # bytes of an element of each kind of operand
     traffic: int  # bytes per parameter
     mean: int = 0  # bytes of a slice's mean, which each parameter reads besides; narrower than any other access
-    rounds: bool = False  # whether what rounds is drawn in any case
+    rounds: bool = False  # whether words are drawn in any case, for they round
 
     @property
     def passes(self) -> int:
@@ -120,17 +120,17 @@ def loads_before_store(code: Sequence[sass.Instruction], way: Sequence[int], wid
 
 
 def masked_and_unmasked(code: Sequence[sass.Instruction], shape: Shape) -> tuple[Way, Way]:
-    """Both ways of a full chunk; UnknownStructure if they differ in more than the draws that decide."""
+    """Both ways of a full chunk, which are one where it is rounded; UnknownStructure if more than draws sets them apart."""
     ways, known = full_ways(code, shape)
-    masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
+    drawing, without = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
     own, rest = ({*this.before, *this.loop} - {*other.before, *other.loop}
-                 for this, other in ((masked, unmasked), (unmasked, masked)))  # fmt: skip
+                 for this, other in ((drawing, without), (without, drawing)))  # fmt: skip
     drawn, drawn_besides = (sum(draws(code[i]) for i in side) for side in (own, rest))
-    if len(ways) != 2 or drawn <= drawn_besides or (drawn_besides and not shape.rounds) or not known:
+    if len(ways) != 2 or not drawn or drawn_besides or not known:
         raise sass.UnknownStructure(
             f"{len(ways)} ways, {drawn} and {drawn_besides} draws, no branches besides: {known}"
         )
-    return masked, unmasked
+    return drawing, drawing if shape.rounds else without
 
 
 def parts(code: Sequence[sass.Instruction], shape: Shape, masked: bool) -> tuple[list[int], list[int]]:

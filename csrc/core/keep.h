@@ -9,7 +9,7 @@ namespace lrt {
 constexpr int64_t kLanes = 64;         // consecutive elements that use consecutive counters
 constexpr int64_t kTile = 8 * kLanes;  // elements served by one row of 64 Philox calls
 constexpr uint32_t kKeepAll = 65536;   // a threshold no 16-bit draw reaches
-enum class Stream : uint32_t { kElement = 0, kBlock = 1, kRounding = 2, kScalar = 3 };
+enum class Stream : uint32_t { kElement = 0, kBlock = 1, kScalar = 3 };
 
 // What distinguishes one parameter's draws of one step from all others.
 struct KeepStream {
@@ -34,10 +34,9 @@ LRT_HD uint32_t counter_high(uint64_t n, Stream stream) {
   return static_cast<uint32_t>(n >> 32) | (static_cast<uint32_t>(stream) << 24);
 }
 
-template <int kRounds = kPhiloxRounds>
 LRT_HD PhiloxBlock<uint32_t> draw(const KeepStream& key, uint64_t n, Stream stream) {
   const PhiloxBlock<uint32_t> counter = {{static_cast<uint32_t>(n), counter_high(n, stream), key.step, key.param}};
-  return philox4x32<kRounds>(counter, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
+  return philox4x32<kPhiloxRounds>(counter, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
 }
 
 // The 16 bits of `row` in the Philox word that holds them (word row / 2).
@@ -48,18 +47,17 @@ struct ElementWord {
   uint32_t word;
   int row;
 };
-template <int kRounds = kPhiloxRounds>
-LRT_HD ElementWord element_word(const KeepStream& key, int64_t element, Stream stream) {
+LRT_HD ElementWord element_word(const KeepStream& key, int64_t element) {
   const int64_t tile = element / kTile, lane = element % kLanes;
   const int row = static_cast<int>(element / kLanes % 8);
-  const auto block = draw<kRounds>(key, tile * kLanes + lane, stream);
+  const auto block = draw(key, tile * kLanes + lane, Stream::kElement);
   // Selects: on a GPU an index that is not known at compile time would put the block into memory.
   const uint32_t lower = row < 2 ? block.word[0] : block.word[1], upper = row < 6 ? block.word[2] : block.word[3];
   return {row < 4 ? lower : upper, row};
 }
 
 LRT_HD uint32_t keep_bits(const KeepStream& key, int64_t element) {
-  const auto [word, row] = element_word(key, element, Stream::kElement);
+  const auto [word, row] = element_word(key, element);
   return row_bits(word, row);
 }
 

@@ -1,6 +1,5 @@
-// How float32 becomes what is stored, besides rounding to nearest (core/dtype.h): stochastic rounding, by bits that are
-// drawn as the keep decisions are, once for an element, and split masters. lrtricks_fused/step/rounding.py says the
-// same of tensors.
+// How float32 becomes what is stored, besides rounding to nearest (core/dtype.h): stochastic rounding, by the words that
+// are drawn for the keep decisions, and split masters. lrtricks_fused/step/rounding.py says the same of tensors.
 #pragma once
 
 #include "core/dtype.h"
@@ -9,16 +8,15 @@
 
 namespace lrt {
 
-constexpr int kRoundingRounds = 7;
-
-// x: the word that an element of `row` shares with another, its own half on top.
+// The word that an element of `row` shares with another, its own half on top.
 LRT_HD uint32_t rounding_word(uint32_t word, int row) {
   const uint32_t turned = row % 2 ? 0 : 16;
   return word << turned | word >> (-turned & 31);
 }
-// 16 bits of x, for the parameter and for each state: uniform, and any two as good as independent.
-constexpr uint32_t kParamMultiplier = 1, kStateMultipliers[kMaxStates] = {kPhiloxW0, kPhiloxW1, kPhiloxM0};
-LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * multiplier >> 16; }
+// Of it 16 bits for the parameter, and for each state: its own number plus an odd multiple of the other one, below which
+// nothing carries. Uniform whether the element is kept or not, and any two as good as independent.
+constexpr uint32_t kParamMultiplier = 0x4ab5u, kStateMultipliers[kMaxStates] = {0x352bu, 0x4f9bu, 0x3dadu};
+LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * (multiplier << 16 | 1u) >> 16; }
 
 // Up or down by 16 uniform bits; right on average, exactly but for subnormal Half, whose cut is rounded to 2**-16 ulp.
 template <class Storage>

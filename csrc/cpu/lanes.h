@@ -9,7 +9,7 @@
 #include "cpu/isa.h"
 #include "cpu/philox_common.h"
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -102,8 +102,9 @@ constexpr int kRowsBetweenDraws = LRT_ROWS_BETWEEN_DRAWS > kPiece / 8 ? LRT_ROWS
 static_assert(8 % kRowsBetweenDraws == 0 && 8 * kRowsBetweenDraws % kPiece == 0);
 
 // What the calls of one tile have in common.
-LRT_HD PhiloxCommon common_of(const KeepStream& key, Stream stream, int64_t tile) {
-  const uint32_t others[] = {counter_high(static_cast<uint64_t>(tile) * kLanes, stream), key.step, key.param};
+LRT_HD PhiloxCommon common_of(const KeepStream& key, int64_t tile) {
+  const uint32_t high = counter_high(static_cast<uint64_t>(tile) * kLanes, Stream::kElement);
+  const uint32_t others[] = {high, key.step, key.param};
   return {others, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32)};
 }
 
@@ -113,53 +114,46 @@ inline namespace LRT_LANES {
 struct Piece {
   PhiloxBlock<Wide> even, odd;
 };
-template <int kRounds>
-LRT_HD Piece piece_of(const KeepStream& key, Stream stream, int64_t tile, int lane) {
-  const PhiloxCommon common = common_of(key, stream, tile);
+LRT_HD Piece piece_of(const KeepStream& key, int64_t tile, int lane) {
+  const PhiloxCommon common = common_of(key, tile);
   const uint32_t first = static_cast<uint32_t>(tile * kLanes + lane);
   const auto every_second = [&](uint32_t n) {
     const Wide product = Wide::products(n, kPhiloxM0);
-    return common.block<kRounds>(high_half(product), product);
+    return common.block<kPhiloxRounds>(high_half(product), product);
   };
   return {every_second(first), every_second(first + 1)};
 }
 }  // namespace LRT_LANES
 #endif
 
-// Decisions of calls [lane, lane + kPiece) of one tile; 0 < threshold < kKeepAll.
-template <class Isa>
-LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t tile, int lane, TileKeeps& keeps) {
-#if defined(__AVX512F__) || defined(__AVX2__)
-  const auto [even, odd] = piece_of<kPhiloxRounds>(stream, Stream::kElement, tile, lane);
-  for (int w = 0; w < 4; ++w) {
-    store_keeps(&keeps.row[2 * w][lane], &keeps.row[2 * w + 1][lane], even.word[w], odd.word[w], threshold);
-  }
-#else
-  const PhiloxCommon common = common_of(stream, Stream::kElement, tile);
-  for (int call = lane; call < lane + kPiece; ++call) {
-    const auto block = common.block<kPhiloxRounds>(static_cast<uint32_t>(tile * kLanes + call));
-    for (int r = 0; r < 8; ++r) keeps.row[r][call] = row_bits(block.word[r / 2], r) < threshold ? -1 : 0;
-  }
-#endif
-}
-
 // The words of all calls of one tile: row r has the bits of half r % 2 of word r / 2.
 struct TileWords {
   alignas(64) uint32_t word[4][kLanes];
 };
-// Those of calls [lane, lane + kPiece).
-template <class Isa, int kRounds>
-LRT_HD void draw_words(const KeepStream& key, Stream stream, int64_t tile, int lane, TileWords& words) {
+
+// What calls [lane, lane + kPiece) of one tile give: the decisions by 0 < threshold < kKeepAll, and the words themselves,
+// each if there is a place for them.
+template <class Isa>
+LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t tile, int lane, TileKeeps* keeps,
+                       TileWords* words) {
 #if defined(__AVX512F__) || defined(__AVX2__)
-  const auto [even, odd] = piece_of<kRounds>(key, stream, tile, lane);
-  for (int w = 0; w < 4; ++w) store_words(&words.word[w][lane], even.word[w], odd.word[w]);
+  const auto [even, odd] = piece_of(stream, tile, lane);
+  for (int w = 0; keeps && w < 4; ++w) {
+    store_keeps(&keeps->row[2 * w][lane], &keeps->row[2 * w + 1][lane], even.word[w], odd.word[w], threshold);
+  }
+  for (int w = 0; words && w < 4; ++w) store_words(&words->word[w][lane], even.word[w], odd.word[w]);
 #else
-  const PhiloxCommon common = common_of(key, stream, tile);
+  const PhiloxCommon common = common_of(stream, tile);
   for (int call = lane; call < lane + kPiece; ++call) {
-    const auto block = common.block<kRounds>(static_cast<uint32_t>(tile * kLanes + call));
-    for (int w = 0; w < 4; ++w) words.word[w][call] = block.word[w];
+    const auto block = common.block<kPhiloxRounds>(static_cast<uint32_t>(tile * kLanes + call));
+    for (int r = 0; keeps && r < 8; ++r) keeps->row[r][call] = row_bits(block.word[r / 2], r) < threshold ? -1 : 0;
+    for (int w = 0; words && w < 4; ++w) words->word[w][call] = block.word[w];
   }
 #endif
+}
+template <class Isa>
+LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t tile, int lane, TileKeeps& keeps) {
+  draw_piece<Isa>(stream, threshold, tile, lane, &keeps, nullptr);
 }
 
 // Bit i is the sign of the i-th of 64 numbers.

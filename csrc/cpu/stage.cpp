@@ -147,7 +147,7 @@ void bring_words(StagedTiles& tiles, int64_t begin, int count) {
   }
   for (int i = 0; i < count; ++i) {
     const int64_t element = tiles.stage.map->element(tiles.range.stage_begin + begin + i);
-    const auto [word, row] = element_word<kRoundingRounds>(tiles.key, element, Stream::kRounding);
+    const auto [word, row] = element_word(tiles.key, element);
     out[i] = rounding_word(word, row);
   }
 }

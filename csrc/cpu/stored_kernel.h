@@ -41,14 +41,17 @@ LRT_HD float* joined_row(const BFloat16* high, const int16_t* low, float* own) {
   return own;
 }
 
-// A row in bfloat16, in the upper halves of `words`; stochastically by the multiplier and words of its own.
-template <bool kStochastic>
-LRT_HD const uint32_t* rounded_row(const float* row, const uint32_t* by, uint32_t multiplier, uint32_t* words) {
+// Row `row` of a tile in bfloat16, in the upper halves of `rounded`; stochastically by its words.
+template <class Isa, bool kStochastic>
+LRT_HD const uint32_t* rounded_row(const float* reals, int row, const uint32_t* words, uint32_t multiplier,
+                                   uint32_t* rounded) {
+  alignas(64) uint32_t bits[kLanes];
+  if (kStochastic) rounding_row<Isa>(words, row, multiplier, bits);
   for (int i = 0; i < kLanes; ++i) {
-    words[i] = kStochastic ? stochastically_rounded_to_upper_half(row[i], rounding_bits(by[i], multiplier))
-                           : rounded_to_upper_half(row[i]);
+    rounded[i] =
+        kStochastic ? stochastically_rounded_to_upper_half(reals[i], bits[i]) : rounded_to_upper_half(reals[i]);
   }
-  return words;
+  return rounded;
 }
 
 // Row `row` of a tile, a whole one, from element `element` of the tensor on. `words` are those of the row, if it is
@@ -77,10 +80,12 @@ LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalar
   update_row<kDecay, Slopes::kNone, false>(rule, scalars, params, grads, grads, states, kLanes, keeps, 0.0f, nullptr,
                                            numbers);
 
-  alignas(64) uint32_t by[kLanes], rounded[kLanes];
-  for (int i = 0; kAs.rounds() && i < kLanes; ++i) by[i] = rounding_word(words[i], row);
+  alignas(64) uint32_t rounded[kLanes];
+  const auto round = [&]<bool kStochastic>(const float* reals, uint32_t multiplier) __attribute__((always_inline)) {
+    return rounded_row<Isa, kStochastic>(reals, row, words, multiplier, rounded);
+  };
   if constexpr (kAs.state == kBf16) {
-    (store_upper_halves<Isa>(rounded_row<kAs.stochastic_states>(states[K], by, kStateMultipliers[K], rounded),
+    (store_upper_halves<Isa>(round.template operator()<kAs.stochastic_states>(states[K], kStateMultipliers[K]),
                              stored_states[K]),
      ...);
   }
@@ -95,10 +100,10 @@ LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalar
     changed = store_kept_upper_halves<Isa>(rounded, keeps, stored);
     store_kept_upper_halves<Isa>(lows, keeps, stage.low + element);
   } else if constexpr (kAs.param == kBf16) {
-    changed =
-        store_kept_upper_halves<Isa>(rounded_row<kAs.stochastic>(params, by, kParamMultiplier, rounded), keeps, stored);
+    changed = store_kept_upper_halves<Isa>(round.template operator()<kAs.stochastic>(params, kParamMultiplier), keeps,
+                                           stored);
   } else if constexpr (kAs.mirror == kBf16) {
-    changed = store_kept_upper_halves<Isa>(rounded_row<false>(params, nullptr, 0, rounded), keeps,
+    changed = store_kept_upper_halves<Isa>(round.template operator()<false>(params, 0), keeps,
                                            static_cast<BFloat16*>(stage.mirror) + element);
   }
   if constexpr (kAs.changes) mark_row(changed, element, kLanes, stage.changes);

@@ -2,7 +2,6 @@
 // between its rows: loads stay in flight meanwhile.
 #pragma once
 
-#include "core/rounding.h"
 #include "cpu/lanes.h"
 #include "cpu/work.h"
 
@@ -14,7 +13,7 @@ struct DrawnRange {
   uint32_t threshold;
   int64_t first_tile;
   const int32_t* given;  // decisions that are not drawn here, or null
-  bool rounds;           // whether words are drawn, too
+  bool rounds;           // whether the words are needed, too
 
   LRT_HD DrawnRange(const ListStep& list, const TensorStep& tensor, const Range& range, bool with_words)
       : key(keep_stream(list, tensor)),
@@ -35,28 +34,23 @@ struct TileDraws {
   }
 };
 
-template <class Isa>
-LRT_HD void draw_rounding(const DrawnRange& range, int64_t tile, int lane, TileDraws& draws) {
-  draw_words<Isa, kRoundingRounds>(range.key, Stream::kRounding, range.first_tile + tile, lane, draws.words[tile % 2]);
-}
-
 // Not inlined, nor is decide_tile: that would save nothing, and cost a fifth of the time that compiling takes.
 template <class Isa>
 __attribute__((noinline)) void draw_first_tile(const DrawnRange& range, TileDraws& draws) {
   if (!range.given) decide_tile<Isa>(range.key, range.threshold, range.first_tile, draws.keeps[0]);
   if (!range.draws()) draws.keeps[1] = draws.keeps[0];
-  for (int lane = 0; range.rounds && lane < kLanes; lane += kPiece) draw_rounding<Isa>(range, 0, lane, draws);
+  for (int lane = 0; range.rounds && lane < kLanes; lane += kPiece) {
+    draw_piece<Isa>(range.key, range.threshold, range.first_tile, lane, nullptr, &draws.words[0]);
+  }
 }
 
 // Before row `row` of a tile: its share of what is drawn for the next.
 template <class Isa>
 LRT_HD void draw_next_tile(const DrawnRange& range, int64_t tile, int row, TileDraws& draws) {
-  const int lane = 8 * row;
-  if (lane % kPiece != 0) return;
-  if (range.draws()) {
-    draw_piece<Isa>(range.key, range.threshold, range.first_tile + tile + 1, lane, draws.keeps[(tile + 1) % 2]);
-  }
-  if (range.rounds) draw_rounding<Isa>(range, tile + 1, lane, draws);
+  const int lane = 8 * row, next = (tile + 1) % 2;
+  if (lane % kPiece != 0 || !(range.draws() || range.rounds)) return;
+  draw_piece<Isa>(range.key, range.threshold, range.first_tile + tile + 1, lane,
+                  range.draws() ? &draws.keeps[next] : nullptr, range.rounds ? &draws.words[next] : nullptr);
 }
 
 }  // namespace lrt::cpu

@@ -2,6 +2,7 @@
 // does not know which half is meant.
 #pragma once
 
+#include "core/rounding.h"
 #include "cpu/lanes.h"
 
 namespace lrt::cpu {
@@ -24,6 +25,31 @@ LRT_HD __m256i upper_halves(const uint32_t* words) {
   return packed_words(_mm256_srai_epi32(read_256(words), 16), _mm256_srai_epi32(read_256(words + 8), 16));
 }
 #endif
+
+// rounding_bits() of a row's words, by one instruction that multiplies halves and adds them up.
+template <class Isa>
+LRT_HD void rounding_row(const uint32_t* words, int row, uint32_t multiplier, uint32_t* bits) {
+  [[maybe_unused]] const auto factors = static_cast<int>(row % 2 ? 1u << 16 | multiplier : multiplier << 16 | 1u);
+#if defined(__AVX512F__)
+  for (int i = 0; i < kLanes; i += 16) {
+    const __m512i sums = _mm512_madd_epi16(_mm512_load_si512(words + i), _mm512_set1_epi32(factors));
+    _mm512_store_si512(bits + i, _mm512_and_si512(sums, _mm512_set1_epi32(0xffff)));
+  }
+#elif defined(__AVX2__)
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256i sums = _mm256_madd_epi16(read_256(words + i), _mm256_set1_epi32(factors));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bits + i), _mm256_and_si256(sums, _mm256_set1_epi32(0xffff)));
+  }
+#elif defined(__SSE2__)
+  for (int i = 0; i < kLanes; i += 4) {
+    const __m128i four = _mm_load_si128(reinterpret_cast<const __m128i*>(words + i));
+    const __m128i sums = _mm_madd_epi16(four, _mm_set1_epi32(factors));
+    _mm_store_si128(reinterpret_cast<__m128i*>(bits + i), _mm_and_si128(sums, _mm_set1_epi32(0xffff)));
+  }
+#else
+  for (int i = 0; i < kLanes; ++i) bits[i] = rounding_bits(rounding_word(words[i], row), multiplier);
+#endif
+}
 
 // Those of a whole row.
 template <class Isa, class Narrow>

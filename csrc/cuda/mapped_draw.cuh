@@ -95,12 +95,15 @@ struct MappedDraw {
   SpanKeeps<Rule, Real> span;
   BlockBytes<static_cast<int>(kChunk) / kByte, PlaceKeeps<Rule, Real>> places;
 
-  __device__ __forceinline__ MappedDraw(const Chunk<Rule, Real>& chunk, int64_t begin)
+  // `decides`: whether decisions are asked for.
+  __device__ __forceinline__ MappedDraw(const Chunk<Rule, Real>& chunk, int64_t begin, bool decides = true)
       : chunk(chunk),
         map(chunk.row, begin),
         begin(begin),
-        span(chunk, chunk.shared.masked ? map.span(chunk.end) : Span{0, 0}),
-        places(chunk.shared.masked ? static_cast<int>((chunk.end - begin + kTile - 1) / kTile * kTile / kByte) : 0,
+        span(chunk, decides && chunk.shared.masked ? map.span(chunk.end) : Span{0, 0}),
+        places(decides && chunk.shared.masked
+                   ? static_cast<int>((chunk.end - begin + kTile - 1) / kTile * kTile / kByte)
+                   : 0,
                {span, map, begin}) {}
 
   template <int kCount>

@@ -1,5 +1,6 @@
-// Who draws the words that round (core/rounding.h) the elements of a chunk, as warp_tiles.cuh has its keep decisions: a
-// warp a tile, a thread the units of kUnit neighbouring lanes of its passes.
+// Who draws the words that round (core/rounding.h) the elements of a chunk, and decide which are kept, where any are
+// rounded: as warp_tiles.cuh has decisions alone, a warp a tile, a thread the units of kUnit neighbouring lanes of its
+// passes.
 #pragma once
 
 #include "cuda/mapped_draw.cuh"
@@ -12,9 +13,19 @@ constexpr int kTilePasses = kPasses<BFloat16>, kTileSpan = kSpan<BFloat16>;
 constexpr int kRowUnits = kTileUnits<BFloat16>;
 static_assert(kUnit == kSlopeLanes<BFloat16>);
 
-// What rounds a thread's units of one tile.
+// What rounds a thread's units of one tile: words with the elements' own halves on top.
 struct TileWords {
   uint32_t word[kTilePasses][kUnit];
+
+  // As tile_keeps() has the decisions.
+  __device__ __forceinline__ uint32_t keeps(uint32_t word_threshold) const {
+    uint32_t keeps = 0;
+#pragma unroll
+    for (int i = 0; i < kTilePasses * kUnit; ++i) {
+      keeps |= static_cast<uint32_t>(word[i / kUnit][i % kUnit] < word_threshold) << i;
+    }
+    return keeps;
+  }
 
   // Those of the pass now go, and those of the next are the first.
   __device__ __forceinline__ void next() {
@@ -34,7 +45,7 @@ LRT_DEVICE void draw_words(const Chunk<Rule, float>& chunk, int64_t tile, int th
     const int lane = of % kRowUnits * kUnit + of / kRowUnits * kShare;
 #pragma unroll
     for (int e = 0; e < kShare; ++e) {
-      const auto block = draw<kRoundingRounds>(chunk.stream, tile * kLanes + lane + e, Stream::kRounding);
+      const auto block = draw(chunk.stream, tile * kLanes + lane + e, Stream::kElement);
 #pragma unroll
       for (int w = 0; w < kWords; ++w) own[e * kWords + w] = block.word[w];
     }
@@ -64,8 +75,7 @@ LRT_DEVICE void draw_words(const MappedDraw<Rule, float>& draws, int64_t tile, i
 #pragma unroll 1
   for (int i = 0; i < kTilePasses * kUnit; ++i) {
     const int64_t place = begin + i / kUnit * kWarp * kUnit + i % kUnit;
-    const auto [word, row] =
-        element_word<kRoundingRounds>(draws.chunk.stream, draws.map.element(place), Stream::kRounding);
+    const auto [word, row] = element_word(draws.chunk.stream, draws.map.element(place));
     // All move up, for an index that the compiler does not know would put them into memory.
 #pragma unroll
     for (int k = 0; k + 1 < kTilePasses * kUnit; ++k) {

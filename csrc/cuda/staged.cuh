@@ -12,6 +12,7 @@ namespace lrt::cuda {
 // How a call's tensors are rounded: whether stochastically.
 struct Rounds {
   bool params, states;
+  LRT_HD bool any() const { return params || states; }
 };
 
 // The types of a row's operands, known when the kernel runs. Units lie anywhere, and the last may be a part of one;
@@ -197,9 +198,14 @@ LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds
   const AnyDtypes dtypes(chunk.row);
 #pragma unroll 1
   for (int64_t tile = begin / kTile + threadIdx.x / kWarp; tile * kTile < chunk.end; tile += kWarps) {
-    const uint32_t keeps = draw.template passes<BFloat16>(tile, thread);
     TileWords words = {};
-    if (rounds.params || rounds.states) draw_words(draw, tile, thread, words);
+    uint32_t keeps;
+    if (rounds.any()) {
+      draw_words(draw, tile, thread, words);
+      keeps = chunk.shared.masked ? words.keeps(chunk.shared.word_threshold) : chunk.shared.word_threshold ? ~0u : 0u;
+    } else {
+      keeps = draw.template passes<BFloat16>(tile, thread);
+    }
     const auto step = [&]<class Dtypes>(bool are_these) {
       if (are_these) step_units<Dtypes>(chunk, rounds, tile * kTile + thread * kUnit, keeps, words, aligned);
       return are_these;
@@ -216,7 +222,7 @@ __global__ void __launch_bounds__(kThreads<BFloat16>, 4) staged_kernel(Step call
   with_chunk<Rule, float>(call, [&](const Chunk<Rule, float>& chunk, int64_t begin) {
     const Rounds rounds = {call.stochastic, call.stochastic_states};
     if constexpr (kMapped) {
-      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>(chunk, begin), CommonDtypes());
+      step_staged_tiles(chunk, rounds, begin, MappedDraw<Rule, float>(chunk, begin, !rounds.any()), CommonDtypes());
     } else {
       step_staged_tiles(chunk, rounds, begin, WholeDraw<Rule, float>(chunk), CommonDtypes());
     }

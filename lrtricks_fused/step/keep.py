@@ -3,8 +3,7 @@
 Philox4x32-7 (Salmon et al., SC 2011) with key = seed and counter = (n, n_high | stream << 24, step, param).
 Element i of a parameter, in row-major order, draws 16 bits: tile = i // 512, row = i // 64 % 8, lane = i % 64,
 n = tile * 64 + lane, bits = word[row // 2] >> 16 * (row % 2) & 0xffff. It is kept iff bits < threshold.
-Streams: 0 for the elements, 2 for stochastic rounding (rounding.py), 3 for numbers of which a step needs one
-(:func:`uniform`).
+Streams: 0 for the elements, 3 for numbers of which a step needs one (:func:`uniform`).
 An element of a shard draws as the element of the whole parameter that it is (:class:`IndexMap`).
 """
 
@@ -80,11 +79,11 @@ def keep_threshold(keep_prob: float) -> int:
     return min(max(round(keep_prob * 65536), 1), 65535)
 
 
-def _rows(n: Tensor, seed: int, step: int | Tensor, param: int, stream: int, rounds: int) -> list[Tensor]:
+def _rows(n: Tensor, seed: int, step: int | Tensor, param: int) -> list[Tensor]:
     """What the Philox calls ``n`` give to each of the eight rows of a tile: a word, its own half of it on top."""
     steps = torch.zeros_like(n) + (step.long() if isinstance(step, Tensor) else step & _MASK32) & _MASK32
-    counter = (n & _MASK32, n >> 32 | stream << 24, steps, torch.full_like(n, param))
-    words = philox4x32(counter, seed, rounds)
+    counter = (n & _MASK32, n >> 32 | ELEMENTS << 24, steps, torch.full_like(n, param))
+    words = philox4x32(counter, seed)
     return [half for word in words for half in ((word << 16 | word >> 16) & _MASK32, word)]
 
 
@@ -95,8 +94,6 @@ def draws(
     param: int,
     device: torch.device | str,
     index_map: IndexMap | None,
-    stream: int,
-    rounds: int,
 ) -> Tensor:
     """32 bits for each of the elements 0 .. numel-1, or of those that a shard's are, as an int64 tensor (numel,).
 
@@ -107,11 +104,11 @@ def draws(
     """
     if index_map is None:
         tiles = -(-numel // TILE)
-        rows = _rows(torch.arange(tiles * LANES, device=device), seed, step, param, stream, rounds)
+        rows = _rows(torch.arange(tiles * LANES, device=device), seed, step, param)
         return torch.stack([row.view(tiles, LANES) for row in rows], dim=1).flatten()[:numel]
     index_map.check(numel)
     elements = index_map.elements(numel, device)
-    rows = _rows(elements // TILE * LANES + elements % LANES, seed, step, param, stream, rounds)
+    rows = _rows(elements // TILE * LANES + elements % LANES, seed, step, param)
     return torch.stack(rows).gather(0, (elements // LANES % len(rows)).unsqueeze(0)).squeeze(0)
 
 
@@ -128,7 +125,7 @@ def keep_bits(
     Raises:
         ValueError: the index map is not one of a shard of ``numel`` elements.
     """
-    return draws(numel, seed, step, param, device, index_map, ELEMENTS, ROUNDS) >> 16
+    return draws(numel, seed, step, param, device, index_map) >> 16
 
 
 def keep_mask(

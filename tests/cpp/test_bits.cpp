@@ -161,7 +161,7 @@ void streams_differ() {
   const uint64_t n = (uint64_t{0xabcdef} << 32) | 9;
   require(counter_high(n, Stream::kElement) == 0xabcdefu, "element stream");
   require(counter_high(n, Stream::kScalar) == 0x03abcdefu, "scalar stream");
-  require(draw(key, n, Stream::kElement).word[0] != draw(key, n, Stream::kRounding).word[0], "same bits");
+  require(draw(key, n, Stream::kElement).word[0] != draw(key, n, Stream::kScalar).word[0], "same bits");
 }
 
 void threshold_edges() {

@@ -89,7 +89,7 @@ void expect(const Variant& variant, const cpu::StoredAs& storage, const cpu::Lis
   const KeepStream key = keep_stream(list, kStep);
   for (int64_t i = 0; i < count; ++i) {
     const int32_t keep = keep_bits(key, i) < list.threshold ? -1 : 0;
-    const auto [half, half_row] = element_word<kRoundingRounds>(key, i, Stream::kRounding);
+    const auto [half, half_row] = element_word(key, i);
     const uint32_t word = rounding_word(half, half_row);
     const float stored = real_at(storage.param, own.param, i);
     float param = storage.split ? joined(from_real<BFloat16>(stored), own.low[i]) : stored;

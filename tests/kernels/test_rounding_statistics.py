@@ -1,6 +1,6 @@
 """Are the bits that round stochastically uniform, and independent of operand, element and step (docs/keep-bits.md)?
 
-All bounds are 5 sigma of the exact distribution; the draws are fixed, so a pass today is a pass for ever.
+And of those that decide whether elements are kept, of which they are made. All bounds are 5 sigma of the exact distribution; the draws are fixed, so a pass today is a pass for ever.
 """
 
 import itertools
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from inventory import FULL
+from sympy import ZZ
+from sympy.polys.matrices import DomainMatrix
 
 import lrtricks_fused as lrt
 from lrtricks_fused.step.keep import LANES, TILE, keep_bits
@@ -19,6 +21,7 @@ TILES = 2**14 if FULL else 2**11  # 256 words of two elements each
 CELLS = (16, 256, 1024) if FULL else (16, 256)  # for each of a pair
 SIGMAS = 5.0
 OPERANDS = {"param": PARAM_MULTIPLIER, **{f"state {k}": m for k, m in enumerate(STATE_MULTIPLIERS)}}
+NUMBERS = {"keep": 0, **OPERANDS}  # an element's 16 bits, by what the other's are multiplied by
 BF16 = torch.bfloat16
 DRAWS = {"the step before": dict(step=1), "another parameter": dict(param=1), "another seed": dict(seed=1)}
 LAGS = {"lane": 1, "next word's row": 2 * LANES, "tile": TILE}
@@ -37,10 +40,10 @@ def bits(words, multiplier):
 
 @pytest.fixture(scope="module")
 def of_pairs():
-    """By operand and element of the pair that shares a word: the bits of all pairs."""
+    """By number and element of the pair that shares a word: the bits of all pairs."""
     words = words_of()
-    return {(operand, side): bits(words[:, side::2], multiplier)
-            for operand, multiplier in OPERANDS.items() for side in (0, 1)}  # fmt: skip
+    return {(name, side): bits(words[:, side::2], multiplier)
+            for name, multiplier in NUMBERS.items() for side in (0, 1)}  # fmt: skip
 
 
 def in_sigmas(columns, cells):
@@ -67,12 +70,38 @@ def test_two_elements_share_a_word():
 
 
 @pytest.mark.parametrize("operand", OPERANDS)
-def test_each_number_of_16_bits_comes_up_once(operand):
-    """Whatever half a word shares, an operand's bits are a permutation of an element's own: exactly uniform."""
-    own = torch.arange(2**16)
-    for shared in (0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x9E37):
-        counts = rounding_bits(own << 16 | shared, OPERANDS[operand]).bincount(minlength=2**16)
-        assert (counts == 1).all()
+@pytest.mark.parametrize("given", ["own", "other"])
+def test_each_number_of_16_bits_comes_up_once(operand, given):
+    """Whatever half a word is, an operand's bits are a permutation of the other half.
+
+    So they are uniform, exactly: of an element that is kept, and of one whose partner is.
+    """
+    free = torch.arange(2**16)
+    for half in (0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x9E37):
+        words = half << 16 | free if given == "own" else free << 16 | half
+        assert (rounding_bits(words, OPERANDS[operand]).bincount(minlength=2**16) == 1).all()
+
+
+def shortest_relation(numbers):
+    """Euclidean length of the shortest integers h, not all 0, of which sum(h * number) is 0 mod 2**16 for all words.
+
+    Knuth's spectral test (The Art of Computer Programming, 3.3.4), of numbers by their factors of the two halves; as
+    short as LLL finds it.
+    """
+    scale, count = 2**24, len(numbers)  # of what must vanish: more than any h
+    rows = [[int(i == k) for k in range(count)] + [scale * factor for factor in numbers[i]] for i in range(count)]
+    rows += [[0] * count + [scale << 16, 0], [0] * count + [0, scale << 16]]
+    basis = DomainMatrix([list(map(ZZ, row)) for row in rows], (count + 2, count + 2), ZZ).lll().to_list()
+    return math.sqrt(min(sum(int(h) ** 2 for h in row[:count]) for row in basis if not any(row[count:])))
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 5792), (3, 128), (4, 24), (5, 13)])
+def test_numbers_of_a_word_lie_on_no_few_planes(count, least):
+    """What such a relation tells of the upper bits of numbers is next to nothing."""
+    factors = [(1, multiplier) for multiplier in NUMBERS.values()]
+    factors += [(other, own) for own, other in factors]
+    assert all(shortest_relation(chosen) > least for chosen in itertools.combinations(factors, count))
+    assert shortest_relation([(k, 3 * k) for k in range(1, count + 1)]) < least  # it can fail
 
 
 def test_bits_are_uniform(of_pairs):
@@ -82,7 +111,7 @@ def test_bits_are_uniform(of_pairs):
 
 
 def test_any_two_of_a_word_are_independent(of_pairs):
-    """The operands of an element, and those of the two elements that share a word."""
+    """What decides about an element and rounds its operands, and those of the two elements that share a word."""
     for first, second in itertools.combinations(of_pairs, 2):
         columns = [of_pairs[first], of_pairs[second]]
         assert abs(correlation(*columns)) < SIGMAS, (first, second)
@@ -119,12 +148,9 @@ def test_neighbours_are_independent(lag):
         assert abs(in_sigmas(columns, 256)) < SIGMAS, (left, right)
 
 
-def test_rounding_does_not_depend_on_the_keep_decision(of_pairs):
-    kept = keep_bits(TILES * TILE, 0, 2, 0).numpy().reshape(TILES, -1, LANES)
-    for (operand, side), column in of_pairs.items():
-        columns = [kept[:, side::2].ravel(), column]
-        assert abs(correlation(*columns)) < SIGMAS, operand
-        assert abs(in_sigmas(columns, 256)) < SIGMAS, operand
+def test_the_words_are_those_that_decide(of_pairs):
+    own = keep_bits(TILES * TILE, 0, 2, 0).numpy().reshape(TILES, -1, LANES)
+    assert all((own[:, side::2].ravel() == of_pairs["keep", side]).all() for side in (0, 1))
 
 
 # -- what comes of it, by the kernels ----------------------------------------------------------------------------------
