@@ -19,6 +19,7 @@ from lrtricks_fused.step.table import CHUNK
 from . import cuda_model
 from .kernel import Kernel
 from .sass import Instruction, Loop, Text, UnknownStructure, loops, successors, ways
+from .trace import PHILOX_PRODUCT
 from .variants import VARIANTS
 
 THREADS, TILE_ELEMENTS, PASSES = 128, 16, 2  # of a block; of a thread in a tile; over a tile
@@ -218,9 +219,9 @@ def _moved(code: Sequence[Instruction], kind: Kind) -> Callable[[int], Tallies]:
 
 
 def _draws(code: Sequence[Instruction], nest: Nest, to: int, masked: bool, stochastic: bool) -> list[int]:
-    """The way to some passes of a tile, with what is drawn for it: words if it is rounded, or decisions.
+    """The way to some passes of a tile, with what is drawn for it: words if it is rounded, or else decisions.
 
-    Which of them is told by how often threads tell each other.
+    Which of them is told by how often threads tell each other; without a mask they do, but draw no decisions.
     """
     head, behind = nest.tiles.head, min(passes.head for passes in nest.passes)
     told = [int(this.opcode.startswith("SHFL")) for this in code[:behind]]
@@ -229,9 +230,10 @@ def _draws(code: Sequence[Instruction], nest: Nest, to: int, masked: bool, stoch
     def of(index: int) -> Tallies:
         if index >= behind:
             return ((0,),)
-        return () if code[index].access_bytes else ((told[index],),)
+        drawn = PHILOX_PRODUCT.search(code[index].operands) and not (masked or stochastic)
+        return () if drawn or code[index].access_bytes else ((told[index],),)
 
-    return longest(code, head, to, of, (TOLD_WORDS if stochastic else masked * decisions,))[:-1]
+    return longest(code, head, to, of, (TOLD_WORDS if stochastic else decisions,))[:-1]
 
 
 def ways_of(text: Text, rule: str, kind: str, masked: bool = True) -> Ways:

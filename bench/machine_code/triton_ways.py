@@ -45,7 +45,7 @@ class Way:
 
 
 def _looped(code: Sequence[sass.Instruction], shape: Shape, found: list[sass.Loop]) -> tuple[list[Way], bool]:
-    """Both ways through one loop, or through two, and whether the draws have the only branch."""
+    """Both ways through one loop, or through two, and whether the draws have the only branch, or none."""
     start = sass.committed(code, {loop.head for loop in found})
     ways, branches = [], 0
     for loop in found:
@@ -53,15 +53,17 @@ def _looped(code: Sequence[sass.Instruction], shape: Shape, found: list[sass.Loo
         branches += len(before.branches) + len(inside.branches)
         for kind in ("longest", "shortest"):
             ways.append(Way(getattr(before, kind)[:-1], getattr(inside, kind)))
+    if shape.rounds:
+        return ways, branches == 0 and len(found) == 1
     return (ways, branches == 1) if len(found) == 1 else (ways[::2], branches == 0)
 
 
 def full_ways(code: Sequence[sass.Instruction], shape: Shape) -> tuple[list[Way], bool]:
     """The ways of a full chunk from where it is known to be one, and whether only draws are branched around.
 
-    A loop over passes with a branch around the draws; two loops, when the compiler has made that branch choose between
-    them; or, with a single pass or unrolled ones, a branch in each. Narrow accesses to an operand, which a tail has and
-    a chunk whose gradient is unaligned, are in none.
+    A loop over passes with a branch around the draws, none where it is rounded; two loops, when the compiler has made
+    that branch choose between them; or, with a single pass or unrolled ones, a branch in each. Narrow accesses to an
+    operand, which a tail has and a chunk whose gradient is unaligned, are in none.
     """
     found = [loop for loop, wide in whole_loops(code, shape) if wide]
     if found:
@@ -70,7 +72,7 @@ def full_ways(code: Sequence[sass.Instruction], shape: Shape) -> tuple[list[Way]
     if len(ways) != 1:
         raise sass.UnknownStructure(f"{len(ways)} ways of a full chunk of aligned operands")
     (way,) = ways
-    return [Way(way.longest, ()), Way(way.shortest, ())], len(way.branches) == shape.passes
+    return [Way(way.longest, ()), Way(way.shortest, ())], len(way.branches) == (0 if shape.rounds else shape.passes)
 
 
 def _moved(code: Sequence[sass.Instruction], way: tuple[int, ...], least: int = 1) -> int:
@@ -120,17 +122,20 @@ def loads_before_store(code: Sequence[sass.Instruction], way: Sequence[int], wid
 
 
 def masked_and_unmasked(code: Sequence[sass.Instruction], shape: Shape) -> tuple[Way, Way]:
-    """Both ways of a full chunk, which are one where it is rounded; UnknownStructure if more than draws sets them apart."""
+    """Both ways of a full chunk; UnknownStructure if they differ in more than the draws that decide.
+
+    Where it is rounded, for which words are drawn in any case, they must not differ at all.
+    """
     ways, known = full_ways(code, shape)
-    drawing, without = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
+    masked, unmasked = sorted(ways, key=lambda way: way.cost(code, shape), reverse=True)[:2]
     own, rest = ({*this.before, *this.loop} - {*other.before, *other.loop}
-                 for this, other in ((drawing, without), (without, drawing)))  # fmt: skip
+                 for this, other in ((masked, unmasked), (unmasked, masked)))  # fmt: skip
     drawn, drawn_besides = (sum(draws(code[i]) for i in side) for side in (own, rest))
-    if len(ways) != 2 or not drawn or drawn_besides or not known:
+    if len(ways) != 2 or bool(drawn) == shape.rounds or drawn_besides or not known:
         raise sass.UnknownStructure(
             f"{len(ways)} ways, {drawn} and {drawn_besides} draws, no branches besides: {known}"
         )
-    return drawing, drawing if shape.rounds else without
+    return masked, unmasked
 
 
 def parts(code: Sequence[sass.Instruction], shape: Shape, masked: bool) -> tuple[list[int], list[int]]:

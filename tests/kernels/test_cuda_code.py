@@ -25,8 +25,8 @@ by_rule = pytest.mark.parametrize("rule", VARIANTS)
 BUDGETS = {"f32": 54, "bf16/f32": 63, "bf16": 64}
 # The same of the kernels by storage, at most: those that have a loop of their types, and one that has not.
 STORED_BUDGETS = {
-    "f32, bf16 grads": 82, "offload": 82, "split": 82, "bf16 stoch./f32": 94, "f32/bf16 stoch.": 108,
-    "bf16 stoch.": 108, "f16 stoch.": 168,
+    "f32, bf16 grads": 82, "offload": 82, "split": 82, "bf16 stoch./f32": 86, "f32/bf16 stoch.": 100,
+    "bf16 stoch.": 99, "f16 stoch.": 159,
 }  # fmt: skip
 MASK_RATIO = 1.2
 
@@ -120,7 +120,10 @@ def test_kernels_by_storage_use_registers_and_wide_accesses(arch, rule):
     for kernel in stored.kernels(arch, rule):
         assert kernel.spills == kernel.local_accesses == kernel.stack_bytes == 0, kernel
         assert kernel.wide_accesses == kernel.accesses, kernel
-        assert kernel.unmasked < kernel.masked, kernel
+        if stored.KINDS[kernel.dtype].rounds:  # by the words that decide, which it draws without a mask, too
+            assert kernel.unmasked == kernel.masked, kernel
+        else:
+            assert kernel.unmasked < kernel.masked, kernel
         if rule == "Adam":
             assert kernel.masked <= STORED_BUDGETS[kernel.dtype], kernel
 

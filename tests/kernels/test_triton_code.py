@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 AMD = 942
 BUDGET = 80  # instructions per parameter, as of the CUDA kernels
 # Of Adam for sm_90, what Triton makes of it now; and of an H200's bandwidth, by the model.
-BUDGETS = {"bf16/f32": 56, "bf16": 58, "offload": 58, "f32/bf16 stoch.": 73}
+BUDGETS = {"bf16/f32": 56, "bf16": 58, "offload": 58, "f32/bf16 stoch.": 67}
 FLOORS = {"bf16": 0.95, "offload": 0.95, "f32/bf16 stoch.": 0.9}
 MASK_RATIO = 1.35
 CENTRALIZING_BUDGET = 10  # more of them: the slice, its mean, the difference; a division alone takes twice as many
@@ -245,7 +245,8 @@ def test_instructions_of_adam_stay_in_budget(arch):
 @pytest.mark.parametrize("stored", BUDGETS)
 def test_instructions_of_adam_in_sixteen_bits_stay_in_budget(stored):
     reading = triton_model.reading_of(90, "Adam", stored).result()
-    assert reading.unmasked < reading.masked <= BUDGETS[stored]
+    assert reading.unmasked <= reading.masked <= BUDGETS[stored]
+    assert (reading.unmasked == reading.masked) == stored.endswith("stoch.")  # by words that are drawn in any case
 
 
 @pytest.mark.parametrize("stored", FLOORS)
