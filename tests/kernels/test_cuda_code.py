@@ -194,7 +194,7 @@ def predicted_share(board: str, rule: str, dtype: str) -> float:
 FLOORS = {
     ("H100", "f32"): 0.95, ("B200", "f32"): 0.95, ("H200", "bf16"): 0.85, ("B200", "bf16"): 0.70,
     ("H200", "f32/bf16 stoch."): 0.90, ("B200", "f32, bf16 grads"): 0.95, ("B200", "offload"): 0.95,
-    ("B200", "split"): 0.95, ("B200", "bf16 stoch./f32"): 0.77, ("B200", "f32/bf16 stoch."): 0.67,
+    ("B200", "split"): 0.95, ("B200", "bf16 stoch./f32"): 0.82, ("B200", "f32/bf16 stoch."): 0.73,
 }  # fmt: skip
 PREDICTED = [key for key in FLOORS if CODE[key[0]] in cuda_model.archs()]
 
