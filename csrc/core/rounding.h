@@ -1,5 +1,5 @@
-// How float32 becomes what is stored, besides rounding to nearest (core/dtype.h): stochastic rounding, by the words that
-// are drawn for the keep decisions, and split masters. lrtricks_fused/step/rounding.py says the same of tensors.
+// How float32 becomes what is stored, besides rounding to nearest (core/dtype.h): stochastic rounding, by the words
+// that are drawn for the keep decisions, and split masters. lrtricks_fused/step/rounding.py says the same of tensors.
 #pragma once
 
 #include "core/dtype.h"
@@ -13,8 +13,8 @@ LRT_HD uint32_t rounding_word(uint32_t word, int row) {
   const uint32_t turned = row % 2 ? 0 : 16;
   return word << turned | word >> (-turned & 31);
 }
-// Of it 16 bits for the parameter, and for each state: its own number plus an odd multiple of the other one, below which
-// nothing carries. Uniform whether the element is kept or not, and any two as good as independent.
+// Of it 16 bits for the parameter, and for each state: its own number plus an odd multiple of the other one, below
+// which nothing carries. Uniform whether the element is kept or not, and any two as good as independent.
 constexpr uint32_t kParamMultiplier = 0x4ab5u, kStateMultipliers[kMaxStates] = {0x352bu, 0x4f9bu, 0x3dadu};
 LRT_HD uint32_t rounding_bits(uint32_t x, uint32_t multiplier) { return x * (multiplier << 16 | 1u) >> 16; }
 

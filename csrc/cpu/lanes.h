@@ -131,8 +131,8 @@ struct TileWords {
   alignas(64) uint32_t word[4][kLanes];
 };
 
-// What calls [lane, lane + kPiece) of one tile give: the decisions by 0 < threshold < kKeepAll, and the words themselves,
-// each if there is a place for them.
+// What calls [lane, lane + kPiece) of one tile give: the decisions by 0 < threshold < kKeepAll, and the words
+// themselves, each if there is a place for them.
 template <class Isa>
 LRT_HD void draw_piece(const KeepStream& stream, uint32_t threshold, int64_t tile, int lane, TileKeeps* keeps,
                        TileWords* words) {

@@ -1,6 +1,7 @@
 """Are the bits that round stochastically uniform, and independent of operand, element and step (docs/keep-bits.md)?
 
-And of those that decide whether elements are kept, of which they are made. All bounds are 5 sigma of the exact distribution; the draws are fixed, so a pass today is a pass for ever.
+And of those that decide whether elements are kept, of which they are made. All bounds are 5 sigma of the exact
+distribution; the draws are fixed, so a pass today is a pass for ever.
 """
 
 import itertools
