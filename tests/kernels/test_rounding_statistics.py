@@ -15,7 +15,7 @@ from sympy import ZZ
 from sympy.polys.matrices import DomainMatrix
 
 import lrtricks_fused as lrt
-from lrtricks_fused.step.keep import LANES, TILE, keep_bits
+from lrtricks_fused.step.keep import LANES, TILE, keep_bits, keep_threshold
 from lrtricks_fused.step.rounding import PARAM_MULTIPLIER, STATE_MULTIPLIERS, rounding_bits, rounding_words
 
 TILES = 2**14 if FULL else 2**11  # 256 words of two elements each
@@ -157,21 +157,29 @@ def test_the_words_are_those_that_decide(of_pairs):
 # -- what comes of it, by the kernels ----------------------------------------------------------------------------------
 
 
-def test_a_parameter_walks_as_far_as_it_is_told():
-    """Steps of 1/64 ulp: how many of 64 move an element is binomial, and none is rounded to nearest."""
+@pytest.mark.parametrize("keep_prob", [1.0, 0.5, 0.1])
+def test_a_parameter_walks_as_far_as_it_is_told(keep_prob):
+    """Steps of 1/64 ulp: how many of 64 move an element is binomial, and none is rounded to nearest.
+
+    Also under a mask, by whose words it is rounded, and of two elements that share their words independently.
+    """
     numel, steps, part = 2**18 if FULL else 2**16, 64, 64
-    ulp = 2.0**-7
+    ulp, chance = 2.0**-7, keep_threshold(keep_prob) / 65536 / part
     param = torch.ones(numel, dtype=BF16).requires_grad_()
     param.grad = -torch.ones(numel, dtype=BF16)
-    optimizer = lrt.SGD([param], lr=ulp / part, rounding="stochastic", backend="native")
+    optimizer = lrt.SGD([param], lr=ulp / part, keep_prob=keep_prob, rounding="stochastic", backend="native")
     for _ in range(steps):
         optimizer.step()
     moves = ((param.detach().double() - 1) / ulp).long()
-    assert abs(float(moves.double().mean()) - steps / part) < SIGMAS * math.sqrt(steps / part / numel)
-    expected = numel * torch.tensor([math.comb(steps, k) * part**-k * (1 - 1 / part) ** (steps - k) for k in range(6)])
-    expected, counts = expected.double(), moves.bincount(minlength=6)[:6].double()
-    freedom = len(expected)  # a rest of some 1 in 2,000 is left out
+    deviation = math.sqrt(steps * chance * (1 - chance))
+    assert abs(float(moves.double().mean()) - steps * chance) < SIGMAS * deviation / math.sqrt(numel)
+    expected = torch.tensor([math.comb(steps, k) * chance**k * (1 - chance) ** (steps - k) for k in range(6)]).double()
+    expected = numel * expected[: 6 if keep_prob == 1.0 else 3]  # of what comes up often
+    counts = moves.bincount(minlength=6)[: len(expected)].double()
+    freedom = len(expected)  # a rest, of some 1 in 2,000 without a mask, is left out
     assert float(((counts - expected) ** 2 / expected).sum()) < freedom + SIGMAS * math.sqrt(2 * freedom)
+    first, second = ((moves.view(-1, 2, LANES)[:, side] - steps * chance).double() / deviation for side in (0, 1))
+    assert abs(float((first * second).mean())) < SIGMAS / math.sqrt(numel / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
