@@ -25,9 +25,7 @@ def draw_pass(call, stepped, draws, VARIANT: tl.constexpr):
     zero = tl.zeros_like(call).to(tl.uint32)
     w0, w1, w2, w3 = zero, zero, zero, zero
     drawn = masked
-    # In a branch, which is taken: the compiler would spread the draws among the rows, and hold what they need in
-    # registers.
-    if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:
+    if VARIANT.STOCHASTIC or VARIANT.STOCHASTIC_STATES:  # without a mask, too
         drawn = stepped > 0
     if VARIANT.MAPPED:
         drawn = drawn & (not scattered)
