@@ -19,7 +19,7 @@ from lrtricks_fused.step.table import CHUNK
 from . import cuda_model
 from .kernel import Kernel
 from .sass import Instruction, Loop, Text, UnknownStructure, loops, successors, ways
-from .trace import PHILOX_PRODUCT
+from .trace import draws
 from .variants import VARIANTS
 
 THREADS, TILE_ELEMENTS, PASSES = 128, 16, 2  # of a block; of a thread in a tile; over a tile
@@ -230,7 +230,7 @@ def _draws(code: Sequence[Instruction], nest: Nest, to: int, masked: bool, stoch
     def of(index: int) -> Tallies:
         if index >= behind:
             return ((0,),)
-        drawn = PHILOX_PRODUCT.search(code[index].operands) and not (masked or stochastic)
+        drawn = draws(code[index]) and not (masked or stochastic)
         return () if drawn or code[index].access_bytes else ((told[index],),)
 
     return longest(code, head, to, of, (TOLD_WORDS if stochastic else decisions,))[:-1]
