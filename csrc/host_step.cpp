@@ -84,26 +84,35 @@ bool hold(HeldGradient& held, uint64_t handle) {
   return true;
 }
 
-// By one thread, which has Python's lock: Python may be the only owner of what is in a wrapper, and a second one takes
-// that lock.
-bool hold_wrapped(const StepRecord& record) {
-  return std::all_of(record.held, record.held + record.gradients,
-                     [](HeldGradient& held) { return held.handle != 0 || hold(held, held.named); });
+// What Python owns gets one reference more, which keeps what it is in C++, too; by one thread, which has Python's lock.
+// Those whose steps are others are forgotten.
+void hold_wrapped(const HostLayout& layout, const StepRecord& record, bool holds) {
+  for (HeldGradient* held = record.held; held != record.held + record.gradients; ++held) {
+    if (held->handle != 0) continue;
+    if (!holds) held->object = 0;
+    if (held->object != 0) layout.take_reference(reinterpret_cast<void*>(held->object));
+  }
 }
 
 // By one thread, which has Python's lock: the owner that goes may be the last.
-void let_go(const StepRecord& record) {
+void let_go(const HostLayout& layout, const StepRecord& record) {
   for (int64_t i = 0; i < record.gradients; ++i) {
     if (i + kAhead < record.gradients) {
       ask_for(record.held[i + kAhead].handle, kOfWord);
       ask_for(record.held[i + kAhead].implementation, kOfCount);
     }
-    if (record.held[i].handle != 0) aoti_torch_delete_tensor_object(handle_of(record.held[i].handle));
+    const HeldGradient held = record.held[i];
     record.held[i] = {};
+    if (held.handle != 0) {
+      aoti_torch_delete_tensor_object(handle_of(held.handle));
+    } else if (held.object != 0) {
+      layout.drop_reference(reinterpret_cast<void*>(held.object));
+    }
   }
 }
 
-// Whether the gradient of a tensor can take the place of the one before; it is held then, or known where it is named.
+// Whether the gradient of a tensor can take the place of the one before; it is held then, or known which object is to
+// be.
 bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& owner) {
   const uint64_t handle = handle_of_gradient(layout, record, row, owner);
   int32_t device;
@@ -113,14 +122,13 @@ bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& 
   }
   HeldGradient& held = record.held[row.of.object];
   if (row.of.role == StepTensorRole::kGradient) return hold(held, handle);
-  held.named = handle;
+  held.object = handle - layout.implementation;
   return true;
 }
 
-// Of a state's wrapper nothing else is read: whatever becomes another is in its slots.
-bool holds_the_same(const HostLayout& layout, const HostWrapper& wrapper, const StepTensor& row) {
-  return (!row.of.slot || is_same_object(layout, row)) && word(row.of.object, wrapper.wrapped) == row.wrapped &&
-         word(row.of.object, wrapper.spec) == row.spec;
+// Whether a wrapper holds this object, cut by that one.
+bool holds(const HostWrapper& wrapper, uint64_t object, uint64_t wrapped, uint64_t spec) {
+  return word(object, wrapper.wrapped) == wrapped && word(object, wrapper.spec) == spec;
 }
 
 bool is_as_before(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
@@ -128,26 +136,30 @@ bool is_as_before(const HostLayout& layout, const StepRecord& record, StepTensor
     case StepTensorRole::kGradient:
     case StepTensorRole::kWrappedGradient: return can_follow(layout, record, row, before);
     case StepTensorRole::kNone: return !is_defined(gradient_of(layout, before.implementation));
-    case StepTensorRole::kWrapper: return holds_the_same(layout, *record.wrapper, row);
+    case StepTensorRole::kWrapper:
+      return is_same_object(layout, row) && holds(*record.wrapper, row.of.object, row.wrapped, row.spec);
+    // Of the wrapper nothing else is read: whatever becomes another is in its slots.
+    case StepTensorRole::kWrapped:
+      return holds(*record.wrapper, row.of.wrapper, row.of.object, row.wrapper_spec) && has_stayed(layout, row);
     default: return has_stayed(layout, row);
   }
 }
 
 void ask(const StepTensor& row) {
-  if (row.of.role == StepTensorRole::kWrapper) {
-    if (!row.of.slot) return ask_for(row.of.object, kOfSlots);
-    ask_for(row.of.object, kOfWrapper);
-    ask_for(row.implementation, kOfWrapperImplementation);
-    return ask_for(row.version, kOfVersion);
+  switch (row.of.role) {
+    case StepTensorRole::kWrapper:
+      ask_for(row.of.object, kOfWrapper);
+      ask_for(row.implementation, kOfWrapperImplementation);
+      return ask_for(row.version, kOfVersion);
+    case StepTensorRole::kWrappedGradient:
+      ask_for(row.outer_implementation, kOfWrapperImplementation);
+      ask_for(row.outer_object, kOfWrapper);
+      break;
+    case StepTensorRole::kWrapped: ask_for(row.of.wrapper, kOfSlots); break;
+    default:
+      if (!is_gradient(row) && row.version != 0) ask_for(row.version, kOfVersion);
   }
-  if (row.of.role == StepTensorRole::kWrappedGradient) {
-    ask_for(row.outer_implementation, kOfWrapperImplementation);
-    ask_for(row.outer_object, kOfWrapper);
-  }
-  if (!is_gradient(row)) {
-    ask_for(row.of.object, kOfObject);
-    if (row.version != 0) ask_for(row.version, kOfVersion);
-  }
+  if (!is_gradient(row)) ask_for(row.of.object, kOfObject);
   ask_for(row.handle, kOfWord);
   ask_for(row.implementation, kOfImplementation);
   ask_for(row.storage, kOfStorage);
@@ -194,7 +206,8 @@ bool are_as_before(const HostLayout& layout, const StepRecord& record, bool& mov
     if (here_moved) any_moved = true;
   });
   moved = any_moved;
-  return all_are && (!record.wrapper || hold_wrapped(record));
+  if (record.wrapper) hold_wrapped(layout, record, all_are);
+  return all_are;
 }
 
 // Of the parameters that are stepped; of one in a wrapper the wrapper, too. Returns whether all can be written to here.
@@ -235,8 +248,9 @@ bool fill_layout(StepTensor& row) {
 }
 
 bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
+  const bool is_wrapped = row.of.role == StepTensorRole::kWrapped;
   const bool wraps = row.of.role == StepTensorRole::kWrapper || row.of.role == StepTensorRole::kWrappedGradient;
-  if (wraps && (!record.wrapper || layout.object < 0)) return false;
+  if ((wraps || is_wrapped) && (!record.wrapper || layout.object < 0)) return false;
   const bool of_owner = is_gradient(row) || row.of.role == StepTensorRole::kNone;
   row.handle = of_owner ? handle_of_gradient(layout, record, row, before) : row.of.object + layout.implementation;
   if (row.of.role == StepTensorRole::kNone) return !is_defined(row.handle);
@@ -244,7 +258,14 @@ bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, c
   if (!of_owner) row.type = word(row.of.object, layout.type);
   row.implementation = word(row.handle, 0);
   // The word before the object's, as torch has it; were it another, a line would be asked for in vain.
-  if (!of_owner && row.of.slot && layout.object > 0) row.version = word(row.implementation, layout.object - 8);
+  if (!of_owner && !is_wrapped && row.of.slot && layout.object > 0) {
+    row.version = word(row.implementation, layout.object - 8);
+  }
+  if (is_wrapped) {
+    row.wrapper_spec = word(row.of.wrapper, record.wrapper->spec);
+    if (word(row.of.wrapper, layout.type) != record.wrapper->type) return false;
+    if (word(row.of.wrapper, record.wrapper->wrapped) != row.of.object) return false;
+  }
   if (row.of.role == StepTensorRole::kWrapper) {
     row.wrapped = word(row.of.object, record.wrapper->wrapped);
     row.spec = word(row.of.object, record.wrapper->spec);
@@ -284,14 +305,14 @@ int lrt_count_versions(const lrt::HostLayout* layout, const lrt::StepRecord* rec
   return layout->bump_version && lrt::bump_versions(*layout, *record);
 }
 
-void lrt_let_go(const lrt::StepRecord* record) { lrt::let_go(*record); }
+void lrt_let_go(const lrt::HostLayout* layout, const lrt::StepRecord* record) { lrt::let_go(*layout, *record); }
 
 int lrt_repeats(const lrt::HostLayout* layout, const lrt::StepRecord* record, void* attributes, int counts) {
   lrt::Entries entries(*layout, record->entries);
   if (!entries.match(attributes, false)) return lrt::kOther;
   bool moved = false;
   if (!lrt::are_as_before(*layout, *record, moved)) {
-    lrt_let_go(record);
+    lrt_let_go(layout, record);
     return lrt::kOther;
   }
   if (moved) lrt::move_gradients(*record);

@@ -14,6 +14,8 @@ struct HostLayout {
   NextEntry next_entry;
   intptr_t (*list_size)(void* list);
   void* (*list_item)(void* list, intptr_t place);
+  void (*take_reference)(void* object);
+  void (*drop_reference)(void* object);
   const void* (*grad_of)(const void* implementation);  // where its gradient's implementation is named
   void (*bump_version)(const void* handle);  // by which graphs know that a tensor has changed; null: not found
   int64_t type, implementation;              // in a tensor's object
@@ -28,15 +30,18 @@ struct HostEntry {
 };
 
 // A tensor that stays, one float64 on the CPU that counts steps, the gradient of the row before, which may have moved,
-// or that the row before has no gradient; a wrapper that stays with what is in its slots, and the tensor in the wrapper
-// that is the gradient of the row before, which may be another.
-enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone, kWrapper, kWrappedGradient };
+// or that the row before has no gradient; a parameter's wrapper that stays with what is in its slots, the tensor in the
+// wrapper that is the gradient of the row before, which may be another, and a tensor that stays in its wrapper.
+enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone, kWrapper, kWrappedGradient, kWrapped };
 
 // What is given of a row.
 struct StepTensorOf {
   StepTensorRole role;
   uint64_t object;  // 0: a gradient, which its tensor knows and which gets its number here, or none
-  uint64_t* slot;   // of a gradient: where a table has its address; of a parameter: not null
+  union {
+    uint64_t* slot;    // of a gradient: where a table has its address; of a parameter: not null
+    uint64_t wrapper;  // of what is wrapped: that object
+  };
 };
 
 // A row of the record, read off the tensor; 2 * dims words follow it, its sizes and then its strides. What only some
@@ -50,6 +55,7 @@ struct StepTensor {
   union {
     uint64_t version;  // where a parameter's is counted, which is only asked for; else 0
     uint64_t outer_implementation;
+    uint64_t wrapper_spec;
   };
   uint64_t implementation, storage;
   uint64_t handle;  // where its implementation is named
@@ -81,12 +87,13 @@ struct HostWrapper {
   int64_t wrapped, spec;
 };
 
-// By which a gradient is held, and what is; a handle of 0: it is not, but may be known where what shall be is named.
+// By which a gradient is held: a handle of C++'s, and what it names; or, of what is in a wrapper, a reference to the
+// object, whose handle is 0.
 struct HeldGradient {
   uint64_t handle;
   union {
     uint64_t implementation;
-    uint64_t named;
+    uint64_t object;
   };
 };
 
@@ -132,5 +139,5 @@ __attribute__((visibility("default"))) int lrt_count_versions(const lrt::HostLay
                                                               const lrt::StepRecord* record);
 
 // Holds the gradients no longer. Their last owner may be this one.
-__attribute__((visibility("default"))) void lrt_let_go(const lrt::StepRecord* record);
+__attribute__((visibility("default"))) void lrt_let_go(const lrt::HostLayout* layout, const lrt::StepRecord* record);
 }

@@ -22,6 +22,12 @@ struct Shared {
   UpdateScalars<Real> scalars;
   uint32_t word_threshold;  // an element is kept iff its 16 bits, in the upper half of a word, are below
   bool masked, skip;
+
+  // The decisions on many elements where nothing is drawn.
+  template <class Keeps>
+  LRT_HD Keeps all_or_none() const {
+    return word_threshold ? ~Keeps{0} : Keeps{0};
+  }
 };
 template <class Rule>
 struct Own {
@@ -72,7 +78,7 @@ template <int kCount, class Rule, class Real>
 LRT_DEVICE Keeps<kCount> keeps_of(const Chunk<Rule, Real>& chunk, int64_t tile, int lane) {
   const uint32_t threshold = chunk.shared.word_threshold;
   Keeps<kCount> keeps = 0;
-  if (!chunk.shared.masked) return threshold ? ~keeps : keeps;
+  if (!chunk.shared.masked) return chunk.shared.template all_or_none<Keeps<kCount>>();
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
     // An "or": lanes are fewer than what their tile's number is a multiple of, and there is nothing to carry.

@@ -121,7 +121,7 @@ struct MappedDraw {
   template <int kCount, int kTimes, int kPitch>
   __device__ __forceinline__ Keeps<kCount> rows(int64_t first) const {
     Keeps<kCount> keeps = 0;
-    if (!chunk.shared.masked) return chunk.shared.word_threshold ? ~keeps : keeps;
+    if (!chunk.shared.masked) return chunk.shared.template all_or_none<Keeps<kCount>>();
 #pragma unroll
     for (int row = 0; row < kTimes; ++row) {
       const auto place = static_cast<uint32_t>(first - begin) + row * kPitch;

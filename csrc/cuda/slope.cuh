@@ -1,6 +1,7 @@
-// The later stages of a slope (core/slope.h): units to chunks, chunks to columns where there are more of them, columns
-// to the total. No barriers: each is a launch of its own. The order of the sums is fixed, and they are few: what takes
-// time is waiting for memory, so a warp reads at once what one of its threads would read one after another.
+// The later stages of a slope (core/slope.h), or of sums in its order: units to chunks, chunks to columns where there
+// are more of them, columns to the total. No barriers: each is a launch of its own. The order of the sums is fixed, and
+// they are few: what takes time is waiting for memory, so a warp reads at once what one of its threads would read one
+// after another.
 #pragma once
 
 #include "cuda/launch.h"
@@ -72,22 +73,6 @@ LRT_DEVICE void sum_column(double* values, int64_t count) {
 }
 LRT_DEVICE double columns_sum(const double* values, int64_t count) {
   return count <= kSlopeColumns ? warp_sum(values, count) : warp_sum(values + count, kSlopeColumns);
-}
-
-template <class Param>
-__global__ void add_slope(Step call, bool columns) {
-  if (columns) return sum_column(slope_chunks<Param>(call), call.chunks);
-  if (call.arguments.skips()) return;
-  const double sum = columns_sum(slope_chunks<Param>(call), call.chunks);
-  if (leads_warp()) *call.slope = *call.slope + sum * call.arguments.inverse_grad_scale();
-}
-
-template <class Param>
-const char* launch_slope(const Step& call) {
-  const char* error = LAUNCH((sum_chunks<Param>), blocks_of_warps(call.chunks), kListThreads, call.stream, call);
-  if (!error && call.chunks > kSlopeColumns)
-    error = LAUNCH((add_slope<Param>), 1, static_cast<int>(kSlopeColumns), call.stream, call, true);
-  return error ? error : LAUNCH((add_slope<Param>), 1, kWarp, call.stream, call, false);
 }
 
 }  // namespace lrt::cuda

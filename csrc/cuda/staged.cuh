@@ -202,7 +202,8 @@ LRT_DEVICE void step_staged_tiles(const Chunk<Rule, float>& chunk, Rounds rounds
     uint32_t keeps;
     if (rounds.any()) {
       draw_words(draw, tile, thread, words);
-      keeps = chunk.shared.masked ? words.keeps(chunk.shared.word_threshold) : chunk.shared.word_threshold ? ~0u : 0u;
+      keeps = chunk.shared.masked ? words.keeps(chunk.shared.word_threshold)
+                                  : chunk.shared.template all_or_none<uint32_t>();
     } else {
       keeps = draw.template passes<BFloat16>(tile, thread);
     }

@@ -53,6 +53,14 @@ constexpr int64_t prepared_bytes(int64_t tensors) { return kPreparedBytes * (1 +
 template <class Record>
 const char* launch(const Step& step, const typename Record::Hyper& hyper, const Flags<Record>& flags);
 
+// The means of all slices whose gradients are centralized, which the step's kernel takes. Defined in slices.cu.
+const char* launch_means(const Step& step);
+
+// What adds the slopes that the step's kernel has left to the total; and what loads that on the current device, before
+// anything is stepped. Defined in slope.cu.
+const char* launch_slope(const Step& step);
+const char* load_slope(Dtype param);
+
 // The squared norm of each gradient (core/squares.h), to squares[tensors]. Of `step` it needs the rows and chunks, the
 // dtype of the parameters, the scratch of a slope and the stream. Defined in squares.cu.
 const char* launch_squared_norms(const Step& step, double* squares);

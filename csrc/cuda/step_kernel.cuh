@@ -169,11 +169,12 @@ const char* launch_pair(const Step& call, const typename Variant::Hyper& hyper) 
       {step_kernel<true, false, Rule, Param, State>, step_kernel<true, true, Rule, Param, State>}};
   void (*const kernel)(Step) = kernels[call.mapped][call.slope != nullptr];
   const char* error = loaded[call.mapped][call.slope != nullptr].load(kernel);
-  if (!error && call.slices != 0) error = launch_means<Param>(call);
+  if (!error && call.slope) error = load_slope(call.param);
+  if (!error && call.slices != 0) error = launch_means(call);
   if (!error) error = launch_prepare<Variant, Real<Param>>(call, hyper);
   if (error || call.chunks == 0) return error;
   error = LAUNCH(kernel, call.chunks, kThreads<Param>, call.stream, call);
-  return error || !call.slope ? error : launch_slope<Param>(call);
+  return error || !call.slope ? error : launch_slope(call);
 }
 
 // All launches of one rule's variant for the call's pair of storage types.

@@ -43,9 +43,8 @@ class _Functions:
         self.record.argtypes = [ctypes.c_void_p] * 3
         self.repeats.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.py_object, ctypes.c_int]
         self.have_stayed, self.count_versions = native.lrt_tensors_have_stayed, native.lrt_count_versions
-        self.have_stayed.argtypes = self.count_versions.argtypes = [ctypes.c_void_p] * 2
         self.let_go = native.lrt_let_go
-        self.let_go.argtypes = [ctypes.c_void_p]
+        self.have_stayed.argtypes = self.count_versions.argtypes = self.let_go.argtypes = [ctypes.c_void_p] * 2
         self.let_go.restype = None
         self.has_entries.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p, ctypes.c_int64]
         self.next_entry = ctypes.cast(ctypes.pythonapi.PyDict_Next, ctypes.c_void_p)

@@ -26,7 +26,8 @@ class HostLayout(ctypes.Structure):
     """As csrc/host_step.h has it."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "grad_of", "bump_version")),
+        *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "take_reference")),
+        *((name, ctypes.c_void_p) for name in ("drop_reference", "grad_of", "bump_version")),
         *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys", "object")),
     ]
 
@@ -99,9 +100,9 @@ def _found() -> HostLayout:
     named = _place(samples, id, object_size, implementation)
     libraries, api = Path(torch.__file__).parent / "lib", ctypes.pythonapi
     c10, cpu = (ctypes.CDLL(str(libraries / f"lib{name}.so")) for name in ("c10", "torch_cpu"))
-    published = (api.PyDict_Next, api.PyList_Size, api.PyList_GetItem, c10[_GRAD_OF])
+    of_python = (api.PyDict_Next, api.PyList_Size, api.PyList_GetItem, api.Py_IncRef, api.Py_DecRef)
     return HostLayout(
-        *(ctypes.cast(function, ctypes.c_void_p) for function in published),
+        *(ctypes.cast(function, ctypes.c_void_p) for function in (*of_python, c10[_GRAD_OF])),
         bump_version=_bump_version(cpu, named),
         type=_place(samples, id, object_size, lambda tensor: id(type(tensor))),
         implementation=named,

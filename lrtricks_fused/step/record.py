@@ -24,7 +24,7 @@ _BLOCK = 64  # rows, at least
 
 # Plain integers, of which there are many.
 _OBJECT, _SCHEDULED, _DICT, _LIST, _END = range(5)  # HostEntryKind of csrc/host_step.h
-_HELD, _COUNT, _GRADIENT, _NONE, _WRAPPER, _WRAPPED_GRADIENT = range(6)  # StepTensorRole
+_HELD, _COUNT, _GRADIENT, _NONE, _WRAPPER, _WRAPPED_GRADIENT, _WRAPPED = range(7)  # StepTensorRole
 # What is told of a step, bits; 0: it is another. Plain integers, which a step asks without a call.
 SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS, COUNTED = 1, 2, 4, 8
 
@@ -99,11 +99,9 @@ class Operands:
         self._begin()
         self._hold(tensor)
 
-    def _hold(self, tensor: Any, role: int = _HELD, is_param: bool = False) -> None:
+    def _hold(self, tensor: Any, role: int = _HELD, slot: int = 0) -> None:
         self.held.append(tensor)
-        if role == _WRAPPER:
-            self.wrapper = tensor
-        self._add(role, id(tensor), 0 if role == _WRAPPER else tensor.dim(), int(is_param))
+        self._add(role, id(tensor), 0 if role == _WRAPPER else tensor.dim(), slot)
 
     def add(
         self, param: Any, part: Tensor, slot: int | None, count: Tensor | None = None, *states: tuple[Any, Tensor]
@@ -114,20 +112,24 @@ class Operands:
         """
         self._begin()
         wraps = param is not part
-        self._hold(param, _WRAPPER if wraps else _HELD, is_param=True)
+        if wraps:
+            self.wrapper = param
+        self._hold(param, _WRAPPER if wraps else _HELD, 1)
         if slot is None:
             return self._add(_NONE)
         self._add(_WRAPPED_GRADIENT if wraps else _GRADIENT, 0, part.dim(), slot)
         if wraps:
             self.cut[self.gradients] = param
-            self._hold(part, is_param=True)
+            self._hold(part, slot=1)
         self.gradients += 1
         if count is not None:
             self._hold(count, _COUNT if count.is_cpu else _HELD)
         for state, own in states:
-            if state is not own:
-                self._hold(state, _WRAPPER)
-            self._hold(own)
+            if state is own:
+                self._hold(own)
+            else:
+                self.held.append(state)
+                self._hold(own, _WRAPPED, id(state))
 
 
 class Entries:
@@ -258,7 +260,7 @@ class Record(TensorRecord):
 
     def let_go(self) -> None:
         """Hold the gradients no longer."""
-        self._let_go(self._places[1])
+        self._let_go(*self._places)
 
     def take_numbers(self, attributes: dict[str, Any]) -> None:
         """From now on the scheduled numbers are those that they are now."""
