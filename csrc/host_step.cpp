@@ -3,13 +3,10 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <atomic>
-#include <cstring>
 
-#include "core/numeric.h"
 #include "host_entries.h"
-#include "host_tensors.h"
+#include "host_look.h"
 
 namespace lrt {
 namespace {
@@ -27,52 +24,15 @@ uint64_t handle_of_gradient(const HostLayout& layout, const StepRecord& record, 
                             const StepTensor& owner) {
   const uint64_t handle = gradient_of(layout, owner.implementation);
   if (row.of.role != StepTensorRole::kWrappedGradient) return handle;
-  if (!is_defined(handle)) return 0;
   row.outer_implementation = word(handle, 0);
-  const uint64_t object = word(row.outer_implementation, layout.object) & ~uint64_t{7};  // without who owns it
+  // Without who owns it; of a gradient that is undefined there is none.
+  const uint64_t object = word(row.outer_implementation, layout.object) & ~uint64_t{7};
   row.outer_object = object;
   const HostWrapper& wrapper = *record.wrapper;
   if (object == 0 || word(object, layout.type) != wrapper.type) return 0;
   if (word(object, wrapper.spec) != record.specs[row.of.object]) return 0;
   const uint64_t wrapped = word(object, wrapper.wrapped);
   return wrapped != 0 && word(wrapped, layout.type) == wrapper.wrapped_type ? wrapped + layout.implementation : 0;
-}
-
-// Whether a tensor, wherever it lies, is what the row says: its dispatch keys (device, layout, what is lazy), dtype,
-// sizes and strides.
-bool is_alike(const HostLayout& layout, StepTensor& row, uint64_t handle) {
-  if (word(word(handle, 0), layout.keys) != row.keys) return false;
-  int32_t dtype;
-  Shape shape;
-  if (!told(aoti_torch_get_dtype, handle, &dtype) || dtype != row.dtype) return false;
-  if (!shape_of(handle, shape) || shape.dims != row.dims) return false;
-  const size_t bytes = row.dims * sizeof(int64_t);
-  return std::memcmp(shape.sizes, layout_of(row), bytes) == 0 &&
-         std::memcmp(shape.strides, layout_of(row) + row.dims, bytes) == 0;
-}
-
-bool is_same_object(const HostLayout& layout, const StepTensor& row) {
-  return word(row.of.object, layout.type) == row.type &&
-         word(row.of.object, layout.implementation) == row.implementation;
-}
-
-// Whether the storage has all of the tensor, which lies at this address.
-bool is_in_memory(const StepTensor& row, uint64_t handle, uint64_t address) {
-  if (row.extent == 0) return true;
-  int64_t offset, size;
-  return address != 0 && told(aoti_torch_get_storage_offset, handle, &offset) &&
-         told(aoti_torch_get_storage_size, handle, &size) &&
-         (offset + row.extent) * static_cast<int64_t>(aoti_torch_dtype_element_size(row.dtype)) <= size;
-}
-
-bool has_stayed(const HostLayout& layout, StepTensor& row) {
-  uint64_t address;
-  if (!is_same_object(layout, row) || !is_alike(layout, row, row.handle) || !address_of(row.handle, address) ||
-      address != row.address) {
-    return false;
-  }
-  if (!is_in_memory(row, row.handle, address)) return false;
-  return row.of.role != StepTensorRole::kCount || is_step_count(*reinterpret_cast<const double*>(address));
 }
 
 // The gradient gets one owner more: while kernels read it, anyone may drop it.
@@ -115,11 +75,7 @@ void let_go(const HostLayout& layout, const StepRecord& record) {
 // be.
 bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& owner) {
   const uint64_t handle = handle_of_gradient(layout, record, row, owner);
-  int32_t device;
-  if (handle == 0 || !is_alike(layout, row, handle) || !told(aoti_torch_get_device_index, handle, &device) ||
-      device != row.device || !address_of(handle, row.moved_to) || !is_in_memory(row, handle, row.moved_to)) {
-    return false;
-  }
+  if (handle == 0 || !is_like(layout, row, handle)) return false;
   HeldGradient& held = record.held[row.of.object];
   if (row.of.role == StepTensorRole::kGradient) return hold(held, handle);
   held.object = handle - layout.implementation;
@@ -235,18 +191,6 @@ void move_gradients(const StepRecord& record) {
   });
 }
 
-bool fill_layout(StepTensor& row) {
-  Shape shape;
-  if (!shape_of(row.handle, shape)) return false;
-  row.dims = shape.dims;
-  row.extent = 1;
-  for (int64_t d = 0; d < shape.dims; ++d) row.extent += (shape.sizes[d] - 1) * shape.strides[d];
-  if (std::find(shape.sizes, shape.sizes + shape.dims, 0) != shape.sizes + shape.dims) row.extent = 0;
-  std::copy_n(shape.sizes, shape.dims, layout_of(row));
-  std::copy_n(shape.strides, shape.dims, layout_of(row) + shape.dims);
-  return true;
-}
-
 bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
   const bool is_wrapped = row.of.role == StepTensorRole::kWrapped;
   const bool wraps = row.of.role == StepTensorRole::kWrapper || row.of.role == StepTensorRole::kWrappedGradient;
@@ -271,11 +215,7 @@ bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, c
     row.spec = word(row.of.object, record.wrapper->spec);
     return row.type == record.wrapper->type;
   }
-  row.storage = word(row.implementation, layout.storage);
-  row.keys = word(row.implementation, layout.keys);
-  return told(aoti_torch_get_dtype, row.handle, &row.dtype) &&
-         told(aoti_torch_get_device_index, row.handle, &row.device) && fill_layout(row) &&
-         address_of(row.handle, row.address);
+  return read_tensor(layout, row);
 }
 
 }  // namespace

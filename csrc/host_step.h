@@ -20,6 +20,10 @@ struct HostLayout {
   void (*bump_version)(const void* handle);  // by which graphs know that a tensor has changed; null: not found
   int64_t type, implementation;              // in a tensor's object
   int64_t storage, keys, object;             // in its implementation in C++; -1: not found
+  // There, too, its sizes, with their number before and its strides behind them, and the word of its dtype and device;
+  // and in its storage what says where and how large that is, and who frees it. -1, of all: not found.
+  int64_t sizes, offset, kind;
+  int64_t data, bytes, deleter;
 };
 
 // An entry of a dict or list, or the end of one. After an entry that is a dict or list come those that it has.
@@ -67,9 +71,14 @@ struct StepTensor {
     uint64_t address;
     uint64_t spec;
   };
-  uint64_t moved_to;  // of a gradient, while it is looked at
-  int64_t extent;     // elements from its first to its last in memory
-  int32_t dtype, device;
+  union {
+    uint64_t moved_to;  // of a gradient, while it is looked at
+    uint64_t deleter;
+  };
+  uint64_t kind;
+  int64_t extent;  // elements from its first to its last in memory
+  int32_t dtype;
+  int16_t device, itemsize;
   int64_t dims;
 };
 

@@ -2,7 +2,8 @@
 
 Functions are found by their names. Where an object names its type, its implementation in C++, and this its storage, its
 dispatch keys and its object, is found by looking for what Python says of some tensors: so it holds for the torch and
-the Python that are here, or is not used.
+the Python that are here, or is not used. So is what else a tensor's implementation and its storage have in fields; if
+that is not found, the library asks torch's functions for it, which takes five times as long.
 """
 
 import ctypes
@@ -18,6 +19,8 @@ from . import host
 
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _IMPLEMENTATION_BYTES = 192  # of c10::TensorImpl since torch 2.0, of which the keys are the last
+_STORAGE_BYTES = 64  # of c10::StorageImpl, at least
+_INLINE_DIMS = 5  # kInlineDims of csrc/host_look.h
 _GRAD_OF = "_ZNK3c1010TensorImpl4gradEv"  # c10::TensorImpl::grad() const
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"  # torch::autograd::impl::bump_version
 
@@ -29,6 +32,7 @@ class HostLayout(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "take_reference")),
         *((name, ctypes.c_void_p) for name in ("drop_reference", "grad_of", "bump_version")),
         *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys", "object")),
+        *((name, ctypes.c_int64) for name in ("sizes", "offset", "kind", "data", "bytes", "deleter")),
     ]
 
 
@@ -79,12 +83,79 @@ def _keys(tensor: Tensor) -> int:
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
+def _words(start: int, size: int) -> list[int]:
+    return [ctypes.c_uint64.from_address(start + place).value for place in range(0, size, _WORD)]
+
+
+def _changed(start: int, size: int, change: Callable[[], Any]) -> set[int]:
+    """The offsets of the words that are others after a change."""
+    before = _words(start, size)
+    held = change()
+    after = _words(start, size)
+    del held
+    return {place * _WORD for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
+
+
+def _fields(keys: int) -> dict[str, int]:
+    """Where an implementation, whose keys are there, and a storage have the rest of what is asked of a tensor.
+
+    Raises:
+        ValueError: something is not found, or not where it belongs.
+    """
+    memory = torch.arange(2000, dtype=torch.float32, device="cpu")
+    views = [
+        memory.as_strided((3, 5, 7), (131, 17, 2), 19), memory.clone().as_strided((41,), (3,), 43),
+        memory[:1500].double().as_strided((23, 29), (31, 1), 37),
+    ]  # fmt: skip
+
+    def in_implementation(value: Callable[[Any], int]) -> int:
+        return _place(views, lambda tensor: tensor._cdata, _IMPLEMENTATION_BYTES, value)
+
+    def storage_of(tensor: Tensor) -> int:
+        return tensor.untyped_storage()._cdata
+
+    sizes = in_implementation(lambda tensor: tensor.size(0))
+    found = [in_implementation(value) for value in (Tensor.dim, lambda tensor: tensor.stride(0), Tensor.numel)]
+    kind = keys - _WORD
+    if found != [sizes - _WORD, sizes + _INLINE_DIMS * _WORD, kind - _WORD]:
+        raise ValueError(f"Invalid fields: {found} beside {sizes}, {keys}")
+
+    def kind_of(*of: Any, **options: Any) -> int:
+        tensor = torch.empty(3, *of, **options)
+        return ctypes.c_uint64.from_address(tensor._cdata + kind).value
+
+    dtypes = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16}
+    kinds = {*(kind_of(dtype=dtype, device="cpu") for dtype in dtypes), kind_of(dtype=torch.float32, device="meta")}
+    if len(kinds) != len(dtypes) + 1 or kind_of(dtype=torch.float32, device="cpu") not in kinds:
+        raise ValueError("Invalid fields: dtype and device are not before the keys")
+    shared = memory.clone()
+    change = _changed(storage_of(shared), _STORAGE_BYTES, lambda: torch._lazy_clone(shared))
+    data = min(place for place in range(0, _STORAGE_BYTES, _WORD) if all(
+        _words(storage_of(view) + place, _WORD) == [view.untyped_storage().data_ptr()] for view in views))  # fmt: skip
+    # Of the two words behind it one is what frees the memory, and one what that is told.
+    alike = {place for place in (data + _WORD, data + 2 * _WORD)
+             if len({*(_words(storage_of(view) + place, _WORD)[0] for view in views)}) == 1}  # fmt: skip
+    (deleter,) = alike & change
+    return dict(
+        sizes=sizes, offset=in_implementation(Tensor.storage_offset), kind=kind, data=data, deleter=deleter,
+        bytes=_place(views, storage_of, _STORAGE_BYTES, lambda tensor: tensor.untyped_storage().nbytes()),
+    )  # fmt: skip
+
+
 @functools.cache
 def _layout() -> HostLayout | None:
     try:
         return _found()
     except (AttributeError, OSError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def _fields_or_none(keys: int) -> dict[str, int]:
+    """The same; -1, of all, where something is missing."""
+    try:
+        return _fields(keys)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return dict.fromkeys(("sizes", "offset", "kind", "data", "deleter", "bytes"), -1)
 
 
 def _found() -> HostLayout:
@@ -99,6 +170,7 @@ def _found() -> HostLayout:
 
     named = _place(samples, id, object_size, implementation)
     libraries, api = Path(torch.__file__).parent / "lib", ctypes.pythonapi
+    keys = in_implementation(_keys)
     c10, cpu = (ctypes.CDLL(str(libraries / f"lib{name}.so")) for name in ("c10", "torch_cpu"))
     of_python = (api.PyDict_Next, api.PyList_Size, api.PyList_GetItem, api.Py_IncRef, api.Py_DecRef)
     return HostLayout(
@@ -107,8 +179,9 @@ def _found() -> HostLayout:
         type=_place(samples, id, object_size, lambda tensor: id(type(tensor))),
         implementation=named,
         storage=in_implementation(lambda tensor: tensor.untyped_storage()._cdata),
-        keys=in_implementation(_keys),
+        keys=keys,
         object=_place_or_none(lambda: in_implementation(id)),
+        **_fields_or_none(keys),
     )
 
 
