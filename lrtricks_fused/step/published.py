@@ -20,6 +20,7 @@ from . import host
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _IMPLEMENTATION_BYTES = 192  # of c10::TensorImpl since torch 2.0, of which the keys are the last
 _STORAGE_BYTES = 64  # of c10::StorageImpl, at least
+_FIELDS = "sizes", "offset", "kind", "data", "bytes", "deleter"
 _INLINE_DIMS = 5  # kInlineDims of csrc/host_look.h
 _GRAD_OF = "_ZNK3c1010TensorImpl4gradEv"  # c10::TensorImpl::grad() const
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"  # torch::autograd::impl::bump_version
@@ -32,7 +33,7 @@ class HostLayout(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("next_entry", "list_size", "list_item", "take_reference")),
         *((name, ctypes.c_void_p) for name in ("drop_reference", "grad_of", "bump_version")),
         *((name, ctypes.c_int64) for name in ("type", "implementation", "storage", "keys", "object")),
-        *((name, ctypes.c_int64) for name in ("sizes", "offset", "kind", "data", "bytes", "deleter")),
+        *((name, ctypes.c_int64) for name in _FIELDS),
     ]
 
 
@@ -42,18 +43,18 @@ def _samples() -> list[Tensor]:
     return [plain, plain.double()[1:], torch._neg_view(plain), torch.nn.Parameter(plain.clone())]
 
 
-def _place(samples: list[Tensor], start: Callable[[Any], int], size: int, value: Callable[[Any], int]) -> int:
+def _word(address: int) -> int:
+    return ctypes.c_uint64.from_address(address).value
+
+
+def _place(samples: list[Any], start: Callable[[Any], int], size: int, value: Callable[[Any], int]) -> int:
     """The offset at which every sample has its value.
 
     Raises:
         ValueError: there is none, or more than one.
     """
     places = range(0, size - _WORD + 1, _WORD)
-    found = [
-        place
-        for place in places
-        if all(ctypes.c_uint64.from_address(start(t) + place).value == value(t) for t in samples)
-    ]
+    found = [place for place in places if all(_word(start(t) + place) == value(t) for t in samples)]
     (place,) = found
     return place
 
@@ -83,17 +84,14 @@ def _keys(tensor: Tensor) -> int:
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
-def _words(start: int, size: int) -> list[int]:
-    return [ctypes.c_uint64.from_address(start + place).value for place in range(0, size, _WORD)]
-
-
 def _changed(start: int, size: int, change: Callable[[], Any]) -> set[int]:
-    """The offsets of the words that are others after a change."""
-    before = _words(start, size)
-    held = change()
-    after = _words(start, size)
-    del held
-    return {place * _WORD for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
+    """The offsets of the words that are others while what the change makes is there."""
+    places = range(0, size - _WORD + 1, _WORD)
+    before = [_word(start + place) for place in places]
+    made = change()
+    changed = {place for place, old in zip(places, before, strict=True) if _word(start + place) != old}
+    del made
+    return changed
 
 
 def _fields(keys: int) -> dict[str, int]:
@@ -104,42 +102,51 @@ def _fields(keys: int) -> dict[str, int]:
     """
     memory = torch.arange(2000, dtype=torch.float32, device="cpu")
     views = [
-        memory.as_strided((3, 5, 7), (131, 17, 2), 19), memory.clone().as_strided((41,), (3,), 43),
+        memory.as_strided((3, 5, 7), (131, 17, 2), 19),
+        memory.clone().as_strided((41,), (3,), 43),
         memory[:1500].double().as_strided((23, 29), (31, 1), 37),
-    ]  # fmt: skip
+    ]
+    storages = [view.untyped_storage() for view in views]
 
     def in_implementation(value: Callable[[Any], int]) -> int:
         return _place(views, lambda tensor: tensor._cdata, _IMPLEMENTATION_BYTES, value)
 
-    def storage_of(tensor: Tensor) -> int:
-        return tensor.untyped_storage()._cdata
-
-    sizes = in_implementation(lambda tensor: tensor.size(0))
-    found = [in_implementation(value) for value in (Tensor.dim, lambda tensor: tensor.stride(0), Tensor.numel)]
-    kind = keys - _WORD
-    if found != [sizes - _WORD, sizes + _INLINE_DIMS * _WORD, kind - _WORD]:
-        raise ValueError(f"Invalid fields: {found} beside {sizes}, {keys}")
-
-    def kind_of(*of: Any, **options: Any) -> int:
-        tensor = torch.empty(3, *of, **options)
-        return ctypes.c_uint64.from_address(tensor._cdata + kind).value
-
-    dtypes = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16}
-    kinds = {*(kind_of(dtype=dtype, device="cpu") for dtype in dtypes), kind_of(dtype=torch.float32, device="meta")}
-    if len(kinds) != len(dtypes) + 1 or kind_of(dtype=torch.float32, device="cpu") not in kinds:
+    sizes, kind = in_implementation(lambda tensor: tensor.size(0)), keys - _WORD
+    beside = [
+        in_implementation(lambda tensor: tensor.dim()),
+        in_implementation(lambda tensor: tensor.stride(0)),
+        in_implementation(lambda tensor: tensor.numel()),
+    ]
+    if beside != [sizes - _WORD, sizes + _INLINE_DIMS * _WORD, kind - _WORD]:
+        raise ValueError(f"Invalid fields: {beside} beside {sizes}, {keys}")
+    dtypes = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16
+    of_kinds = [torch.empty(3, dtype=dtype, device="cpu") for dtype in dtypes]
+    of_kinds.append(torch.empty(3, dtype=torch.float32, device="meta"))
+    kinds = {_word(tensor._cdata + kind) for tensor in of_kinds}
+    if len(kinds) != len(of_kinds) or _word(memory._cdata + kind) not in kinds:
         raise ValueError("Invalid fields: dtype and device are not before the keys")
+    data = min(  # it may be what the memory is freed by, too
+        place
+        for place in range(0, _STORAGE_BYTES, _WORD)
+        if all(_word(storage._cdata + place) == storage.data_ptr() for storage in storages)
+    )
+    # Of the two words behind it one is what frees the memory, and one what that is told. Memory that is shared until it
+    # is written to has another in both.
     shared = memory.clone()
-    change = _changed(storage_of(shared), _STORAGE_BYTES, lambda: torch._lazy_clone(shared))
-    data = min(place for place in range(0, _STORAGE_BYTES, _WORD) if all(
-        _words(storage_of(view) + place, _WORD) == [view.untyped_storage().data_ptr()] for view in views))  # fmt: skip
-    # Of the two words behind it one is what frees the memory, and one what that is told.
-    alike = {place for place in (data + _WORD, data + 2 * _WORD)
-             if len({*(_words(storage_of(view) + place, _WORD)[0] for view in views)}) == 1}  # fmt: skip
-    (deleter,) = alike & change
+    change = _changed(shared.untyped_storage()._cdata, _STORAGE_BYTES, lambda: torch._lazy_clone(shared))
+    (deleter,) = (
+        place
+        for place in change & {data + _WORD, data + 2 * _WORD}
+        if len({_word(storage._cdata + place) for storage in storages}) == 1
+    )
     return dict(
-        sizes=sizes, offset=in_implementation(Tensor.storage_offset), kind=kind, data=data, deleter=deleter,
-        bytes=_place(views, storage_of, _STORAGE_BYTES, lambda tensor: tensor.untyped_storage().nbytes()),
-    )  # fmt: skip
+        sizes=sizes,
+        offset=in_implementation(lambda tensor: tensor.storage_offset()),
+        kind=kind,
+        data=data,
+        bytes=_place(storages, lambda storage: storage._cdata, _STORAGE_BYTES, lambda storage: storage.nbytes()),
+        deleter=deleter,
+    )
 
 
 @functools.cache
@@ -155,7 +162,7 @@ def _fields_or_none(keys: int) -> dict[str, int]:
     try:
         return _fields(keys)
     except (AttributeError, RuntimeError, TypeError, ValueError):
-        return dict.fromkeys(("sizes", "offset", "kind", "data", "deleter", "bytes"), -1)
+        return dict.fromkeys(_FIELDS, -1)
 
 
 def _found() -> HostLayout:

@@ -8,7 +8,7 @@ import lrtricks_fused as lrt
 from lrtricks_fused.optim import repeats
 
 WARM = repeats.FIRST_PATIENCE + 2  # the first makes states, the last is repeated
-SHAPES = [(700,), (), (3, 5), (0,), (2, 3, 4, 4)]
+SHAPES = [(700,), (), (3, 5), (0,), (2, 3, 4, 4), (2, 1, 3, 1, 2, 2)]
 
 
 def optimizer(backend="native", cls=lrt.Adam, **options):
@@ -68,7 +68,15 @@ def values_written(opt):
             tensor.mul_(0.5)
 
 
-REPEATED = [lambda opt: None, new_gradients, scheduled, counts_set, values_written]
+def storage_resized(opt):
+    (param,) = parameters(opt)[:1]
+    moved = torch.ones(700)
+    moved.untyped_storage().resize_(0)
+    moved.untyped_storage().resize_(2800)
+    param.grad = moved.fill_(2)
+
+
+REPEATED = [lambda opt: None, new_gradients, scheduled, counts_set, values_written, storage_resized]
 
 
 def state_of(opt, place=2):
@@ -82,14 +90,6 @@ def set_data(tensor, data):
 def set_grad(opt, make, place=2):
     param = parameters(opt)[place]
     param.grad = make(param.grad)
-
-
-def storage_resized(opt):
-    (param,) = parameters(opt)[:1]
-    moved = torch.ones(700)
-    moved.untyped_storage().resize_(0)
-    moved.untyped_storage().resize_(2800)
-    param.grad = moved.fill_(2)
 
 
 def swapped(opt):

@@ -1,6 +1,7 @@
 """Steps that repeat the one before: whatever else changes is noticed, and the step is that of the reference."""
 
 import copy
+import ctypes
 import gc
 import itertools
 import pickle
@@ -50,9 +51,20 @@ def test_the_library_can_look_here(monkeypatch):
     warm(optimizer(), 9)
 
 
-@pytest.mark.parametrize("library", [True, False], ids=["library", "Python"])
+def ask_torch(monkeypatch):
+    """Tensors are looked at by torch's functions, as where their fields are not found."""
+    layout = published.HostLayout.from_buffer_copy(published.layout())
+    for field in published._FIELDS:
+        setattr(layout, field, -1)
+    monkeypatch.setattr(record, "layout", lambda: layout)
+
+
+@pytest.mark.parametrize("by", ["fields", "calls", "Python"])
 @pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
-def test_what_is_repeated(event, library, whole_steps, monkeypatch):
+def test_what_is_repeated(event, by, whole_steps, monkeypatch):
+    if by == "calls":
+        ask_torch(monkeypatch)
+    library = by != "Python"
     if not library:
         monkeypatch.setattr(host, "functions", lambda: None)
     native, reference = warm(optimizer()), warm(optimizer("reference"))
@@ -138,8 +150,48 @@ def test_several_threads_look_at_many_tensors(event, place, whole_steps):
     assert_same_bits(*map(contents, opts))
 
 
+def test_the_fields_of_tensors_are_found_here():
+    """Else a step asks torch, and takes longer."""
+    layout = published.layout()
+    memory = torch.arange(60.0)
+    for tensor in (memory, memory[7:].double()[2:], memory.view(3, 4, 5).transpose(0, 2)[1:], torch.ones(4, 3).half()):
+        storage = tensor.untyped_storage()
+        sizes, offset, data, size = (
+            ctypes.c_int64.from_address(at).value
+            for at in (tensor._cdata + layout.sizes, tensor._cdata + layout.offset, storage._cdata + layout.data,
+                       storage._cdata + layout.bytes)
+        )  # fmt: skip
+        assert (sizes, offset, data, size) == (
+            tensor.size(0), tensor.storage_offset(), storage.data_ptr(), storage.nbytes()
+        )  # fmt: skip
+
+
+SHARED = {
+    "a parameter": lambda opt: parameters(opt)[0].detach(),
+    "a state": lambda opt: state_of(opt)["exp_avg"],
+    "a count": lambda opt: state_of(opt)["step"],
+}
+
+
+@pytest.mark.parametrize("by", ["fields", "calls"])
+@pytest.mark.parametrize("what", SHARED)
+def test_what_shares_its_memory_until_it_is_written_to(what, by, whole_steps, monkeypatch):
+    if by == "calls":
+        ask_torch(monkeypatch)
+    native, reference = warm(optimizer()), warm(optimizer("reference"))
+    before = SHARED[what](native).clone()
+    sharer = torch._lazy_clone(SHARED[what](native))
+    for opt in (native, reference):
+        opt.step()
+    assert_same_bits([sharer], [before])
+    assert_same_bits(contents(native), contents(reference))
+
+
+@pytest.mark.parametrize("by", ["fields", "calls"])
 @pytest.mark.parametrize("what", NOTICED)
-def test_what_is_noticed(what, whole_steps):
+def test_what_is_noticed(what, by, whole_steps, monkeypatch):
+    if by == "calls":
+        ask_torch(monkeypatch)
     native, reference = warm(optimizer()), warm(optimizer("reference"))
     assert native._repeats._record is not None
     whole_steps.clear()
