@@ -52,6 +52,15 @@ def new_gradients(opt):
         param.grad = param.grad * 2
 
 
+def in_a_buffer(opt):
+    """The gradients are views of one."""
+    gradients = [param.grad for param in parameters(opt)[:-1]]
+    buffer = torch.cat([torch.ones(3), *(grad.flatten() for grad in gradients)])
+    pieces = buffer[3:].split([grad.numel() for grad in gradients])
+    for param, piece in zip(parameters(opt), pieces, strict=False):
+        param.grad = piece.view(param.shape)
+
+
 def scheduled(opt):
     for group in opt.param_groups:
         group.update(lr=group["lr"] * 0.5, keep_prob=0.25, grad_weight=1.5, weight_decay=0.2, betas=(0.7, 0.8))
@@ -76,7 +85,7 @@ def storage_resized(opt):
     param.grad = moved.fill_(2)
 
 
-REPEATED = [lambda opt: None, new_gradients, scheduled, counts_set, values_written, storage_resized]
+REPEATED = [lambda opt: None, new_gradients, in_a_buffer, scheduled, counts_set, values_written, storage_resized]
 
 
 def state_of(opt, place=2):

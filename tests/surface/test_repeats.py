@@ -21,6 +21,7 @@ from repeat_events import (
     new_gradients,
     optimizer,
     parameters,
+    set_data,
     state_of,
     warm,
 )
@@ -202,6 +203,28 @@ def test_what_is_noticed(what, by, whole_steps, monkeypatch):
     for opt in (native, reference):
         warm(opt, 8)
     assert_same_bits([t.resolve_neg() for t in contents(native)], [t.resolve_neg() for t in contents(reference)])
+
+
+# In the same memory.
+REFUSED = {
+    "a state of integers": lambda opt: set_data(state_of(opt)["exp_avg"], state_of(opt)["exp_avg"].view(torch.int32)),
+    "a state of a dimension more": lambda opt: set_data(state_of(opt)["exp_avg"], state_of(opt)["exp_avg"][..., None]),
+    "a gradient of integers": lambda opt: set_data(parameters(opt)[2].grad, parameters(opt)[2].grad.view(torch.int32)),
+    "a gradient of a dimension more": lambda opt: set_data(parameters(opt)[2].grad, parameters(opt)[2].grad[..., None]),
+}
+
+
+@pytest.mark.parametrize("by", ["fields", "calls"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(what, by, monkeypatch):
+    if by == "calls":
+        ask_torch(monkeypatch)
+    opt = warm(optimizer())
+    REFUSED[what](opt)
+    before = [tensor.clone() for tensor in contents(opt)]
+    with pytest.raises(ValueError, match="Invalid"):
+        opt.step()
+    assert_same_bits(contents(opt), before)
 
 
 def test_a_storage_is_looked_at():
