@@ -20,6 +20,11 @@ inline bool is_same_object(const HostLayout& layout, const StepTensor& row) {
          word(row.of.object, layout.implementation) == row.implementation;
 }
 
+// The same, by what the implementation says: of what is in a wrapper the object need not be looked at.
+inline bool is_implementation_of(const HostLayout& layout, uint64_t implementation, uint64_t object) {
+  return (word(implementation, layout.object) & ~uint64_t{7}) == object;  // without who owns it
+}
+
 // The address of the row's tensor by the fields of an implementation, which says the same of itself as the row does;
 // false: it may be another, or not all of it lies in its storage.
 inline bool is_like_at_once(const HostLayout& layout, StepTensor& row, uint64_t implementation, uint64_t& address) {
@@ -80,7 +85,9 @@ inline bool is_like(const HostLayout& layout, StepTensor& row, uint64_t handle) 
 // another deleter, becomes its own where torch is asked for its address, and then is another.
 inline bool has_stayed(const HostLayout& layout, StepTensor& row) {
   uint64_t address = 0;
-  if (!is_same_object(layout, row)) return false;
+  const bool is_same = is_in_wrapper(row) ? is_implementation_of(layout, row.implementation, row.of.object)
+                                          : is_same_object(layout, row);
+  if (!is_same) return false;
   const bool at_once =
       is_like_at_once(layout, row, row.implementation, address) &&
       (row.extent == 0 || word(word(row.implementation, layout.storage), layout.deleter) == row.deleter);

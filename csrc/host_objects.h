@@ -16,7 +16,7 @@ struct Read {
 constexpr uint64_t kLine = 64;
 constexpr Read kOfObject = {8, 24}, kOfImplementation = {16, 176}, kOfStorage = {16, 64}, kOfVersion = {16, 24};
 constexpr Read kOfWrapper = {8, 64}, kOfSlots = {48, 64}, kOfWrapperImplementation = {24, 56}, kOfWord = {0, 8};
-constexpr Read kOfCount = {8, 16};  // of owners
+constexpr Read kOfCount = {8, 16}, kOfObjectWord = {48, 56};  // of owners; what names the object of an implementation
 
 // Asks for the lines of the object at an address that will be read.
 inline void ask_for(uint64_t object, Read read) {

@@ -82,9 +82,11 @@ bool can_follow(const HostLayout& layout, const StepRecord& record, StepTensor& 
   return true;
 }
 
-// Whether a wrapper holds this object, cut by that one.
-bool holds(const HostWrapper& wrapper, uint64_t object, uint64_t wrapped, uint64_t spec) {
-  return word(object, wrapper.wrapped) == wrapped && word(object, wrapper.spec) == spec;
+// Whether a tensor's wrapper still holds it, cut by the same object. Whatever becomes another is in the wrapper's
+// slots.
+bool is_still_wrapped(const HostWrapper& wrapper, const StepTensor& row) {
+  return word(row.of.wrapper, wrapper.wrapped) == row.of.object &&
+         word(row.of.wrapper, wrapper.spec) == row.wrapper_spec;
 }
 
 bool is_as_before(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
@@ -92,31 +94,25 @@ bool is_as_before(const HostLayout& layout, const StepRecord& record, StepTensor
     case StepTensorRole::kGradient:
     case StepTensorRole::kWrappedGradient: return can_follow(layout, record, row, before);
     case StepTensorRole::kNone: return !is_defined(gradient_of(layout, before.implementation));
-    case StepTensorRole::kWrapper:
-      return is_same_object(layout, row) && holds(*record.wrapper, row.of.object, row.wrapped, row.spec);
-    // Of the wrapper nothing else is read: whatever becomes another is in its slots.
-    case StepTensorRole::kWrapped:
-      return holds(*record.wrapper, row.of.wrapper, row.of.object, row.wrapper_spec) && has_stayed(layout, row);
+    case StepTensorRole::kWrapper: return is_same_object(layout, row);
+    case StepTensorRole::kWrappedParam:
+    case StepTensorRole::kWrappedState: return is_still_wrapped(*record.wrapper, row) && has_stayed(layout, row);
     default: return has_stayed(layout, row);
   }
 }
 
 void ask(const StepTensor& row) {
-  switch (row.of.role) {
-    case StepTensorRole::kWrapper:
-      ask_for(row.of.object, kOfWrapper);
-      ask_for(row.implementation, kOfWrapperImplementation);
-      return ask_for(row.version, kOfVersion);
-    case StepTensorRole::kWrappedGradient:
-      ask_for(row.outer_implementation, kOfWrapperImplementation);
-      ask_for(row.outer_object, kOfWrapper);
-      break;
-    case StepTensorRole::kWrapped: ask_for(row.of.wrapper, kOfSlots); break;
-    default:
-      if (!is_gradient(row) && row.version != 0) ask_for(row.version, kOfVersion);
+  if (row.of.role == StepTensorRole::kWrappedGradient) {
+    ask_for(row.outer_implementation, kOfObjectWord);
+    ask_for(row.outer_object, kOfWrapper);
+  } else if (is_in_wrapper(row)) {
+    ask_for(row.of.wrapper, kOfSlots);
+  } else if (!is_gradient(row)) {
+    ask_for(row.of.object, kOfObject);
   }
-  if (!is_gradient(row)) ask_for(row.of.object, kOfObject);
-  ask_for(row.handle, kOfWord);
+  if (!is_gradient(row) && row.version != 0) ask_for(row.version, kOfVersion);
+  if (row.of.role == StepTensorRole::kWrapper) return ask_for(row.implementation, kOfWrapperImplementation);
+  if (!is_in_wrapper(row)) ask_for(row.handle, kOfWord);
   ask_for(row.implementation, kOfImplementation);
   ask_for(row.storage, kOfStorage);
   if (row.of.role == StepTensorRole::kCount) ask_for(row.address, kOfWord);
@@ -191,31 +187,32 @@ void move_gradients(const StepRecord& record) {
   });
 }
 
+// Of a row whose tensor is in a wrapper.
+bool fill_wrapped(const HostLayout& layout, const HostWrapper& wrapper, StepTensor& row) {
+  row.wrapper_spec = word(row.of.wrapper, wrapper.spec);
+  return word(row.of.wrapper, layout.type) == wrapper.type && is_still_wrapped(wrapper, row) &&
+         is_implementation_of(layout, row.implementation, row.of.object);
+}
+
 bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
-  const bool is_wrapped = row.of.role == StepTensorRole::kWrapped;
-  const bool wraps = row.of.role == StepTensorRole::kWrapper || row.of.role == StepTensorRole::kWrappedGradient;
-  if ((wraps || is_wrapped) && (!record.wrapper || layout.object < 0)) return false;
-  const bool of_owner = is_gradient(row) || row.of.role == StepTensorRole::kNone;
+  const StepTensorRole role = row.of.role;
+  const bool is_param = role == StepTensorRole::kWrappedParam || (!is_in_wrapper(row) && row.of.slot);
+  const bool needs_wrapper =
+      role == StepTensorRole::kWrapper || role == StepTensorRole::kWrappedGradient || is_in_wrapper(row);
+  if (needs_wrapper && (!record.wrapper || layout.object < 0)) return false;
+  const bool of_owner = is_gradient(row) || role == StepTensorRole::kNone;
   row.handle = of_owner ? handle_of_gradient(layout, record, row, before) : row.of.object + layout.implementation;
-  if (row.of.role == StepTensorRole::kNone) return !is_defined(row.handle);
+  if (role == StepTensorRole::kNone) return !is_defined(row.handle);
   if (row.handle == 0) return false;
-  if (!of_owner) row.type = word(row.of.object, layout.type);
   row.implementation = word(row.handle, 0);
   // The word before the object's, as torch has it; were it another, a line would be asked for in vain.
-  if (!of_owner && !is_wrapped && row.of.slot && layout.object > 0) {
-    row.version = word(row.implementation, layout.object - 8);
+  if (!of_owner && is_param && layout.object > 0) row.version = word(row.implementation, layout.object - 8);
+  if (is_in_wrapper(row)) {
+    if (!fill_wrapped(layout, *record.wrapper, row)) return false;
+  } else if (!of_owner) {
+    row.type = word(row.of.object, layout.type);
   }
-  if (is_wrapped) {
-    row.wrapper_spec = word(row.of.wrapper, record.wrapper->spec);
-    if (word(row.of.wrapper, layout.type) != record.wrapper->type) return false;
-    if (word(row.of.wrapper, record.wrapper->wrapped) != row.of.object) return false;
-  }
-  if (row.of.role == StepTensorRole::kWrapper) {
-    row.wrapped = word(row.of.object, record.wrapper->wrapped);
-    row.spec = word(row.of.object, record.wrapper->spec);
-    return row.type == record.wrapper->type;
-  }
-  return read_tensor(layout, row);
+  return role == StepTensorRole::kWrapper ? row.type == record.wrapper->type : read_tensor(layout, row);
 }
 
 }  // namespace

@@ -34,9 +34,18 @@ struct HostEntry {
 };
 
 // A tensor that stays, one float64 on the CPU that counts steps, the gradient of the row before, which may have moved,
-// or that the row before has no gradient; a parameter's wrapper that stays with what is in its slots, the tensor in the
-// wrapper that is the gradient of the row before, which may be another, and a tensor that stays in its wrapper.
-enum class StepTensorRole : int64_t { kHeld, kCount, kGradient, kNone, kWrapper, kWrappedGradient, kWrapped };
+// or that the row before has no gradient. Of what is wrapped: a parameter's wrapper, the tensor in the wrapper that is
+// the gradient of the row before, and a parameter or a state that stays in its wrapper.
+enum class StepTensorRole : int64_t {
+  kHeld,
+  kCount,
+  kGradient,
+  kNone,
+  kWrapper,
+  kWrappedGradient,
+  kWrappedParam,
+  kWrappedState
+};
 
 // What is given of a row.
 struct StepTensorOf {
@@ -55,22 +64,15 @@ struct StepTensor {
   union {
     uint64_t type;
     uint64_t outer_object;  // of the wrapper of a gradient, the last time
+    uint64_t wrapper_spec;  // of a parameter or a state in its wrapper
   };
   union {
     uint64_t version;  // where a parameter's is counted, which is only asked for; else 0
     uint64_t outer_implementation;
-    uint64_t wrapper_spec;
   };
   uint64_t implementation, storage;
   uint64_t handle;  // where its implementation is named
-  union {
-    uint64_t keys;
-    uint64_t wrapped;  // what a wrapper's slots hold
-  };
-  union {
-    uint64_t address;
-    uint64_t spec;
-  };
+  uint64_t keys, address;
   union {
     uint64_t moved_to;  // of a gradient, while it is looked at
     uint64_t deleter;
@@ -85,6 +87,10 @@ struct StepTensor {
 inline int64_t* layout_of(StepTensor& row) { return reinterpret_cast<int64_t*>(&row + 1); }
 
 inline StepTensor& next(StepTensor& row) { return *reinterpret_cast<StepTensor*>(layout_of(row) + 2 * row.dims); }
+
+inline bool is_in_wrapper(const StepTensor& row) {
+  return row.of.role == StepTensorRole::kWrappedParam || row.of.role == StepTensorRole::kWrappedState;
+}
 
 inline bool is_gradient(const StepTensor& row) {
   return row.of.role == StepTensorRole::kGradient || row.of.role == StepTensorRole::kWrappedGradient;

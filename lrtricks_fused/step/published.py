@@ -23,6 +23,7 @@ _STORAGE_BYTES = 64  # of c10::StorageImpl, at least
 _FIELDS = "sizes", "offset", "kind", "data", "bytes", "deleter"
 _INLINE_DIMS = 5  # kInlineDims of csrc/host_look.h
 _GRAD_OF = "_ZNK3c1010TensorImpl4gradEv"  # c10::TensorImpl::grad() const
+WEAK_REFERENCE: Any = getattr(torch._C, "_WeakTensorRef", None)  # to an implementation, whose memory stays; or None
 _BUMP_VERSION = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"  # torch::autograd::impl::bump_version
 
 
@@ -187,7 +188,7 @@ def _found() -> HostLayout:
         implementation=named,
         storage=in_implementation(lambda tensor: tensor.untyped_storage()._cdata),
         keys=keys,
-        object=_place_or_none(lambda: in_implementation(id)),
+        object=_place_or_none(lambda: in_implementation(id)) if WEAK_REFERENCE is not None else -1,
         **_fields_or_none(keys),
     )
 

@@ -15,7 +15,7 @@ import numpy
 from torch import Tensor
 
 from . import host
-from .published import HostLayout, layout
+from .published import WEAK_REFERENCE, HostLayout, layout
 from .slots import place_of
 
 _MOST_DEPTH = 4  # attributes, groups, a group, its parameters
@@ -24,7 +24,8 @@ _BLOCK = 64  # rows, at least
 
 # Plain integers, of which there are many.
 _OBJECT, _SCHEDULED, _DICT, _LIST, _END = range(5)  # HostEntryKind of csrc/host_step.h
-_HELD, _COUNT, _GRADIENT, _NONE, _WRAPPER, _WRAPPED_GRADIENT, _WRAPPED = range(7)  # StepTensorRole
+# StepTensorRole
+_HELD, _COUNT, _GRADIENT, _NONE, _WRAPPER, _WRAPPED_GRADIENT, _WRAPPED_PARAM, _WRAPPED_STATE = range(8)
 # What is told of a step, bits; 0: it is another. Plain integers, which a step asks without a call.
 SAME, OF_OTHER_NUMBERS, OF_MOVED_GRADIENTS, COUNTED = 1, 2, 4, 8
 
@@ -103,6 +104,11 @@ class Operands:
         self.held.append(tensor)
         self._add(role, id(tensor), 0 if role == _WRAPPER else tensor.dim(), slot)
 
+    def _hold_wrapped(self, tensor: Tensor, role: int, wrapper: Any) -> None:
+        """What the library knows by its implementation in C++, which stays even if another object takes it over."""
+        self.held += wrapper, WEAK_REFERENCE and WEAK_REFERENCE(tensor)
+        self._hold(tensor, role, id(wrapper))
+
     def add(
         self, param: Any, part: Tensor, slot: int | None, count: Tensor | None = None, *states: tuple[Any, Tensor]
     ) -> None:
@@ -120,7 +126,7 @@ class Operands:
         self._add(_WRAPPED_GRADIENT if wraps else _GRADIENT, 0, part.dim(), slot)
         if wraps:
             self.cut[self.gradients] = param
-            self._hold(part, slot=1)
+            self._hold_wrapped(part, _WRAPPED_PARAM, param)
         self.gradients += 1
         if count is not None:
             self._hold(count, _COUNT if count.is_cpu else _HELD)
@@ -128,8 +134,7 @@ class Operands:
             if state is own:
                 self._hold(own)
             else:
-                self.held.append(state)
-                self._hold(own, _WRAPPED, id(state))
+                self._hold_wrapped(own, _WRAPPED_STATE, state)
 
 
 class Entries:

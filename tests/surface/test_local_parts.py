@@ -81,6 +81,18 @@ def swapped_state(optimizer):
     torch.utils.swap_tensors(states[0], states[0] + 1)
 
 
+def local_of_a_state_taken_over(optimizer):
+    """Its implementation in C++ by another object; torch refuses that while a step is remembered."""
+    _, states = _own(optimizer)
+    local = states[0]._local_tensor
+    if optimizer._repeats._record is None or host.functions() is None:
+        torch.utils.swap_tensors(local, local + 1)
+        return
+    with pytest.raises(RuntimeError, match="weakref"):
+        torch.utils.swap_tensors(local, local + 1)
+    states[0]._local_tensor = local + 1
+
+
 def _first_grad(optimizer):
     params, _ = _own(optimizer)
     return params[0], params[0].grad
@@ -124,7 +136,7 @@ def gradient_more(optimizer):
 
 # Before gradients are set, and after; then those that change nothing.
 EVENTS = [nothing, forgotten_on_one_rank, other_local_of_a_parameter, other_local_of_a_state, other_state, moved_local,
-          other_placements, swapped_state, other_local_of_a_half]  # fmt: skip
+          other_placements, swapped_state, other_local_of_a_half, local_of_a_state_taken_over]  # fmt: skip
 OF_GRADIENTS = [other_local_of_a_gradient, no_gradient, partial_gradient, gradient_of_another_layout, gradient_more,
                 like_gradient, gradient_in_waiting]  # fmt: skip
 HARMLESS = nothing, forgotten_on_one_rank, like_gradient, gradient_in_waiting
