@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from lrtricks_fused.step.rule import RULES
 from lrtricks_fused.step.storage import DTYPE_CODES, STATE_DTYPES, compute_dtype
@@ -63,6 +64,11 @@ def functions_of(rule: str) -> Functions:
     return Functions(constants, _results(constants, bool(RULES[rule].scalar_states)), getattr(rules, rule))
 
 
+def is_before_90(target: GPUTarget) -> bool:
+    """Whether an NVIDIA GPU is of an older architecture, whose code needs more registers for the same."""
+    return target.backend == "cuda" and target.arch < 90
+
+
 def options(backend: str, warps: int = WARPS, registers: int = REGISTERS) -> dict[str, object]:
     """Of the compiler, for "cuda" or "hip"; no contraction of products and sums."""
     exact = dict(num_warps=warps, num_stages=1, enable_fp_fusion=False)
@@ -106,10 +112,14 @@ class Kind(NamedTuple):
         """Rows whose loads the registers hold, a lane a thread."""
         return 2 if self.param.itemsize == 8 else 4 if self.tracked or self.rounds else 8
 
-    def holds_more(self, states: int) -> bool:
-        """Whether threads need more registers: for flags of what changes; of three states, for what rounds them."""
-        three = states == 3 and (self.stochastic_states or self.param == self.state == torch.float16)
-        return self.tracked or three
+    def holds_more(self, rule: str, states: int, target: GPUTarget) -> bool:
+        """Whether threads need more registers: for flags of what changes; of three states, for what rounds them.
+
+        Before sm_90 also where all is of 16 bits and there are three states, or RAdam's two directions to choose from.
+        """
+        narrow, three = self.param.itemsize == self.state.itemsize == 2, states == 3
+        rounded = three and (self.stochastic_states or self.param == self.state == torch.float16)
+        return self.tracked or rounded or (narrow and (three or rule == "radam") and is_before_90(target))
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -144,14 +154,16 @@ def kinds_of(
 
 
 @functools.cache
-def layout_of(kind: Kind, states: int, warp_size: int, slope: bool = False, mapped: bool = False) -> Layout:
+def layout_of(
+    rule: str, kind: Kind, states: int, target: GPUTarget, slope: bool = False, mapped: bool = False
+) -> Layout:
     """In full chunks a pass draws for as many lanes as the threads move in one access each, in others one a thread.
 
     The widest operand decides: with more lanes its stores would go through shared memory to stay coalesced.
     There are as many threads as one pass needs, if MOST_THREADS are enough: each pass waits for its first rows.
     Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
     """
-    many = kind.holds_more(states)
+    many, warp_size = kind.holds_more(rule, states, target), target.warp_size
     lanes = min(kind.lanes, FEW_LANES) if slope or mapped or kind.rounds else kind.lanes
     registers = MANY_REGISTERS if many else REGISTERS
     threads = min(LARGEST_BLOCK // lanes, WARPS * warp_size if many else MOST_THREADS)
@@ -181,7 +193,7 @@ def step_constexprs(
     flags: tuple[bool, ...],
     states: int,
     kind: Kind,
-    warp_size: int,
+    target: GPUTarget,
     centralize: bool = False,
     slope: bool = False,
     mapped: bool = False,
@@ -191,7 +203,7 @@ def step_constexprs(
     ``centralize``: some have slices; ``mapped``: AddressTable.is_mapped.
     """
     functions = functions_of(rule)
-    layout = layout_of(kind, states, warp_size, slope, mapped)
+    layout = layout_of(rule, kind, states, target, slope, mapped)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[kind.param],
         GRAD_DTYPE=DTYPES[kind.grad], STATE_DTYPE=DTYPES[kind.state],
@@ -207,11 +219,11 @@ def step_constexprs(
 
 @functools.cache
 def step_options(
-    backend: str, kind: Kind, states: int, warp_size: int, slope: bool = False, mapped: bool = False
+    rule: str, kind: Kind, states: int, target: GPUTarget, slope: bool = False, mapped: bool = False
 ) -> dict[str, object]:
     """Of the compiler, for step_kernel."""
-    layout = layout_of(kind, states, warp_size, slope, mapped)
-    return options(backend, layout.warps, layout.registers)
+    layout = layout_of(rule, kind, states, target, slope, mapped)
+    return options(target.backend, layout.warps, layout.registers)
 
 
 def compiler() -> str:
@@ -244,12 +256,16 @@ def sum_chunks_constexprs(dtype: torch.dtype) -> dict[str, object]:
     return dict(REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize, BLOCK=SUM_BLOCK)
 
 
-def square_units_constexprs(dtype: torch.dtype, warp_size: int) -> dict[str, object]:
+def _layout_of_squares(dtype: torch.dtype, target: GPUTarget) -> Layout:
+    return layout_of("", Kind(dtype, dtype, dtype), 0, target)  # as of a rule without states
+
+
+def square_units_constexprs(dtype: torch.dtype, target: GPUTarget) -> dict[str, object]:
     """What an instance of square_units is compiled for."""
     return dict(STORAGE=DTYPES[dtype], REAL=real_of(dtype), UNIT=ACCESS // dtype.itemsize,
-                BLOCK=layout_of(Kind(dtype, dtype, dtype), 0, warp_size).block)  # fmt: skip
+                BLOCK=_layout_of_squares(dtype, target).block)  # fmt: skip
 
 
-def square_options(backend: str, dtype: torch.dtype, warp_size: int) -> dict[str, object]:
+def square_options(dtype: torch.dtype, target: GPUTarget) -> dict[str, object]:
     """Of the compiler, for square_units."""
-    return options(backend, layout_of(Kind(dtype, dtype, dtype), 0, warp_size).warps)
+    return options(target.backend, _layout_of_squares(dtype, target).warps)

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from lrtricks_fused.step.call import StepCall
 from lrtricks_fused.step.device import on, prepare_on_device, scalar, squares_on_device, step_on_device
@@ -39,15 +40,18 @@ from .step import step_kernel
 from .storage import INTERPRETED
 from .upload import upload
 
+HOST = GPUTarget("cuda", 90, 32)  # what the interpreter stands for
 _loaded: set[Hashable] = set()  # step kernels, by all that decides on them
 
 
 @functools.cache
-def _warp_size(backend: str, device: torch.device) -> int:
-    """Threads that run together on a device, the current one: of AMD's GPUs some have 64, others 32."""
-    if backend == "cuda" or INTERPRETED.value:
-        return 32
-    return triton.runtime.driver.active.get_current_target().warp_size
+def _target_of(device: torch.device) -> GPUTarget:
+    return triton.runtime.driver.active.get_current_target()
+
+
+def _target(device: torch.device) -> GPUTarget:
+    """What is compiled for on a device, the current one: of AMD's GPUs some run 64 threads together, others 32."""
+    return HOST if INTERPRETED.value else _target_of(device)
 
 
 def _readable(value: float | Tensor, device: torch.device) -> float | Tensor:
@@ -72,12 +76,12 @@ def _run(call: StepCall, table: AddressTable) -> None:
     kinds = kinds_of(dtype, states[0][0].dtype if states else dtype, table.staged, call.rounds or 0)
     scratch = table.slope_scratch() if call.sums is not None else None
     centralize = call.centralize and table.slices != 0
-    chunks, warp_size = len(table.chunk_tensors), _warp_size(compiler(), device)
+    chunks, target = len(table.chunk_tensors), _target(device)
     seed = call.seed - (call.seed >> 63 << 64)
     steps = [
-        step_constexprs(call.rule, call.variant, len(states), kind, warp_size,
+        step_constexprs(call.rule, call.variant, len(states), kind, target,
                         centralize, scratch is not None, table.is_mapped)
-        | step_options(compiler(), kind, len(states), warp_size, scratch is not None, table.is_mapped)
+        | step_options(call.rule, kind, len(states), target, scratch is not None, table.is_mapped)
         for kind in kinds
     ]  # fmt: skip
     key = (device, call.rule, call.variant, len(states), kinds, centralize, scratch is not None, table.is_mapped)
@@ -130,11 +134,11 @@ def _add_slope(call: StepCall, table: AddressTable, prepared: Tensor, scratch: T
 def _run_squares(call: StepCall, table: AddressTable, out: Tensor) -> None:
     dtype, scratch = list(DTYPE_CODES)[table.grad_code], table.slope_scratch()
     chunks, tensors = len(table.chunk_tensors), len(table.rows)
-    sums, warp_size = scratch.view(torch.float64), _warp_size(compiler(), out.device)
+    sums, target = scratch.view(torch.float64), _target(out.device)
     if chunks:
         square_units[(chunks,)](
             table.rows, table.chunk_tensors, scratch.view(torch.int64),
-            **square_units_constexprs(dtype, warp_size), **square_options(compiler(), dtype, warp_size),
+            **square_units_constexprs(dtype, target), **square_options(dtype, target),
         )  # fmt: skip
         sums = _sum_chunks(table, scratch, dtype)
         sum_tensor_columns[(triton.cdiv(chunks, SUM_BLOCK),)](

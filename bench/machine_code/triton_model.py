@@ -124,12 +124,11 @@ def _compile_step(
     """The kernel's own figures, its instructions, and its layout."""
     from lrtricks_fused.triton_kernels import instances, step
 
-    variant, kind, warp_size = VARIANTS[rule], kind_of(dtype), _target(arch).warp_size
-    given = instances.step_constexprs(
-        variant.record.name, variant.flags, variant.states, kind, warp_size, centralize, slope, shards
-    )
-    layout = instances.layout_of(kind, variant.states, warp_size, slope, shards)
-    options = instances.step_options(_target(arch).backend, kind, variant.states, warp_size, slope, shards)
+    variant, kind, target = VARIANTS[rule], kind_of(dtype), _target(arch)
+    name = variant.record.name
+    given = instances.step_constexprs(name, variant.flags, variant.states, kind, target, centralize, slope, shards)
+    layout = instances.layout_of(name, kind, variant.states, target, slope, shards)
+    options = instances.step_options(name, kind, variant.states, target, slope, shards)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 

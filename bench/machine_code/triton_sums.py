@@ -29,18 +29,17 @@ OF_DTYPE = ("square_units", "sum_chunks")  # have an instance of each dtype of g
 ONE_WARP = ("add_columns", "find_clip", "write_words")
 
 
-def _constexprs(kernel: str, dtype: Any, warp_size: int) -> dict[str, object]:
+def _constexprs(kernel: str, dtype: Any, target: Any) -> dict[str, object]:
     from lrtricks_fused.triton_kernels import instances
 
     if kernel == "square_units":
-        return instances.square_units_constexprs(dtype, warp_size)
+        return instances.square_units_constexprs(dtype, target)
     if kernel == "sum_chunks":
         return instances.sum_chunks_constexprs(dtype)
-    backend = "hip" if warp_size == 64 else "cuda"
     if kernel in ("add_columns", "find_clip"):
-        return instances.total_constexprs(backend)
+        return instances.total_constexprs(target.backend)
     if kernel == "write_words":
-        return instances.words_constexprs(backend)
+        return instances.words_constexprs(target.backend)
     return {"BLOCK": instances.SUM_BLOCK} if kernel.startswith("sum_tensor") else {}
 
 
@@ -54,10 +53,10 @@ def read_sums(arch: int, kernel: str, dtype: str) -> Reading:
     target, of = triton_model._target(arch), getattr(torch, triton_model.DTYPES[dtype][0])
     options = instances.options(target.backend, 1 if kernel in ONE_WARP else instances.WARPS)
     if kernel == "square_units":
-        options = instances.square_options(target.backend, of, target.warp_size)
+        options = instances.square_options(of, target)
     function = getattr(importlib.import_module(f"lrtricks_fused.triton_kernels.{module}"), kernel)
     given: Mapping[str, Sequence[str]] = types
-    return triton_model._compile(function, _constexprs(kernel, of, target.warp_size), given, arch, **options)[0]
+    return triton_model._compile(function, _constexprs(kernel, of, target), given, arch, **options)[0]
 
 
 @cache

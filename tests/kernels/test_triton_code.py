@@ -35,7 +35,9 @@ def chosen(arch: int, rule: str, dtype: str) -> bool:
     of_adam = rule == "Adam" and (
         dtype == "f32" or (dtype, arch) in (("bf16", 90), ("bf16/f32", 90), ("bf16/f32", AMD))
     )
-    return FULL or of_adam or ((arch, dtype) == (90, "f32") and rule in OFTEN)
+    # Which holds most registers there, and has more than elsewhere.
+    of_80 = (arch, rule, dtype) == (80, "AMSGrad", "bf16")
+    return FULL or of_adam or of_80 or ((arch, dtype) == (90, "f32") and rule in OFTEN)
 
 
 STEPS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES

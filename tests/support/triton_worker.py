@@ -204,6 +204,7 @@ def stub_gpu(monkeypatch: pytest.MonkeyPatch, backend: str, arch: int | str, war
     ):
         kernel.device_caches.clear()
     monkeypatch.setattr(launch, "_loaded", set())
+    launch._target_of.cache_clear()
     monkeypatch.setattr(backends, "why_not_triton", lambda device: None)
     monkeypatch.setattr(torch.version, "hip", "6.4" if backend == "hip" else None)
     return stub
