@@ -1,8 +1,9 @@
 """Steps of many small tensors in training by FSDP2 and DDP, to those of plain tensors: ``python -m bench.shards``.
 
 Each rank trains three models side by side, whose parameters are as large on it: a plain one, one that ``fully_shard``
-cuts and one that DDP replicates. A round trains each once; what is timed is ``optimizer.step()``, after a barrier. The
-backward pass before it leaves new gradients, and nothing of the optimizer's in the caches.
+cuts and one that DDP replicates. A round trains each once; what is timed is ``optimizer.step()``, after a barrier: that
+of the slowest rank, for which the others wait. The backward pass before it leaves new gradients, and nothing of the
+optimizer's in the caches.
 """
 
 import argparse
@@ -79,15 +80,17 @@ def _train(rank: int, given: argparse.Namespace, port: int, results: Any) -> Non
     dist.destroy_process_group()
 
 
-def measure(given: argparse.Namespace) -> list[Timings]:
-    """Of each rank."""
+def measure(given: argparse.Namespace) -> Timings:
+    """Of the slowest rank in each round."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
         torch.multiprocessing.spawn(_train, (given, port, results), nprocs=given.ranks)
-        return [Timings(results[rank]) for rank in range(given.ranks)]
+        ranks = list(results.values())
+    rounds = {name: zip(*(rank[name] for rank in ranks), strict=True) for name in WRAPPERS}
+    return Timings({name: list(map(max, times)) for name, times in rounds.items()})
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,19 +109,24 @@ def cells(spread: Spread) -> str:
     return f"{spread.median:.3f} [{spread.q1:.3f}-{spread.q3:.3f}]"
 
 
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def main() -> None:
     """Print the table."""
     given = make_parser().parse_args()
     timings = measure(given)
-    rows = [
-        (f"rank {rank}, {name}", f"{1e3 * each.step(name).median:.3f}", cells(each.ratio(name, PLAIN)),
-         "" if name == PLAIN else "pass" if each.ratio(name, PLAIN).median <= BAR else "FAIL")
-        for rank, each in enumerate(timings)
-        for name in WRAPPERS
-    ]  # fmt: skip
+    rows = []
+    for name in WRAPPERS:
+        ratio = timings.ratio(name, PLAIN)
+        verdict = "" if name == PLAIN else "pass" if ratio.median <= BAR else "FAIL"
+        rows.append((name, f"{1e3 * timings.step(name).median:.3f}", cells(ratio), verdict))
     console = terminal()
-    title = f"{given.tensors:,} tensors of {given.numel:,}, Adam keep 0.5, {given.ranks} ranks, {given.threads} threads"
-    console.print(make_table(("step", "ms", "ratio to plain", f"<= {BAR}"), rows, console.width, title=title))
+    title = f"{_several(given.tensors, 'tensor')} of {given.numel:,}, Adam keep 0.5, "
+    title += f"{_several(given.ranks, 'rank')}, {_several(given.threads, 'thread')}"
+    console.print(title, highlight=False)
+    console.print(make_table(("step of", "ms", "ratio to plain", f"<= {BAR}"), rows, console.width))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The benchmark's command line: what it refuses, and what a terminal shows of its table."""
 
 import io
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,8 @@ from rich.console import Console
 
 from bench import __main__ as bench
 from bench import report
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,15 @@ def test_selected_rows_are_timed(monkeypatch):
         bench.main(["--rows", rows, "--threads", "1"])
     assert timed == ["RAdam", "memory", "RMSprop", "memory"]
     assert torch.get_num_threads() == 1
+
+
+def test_steps_of_shards_are_timed():
+    command = [sys.executable, "-m", "bench.shards", "--ranks", "1", "--tensors", "3", "--rounds", "2"]
+    told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert told.startswith("3 tensors of 1,000, Adam keep 0.5, 1 rank, 1 thread")
+    assert all(
+        re.search(rf"^ *{name} +\d+\.\d{{3}} +\d+\.\d{{3}} ", told, re.MULTILINE) for name in ("plain", "FSDP2", "DDP")
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100])
