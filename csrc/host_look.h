@@ -20,9 +20,9 @@ inline bool is_same_object(const HostLayout& layout, const StepTensor& row) {
          word(row.of.object, layout.implementation) == row.implementation;
 }
 
-// The same, by what the implementation says: of what is in a wrapper the object need not be looked at.
-inline bool is_implementation_of(const HostLayout& layout, uint64_t implementation, uint64_t object) {
-  return (word(implementation, layout.object) & ~uint64_t{7}) == object;  // without who owns it
+// The object of an implementation, or 0. By it a tensor in a wrapper is told, whose object need not be looked at then.
+inline uint64_t object_of(const HostLayout& layout, uint64_t implementation) {
+  return word(implementation, layout.object) & ~uint64_t{7};  // without who owns it
 }
 
 // The address of the row's tensor by the fields of an implementation, which says the same of itself as the row does;
@@ -85,8 +85,8 @@ inline bool is_like(const HostLayout& layout, StepTensor& row, uint64_t handle) 
 // another deleter, becomes its own where torch is asked for its address, and then is another.
 inline bool has_stayed(const HostLayout& layout, StepTensor& row) {
   uint64_t address = 0;
-  const bool is_same = is_in_wrapper(row) ? is_implementation_of(layout, row.implementation, row.of.object)
-                                          : is_same_object(layout, row);
+  const bool is_same =
+      is_in_wrapper(row) ? object_of(layout, row.implementation) == row.of.object : is_same_object(layout, row);
   if (!is_same) return false;
   const bool at_once =
       is_like_at_once(layout, row, row.implementation, address) &&

@@ -25,8 +25,7 @@ uint64_t handle_of_gradient(const HostLayout& layout, const StepRecord& record, 
   const uint64_t handle = gradient_of(layout, owner.implementation);
   if (row.of.role != StepTensorRole::kWrappedGradient) return handle;
   row.outer_implementation = word(handle, 0);
-  // Without who owns it; of a gradient that is undefined there is none.
-  const uint64_t object = word(row.outer_implementation, layout.object) & ~uint64_t{7};
+  const uint64_t object = object_of(layout, row.outer_implementation);  // of a gradient that is undefined there is none
   row.outer_object = object;
   const HostWrapper& wrapper = *record.wrapper;
   if (object == 0 || word(object, layout.type) != wrapper.type) return 0;
@@ -191,7 +190,7 @@ void move_gradients(const StepRecord& record) {
 bool fill_wrapped(const HostLayout& layout, const HostWrapper& wrapper, StepTensor& row) {
   row.wrapper_spec = word(row.of.wrapper, wrapper.spec);
   return word(row.of.wrapper, layout.type) == wrapper.type && is_still_wrapped(wrapper, row) &&
-         is_implementation_of(layout, row.implementation, row.of.object);
+         object_of(layout, row.implementation) == row.of.object;
 }
 
 bool fill(const HostLayout& layout, const StepRecord& record, StepTensor& row, const StepTensor& before) {
