@@ -1,5 +1,8 @@
 """What a step keeps of DTensors holds as long as they do: whatever happens to them, the step is that of the others."""
 
+import gc
+import weakref
+
 import pytest
 import ranks
 import torch
@@ -198,3 +201,41 @@ def _follow(_, size, library, stored):
 @pytest.mark.parametrize(("library", "stored"), [(True, stored) for stored in STORED] + [(False, "plain")])
 def test_steps_follow_the_tensors(library, stored):
     ranks.run(_follow, 2, library, stored)
+
+
+def _let_go(*_):
+    """Nothing holds gradients after a step: not one that was repeated, refused, or found to be another at the last."""
+    mesh = init_device_mesh("cpu", (1,))
+    params = [nn.Parameter(distribute_tensor(torch.randn(30), mesh, [Shard(0)])) for _ in range(70)]
+    optimizer = lrt.Adam(params, lr=0.1, keep_prob=0.5)
+
+    def stepped(change=None, match=""):
+        for param in params:
+            param.grad = DTensor(torch.randn(30), param._spec, requires_grad=False)
+        held = [weakref.ref(param.grad._local_tensor) for param in params]
+        if change is None:
+            optimizer.step()
+        else:
+            change()
+            with pytest.raises(ValueError, match=match):
+                optimizer.step()
+        for param in params:
+            param.grad = None
+        gc.collect()
+        assert all(reference() is None for reference in held)
+
+    def other_dtype():
+        params[-1].grad._local_tensor = torch.ones(30).double()
+
+    for _ in range(6):
+        stepped()
+    assert optimizer._repeats._repeated > 0
+    stepped(other_dtype, "Invalid gradient of dtype")
+    for _ in range(6):
+        stepped()
+    assert optimizer._repeats._repeated > 0
+    stepped(lambda: optimizer.param_groups[0].update(lr=-1), "Invalid lr=-1")
+
+
+def test_gradients_are_let_go():
+    ranks.run(_let_go, 1)
