@@ -44,12 +44,9 @@ bool hold(HeldGradient& held, uint64_t handle) {
 }
 
 // What Python owns gets one reference more, which keeps what it is in C++, too; by one thread, which has Python's lock.
-// Those whose steps are others are forgotten.
-void hold_wrapped(const HostLayout& layout, const StepRecord& record, bool holds) {
-  for (HeldGradient* held = record.held; held != record.held + record.gradients; ++held) {
-    if (held->handle != 0) continue;
-    if (!holds) held->object = 0;
-    if (held->object != 0) layout.take_reference(reinterpret_cast<void*>(held->object));
+void hold_wrapped(const HostLayout& layout, const StepRecord& record) {
+  for (const HeldGradient* held = record.held; held != record.held + record.gradients; ++held) {
+    if (held->handle == 0 && held->object != 0) layout.take_reference(reinterpret_cast<void*>(held->object));
   }
 }
 
@@ -157,7 +154,7 @@ bool are_as_before(const HostLayout& layout, const StepRecord& record, bool& mov
     if (here_moved) any_moved = true;
   });
   moved = any_moved;
-  if (record.wrapper) hold_wrapped(layout, record, all_are);
+  if (record.wrapper) hold_wrapped(layout, record);
   return all_are;
 }
 
