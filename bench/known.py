@@ -23,9 +23,7 @@ class Worse:
 
     def __str__(self) -> str:
         """One line of a report."""
-        return (
-            f"{self.work}: {self.now.median:.3f}, was {self.known.median:.3f} [{self.known.q1:.3f}-{self.known.q3:.3f}]"
-        )
+        return f"{self.work}: {self.now.median:.3f}, was {self.known.text()}"
 
 
 def _everything(file: Path) -> dict[str, dict[str, list[float]]]:

@@ -118,7 +118,7 @@ def timing_row(experiment: Experiment, bar: Bar, timings: Timings) -> Row:
         bandwidth = f"{speed:.0f} ({speed / copy:.0%} of {copy:.0f})"
     return Row(
         bar.work,
-        f"{ratio.median:.{digits}f} [{ratio.q1:.{digits}f}-{ratio.q3:.{digits}f}]",
+        ratio.text(digits),
         _bar_text(bar),
         bar.passes(ratio.median),
         f"{nanoseconds[bar.numerator]:.3f}",

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lrtricks_fused import Adam
 
 from .tables import make_table, terminal
-from .timing import Spread, Timings
+from .timing import Timings
 
 BAR = 1.1  # times the step of a plain model
 WARM_UP = 8  # rounds: a step is repeated from its third on
@@ -104,11 +104,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def cells(spread: Spread) -> str:
-    """Median and quartiles."""
-    return f"{spread.median:.3f} [{spread.q1:.3f}-{spread.q3:.3f}]"
-
-
 def _several(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
@@ -121,7 +116,7 @@ def main() -> None:
     for name in WRAPPERS:
         ratio = timings.ratio(name, PLAIN)
         verdict = "" if name == PLAIN else "pass" if ratio.median <= BAR else "FAIL"
-        rows.append((name, f"{1e3 * timings.step(name).median:.3f}", cells(ratio), verdict))
+        rows.append((name, f"{1e3 * timings.step(name).median:.3f}", ratio.text(), verdict))
     console = terminal()
     title = f"{_several(given.tensors, 'tensor')} of {given.numel:,}, Adam keep 0.5, "
     title += f"{_several(given.ranks, 'rank')}, {_several(given.threads, 'thread')}"

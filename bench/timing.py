@@ -50,6 +50,10 @@ class Spread:
         q1, _, q3 = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         return cls(median(values), q1, q3)
 
+    def text(self, digits: int = 3) -> str:
+        """As "median [q1-q3]"."""
+        return f"{self.median:.{digits}f} [{self.q1:.{digits}f}-{self.q3:.{digits}f}]"
+
 
 @dataclass
 class Timings:

@@ -60,12 +60,19 @@ def ask_torch(monkeypatch):
     monkeypatch.setattr(record, "layout", lambda: layout)
 
 
-@pytest.mark.parametrize("by", ["fields", "calls", "Python"])
-@pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
-def test_what_is_repeated(event, by, whole_steps, monkeypatch):
-    if by == "calls":
+@pytest.fixture(params=["fields", "calls"])
+def by(request, monkeypatch):
+    """How the library looks at tensors."""
+    if request.param == "calls":
         ask_torch(monkeypatch)
-    library = by != "Python"
+
+
+@pytest.mark.parametrize("way", ["fields", "calls", "Python"])
+@pytest.mark.parametrize("event", REPEATED, ids=["nothing", *(event.__name__ for event in REPEATED[1:])])
+def test_what_is_repeated(event, way, whole_steps, monkeypatch):
+    if way == "calls":
+        ask_torch(monkeypatch)
+    library = way != "Python"
     if not library:
         monkeypatch.setattr(host, "functions", lambda: None)
     native, reference = warm(optimizer()), warm(optimizer("reference"))
@@ -174,11 +181,8 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("by", ["fields", "calls"])
 @pytest.mark.parametrize("what", SHARED)
-def test_what_shares_its_memory_until_it_is_written_to(what, by, whole_steps, monkeypatch):
-    if by == "calls":
-        ask_torch(monkeypatch)
+def test_what_shares_its_memory_until_it_is_written_to(what, by):
     native, reference = warm(optimizer()), warm(optimizer("reference"))
     before = SHARED[what](native).clone()
     sharer = torch._lazy_clone(SHARED[what](native))
@@ -188,11 +192,8 @@ def test_what_shares_its_memory_until_it_is_written_to(what, by, whole_steps, mo
     assert_same_bits(contents(native), contents(reference))
 
 
-@pytest.mark.parametrize("by", ["fields", "calls"])
 @pytest.mark.parametrize("what", NOTICED)
-def test_what_is_noticed(what, by, whole_steps, monkeypatch):
-    if by == "calls":
-        ask_torch(monkeypatch)
+def test_what_is_noticed(what, by, whole_steps):
     native, reference = warm(optimizer()), warm(optimizer("reference"))
     assert native._repeats._record is not None
     whole_steps.clear()
@@ -214,11 +215,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("by", ["fields", "calls"])
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused(what, by, monkeypatch):
-    if by == "calls":
-        ask_torch(monkeypatch)
+def test_what_is_refused(what, by):
     opt = warm(optimizer())
     REFUSED[what](opt)
     before = [tensor.clone() for tensor in contents(opt)]
