@@ -3,6 +3,7 @@
 #pragma once
 
 #include <iterator>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/stage_kernel.h"
@@ -30,28 +31,18 @@ template <Dtype kDtype>
 using StorageOf = std::conditional_t<kDtype == kBf16, BFloat16, float>;
 
 // A row in float32: in memory, or brought to `own`.
-LRT_HD float* real_row(float* row, float*) { return row; }
-LRT_HD const float* real_row(const float* row, float*) { return row; }
-LRT_HD float* real_row(const BFloat16* row, float* own) {
-  for (int i = 0; i < kLanes; ++i) own[i] = to_real(row[i]);
-  return own;
+template <class Isa, class Stored>
+LRT_HD auto* real_row(Stored* row, float* own) {
+  if constexpr (std::is_same_v<std::remove_const_t<Stored>, float>) {
+    return row;
+  } else {
+    load_upper_halves<Isa>(row, own);
+    return own;
+  }
 }
 LRT_HD float* joined_row(const BFloat16* high, const int16_t* low, float* own) {
   for (int i = 0; i < kLanes; ++i) own[i] = joined(high[i], low[i]);
   return own;
-}
-
-// Row `row` of a tile in bfloat16, in the upper halves of `rounded`; stochastically by its words.
-template <class Isa, bool kStochastic>
-LRT_HD const uint32_t* rounded_row(const float* reals, int row, const uint32_t* words, uint32_t multiplier,
-                                   uint32_t* rounded) {
-  alignas(64) uint32_t bits[kLanes];
-  if (kStochastic) rounding_row<Isa>(words, row, multiplier, bits);
-  for (int i = 0; i < kLanes; ++i) {
-    rounded[i] =
-        kStochastic ? stochastically_rounded_to_upper_half(reals[i], bits[i]) : rounded_to_upper_half(reals[i]);
-  }
-  return rounded;
 }
 
 // Row `row` of a tile, a whole one, from element `element` of the tensor on. `words` are those of the row, if it is
@@ -73,10 +64,10 @@ LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalar
   if constexpr (kAs.split) {
     params = joined_row(stored, stage.low + element, own_params);
   } else {
-    params = real_row(stored, own_params);
+    params = real_row<Isa>(stored, own_params);
   }
-  const float* const grads = real_row(stored_grads, own_grads);
-  float* const states[kMaxStates] = {real_row(stored_states[K], own_states[K])...};
+  const float* const grads = real_row<Isa>(stored_grads, own_grads);
+  float* const states[kMaxStates] = {real_row<Isa>(stored_states[K], own_states[K])...};
   update_row<kDecay, Slopes::kNone, false>(rule, scalars, params, grads, grads, states, kLanes, keeps, 0.0f, nullptr,
                                            numbers);
 
@@ -85,9 +76,8 @@ LRT_HD void step_stored_row(const Rule& rule, const UpdateScalars<float>& scalar
     return rounded_row<Isa, kStochastic>(reals, row, words, multiplier, rounded);
   };
   if constexpr (kAs.state == kBf16) {
-    (store_upper_halves<Isa>(round.template operator()<kAs.stochastic_states>(states[K], kStateMultipliers[K]),
-                             stored_states[K]),
-     ...);
+    static_assert(kAs.stochastic_states);
+    (store_rounded_row<Isa>(states[K], row, words, kStateMultipliers[K], stored_states[K]), ...);
   }
   uint64_t changed = 0;
   if constexpr (kAs.split) {

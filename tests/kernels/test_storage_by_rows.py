@@ -41,6 +41,14 @@ def any_bits(count: int, dtype: torch.dtype, generator: torch.Generator) -> torc
     return bits.view(F32).nan_to_num(1.5, torch.inf, -torch.inf).to(dtype)
 
 
+def a_nan_in_each_row(count: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """One of 65 elements, so one of each row, at every place of a row; with a payload by which added bits carry."""
+    values = normal(count, dtype, generator)
+    integer = torch.int32 if dtype == F32 else torch.int16
+    values.view(integer)[::65] = torch.iinfo(integer).max
+    return values
+
+
 def run(case, kind, backend, values=normal, count=5 * TILE + 130, layout=torch.clone, **options):
     """What two steps leave: everything, and guards where the layout has some."""
     dtype, grad_dtype, arguments = kind
@@ -68,6 +76,13 @@ def run(case, kind, backend, values=normal, count=5 * TILE + 130, layout=torch.c
 @pytest.mark.parametrize("values", [normal, any_bits])
 def test_native_equals_reference(case, kind, values, isa):
     assert_same_bits(run(case, kind, "native", values)[0], run(case, kind, "reference", values)[0])
+
+
+@pytest.mark.parametrize("kind", [kind for name, kind in BY_ROWS.items() if "stochastic" in name])
+@by_case
+def test_a_nan_among_numbers_is_rounded_as_one(case, kind, isa):
+    native, reference = (run(case, kind, backend, a_nan_in_each_row)[0] for backend in ("native", "reference"))
+    assert_same_bits(native, reference)
 
 
 @by_kind
