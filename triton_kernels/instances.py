@@ -112,15 +112,6 @@ class Kind(NamedTuple):
         """Rows whose loads the registers hold, a lane a thread."""
         return 2 if self.param.itemsize == 8 else 4 if self.tracked or self.rounds else 8
 
-    def holds_more(self, rule: str, states: int, target: GPUTarget) -> bool:
-        """Whether threads need more registers: for flags of what changes; of three states, for what rounds them.
-
-        Before sm_90 also where all is of 16 bits and there are three states, or RAdam's two directions to choose from.
-        """
-        narrow, three = self.param.itemsize == self.state.itemsize == 2, states == 3
-        rounded = three and (self.stochastic_states or self.param == self.state == torch.float16)
-        return self.tracked or rounded or (narrow and (three or rule == "radam") and is_before_90(target))
-
     @property
     def codes(self) -> tuple[int, int]:
         """What the table has of the gradient's and the mirror's dtype."""
@@ -153,21 +144,45 @@ def kinds_of(
     )
 
 
+class Steps(NamedTuple):
+    """What an instance of step_kernel steps."""
+
+    rule: str
+    states: int
+    kind: Kind
+    target: GPUTarget
+    centralize: bool = False  # whether some tensors have slices
+    slope: bool = False
+    mapped: bool = False  # AddressTable.is_mapped
+
+    @property
+    def hold_more(self) -> bool:
+        """Whether threads need more registers: for flags of what changes; of three states, for what rounds them.
+
+        Also for means of slices, where no operand is of 32 bits, and before sm_90, where all are of 16, for three
+        states, or RAdam's two directions to choose from.
+        """
+        kind, three = self.kind, self.states == 3
+        narrow = kind.param.itemsize == kind.state.itemsize == 2
+        rounded = three and (kind.stochastic_states or kind.param == kind.state == torch.float16)
+        averaged = self.centralize and (narrow or kind.param.itemsize == 8)
+        older = narrow and (three or self.rule == "radam") and is_before_90(self.target)
+        return kind.tracked or rounded or averaged or older
+
+
 @functools.cache
-def layout_of(
-    rule: str, kind: Kind, states: int, target: GPUTarget, slope: bool = False, mapped: bool = False
-) -> Layout:
+def layout_of(steps: Steps) -> Layout:
     """In full chunks a pass draws for as many lanes as the threads move in one access each, in others one a thread.
 
     The widest operand decides: with more lanes its stores would go through shared memory to stay coalesced.
     There are as many threads as one pass needs, if MOST_THREADS are enough: each pass waits for its first rows.
     Fixed, not tuned: a tuner runs a kernel several times, and this one steps in place.
     """
-    many, warp_size = kind.holds_more(rule, states, target), target.warp_size
-    lanes = min(kind.lanes, FEW_LANES) if slope or mapped or kind.rounds else kind.lanes
+    kind, many, warp_size = steps.kind, steps.hold_more, steps.target.warp_size
+    lanes = min(kind.lanes, FEW_LANES) if steps.slope or steps.mapped or kind.rounds else kind.lanes
     registers = MANY_REGISTERS if many else REGISTERS
     threads = min(LARGEST_BLOCK // lanes, WARPS * warp_size if many else MOST_THREADS)
-    if slope:
+    if steps.slope:
         threads, registers = WARPS * warp_size, SLOPE_REGISTERS
     if INTERPRETED.value:
         return Layout(WARPS, LARGEST_BLOCK, LARGEST_BLOCK, registers)
@@ -188,22 +203,10 @@ def prepare_constexprs(rule: str, dtype: torch.dtype) -> dict[str, object]:
 
 
 @functools.cache
-def step_constexprs(
-    rule: str,
-    flags: tuple[bool, ...],
-    states: int,
-    kind: Kind,
-    target: GPUTarget,
-    centralize: bool = False,
-    slope: bool = False,
-    mapped: bool = False,
-) -> dict[str, object]:
-    """What an instance of step_kernel is compiled for.
-
-    ``centralize``: some have slices; ``mapped``: AddressTable.is_mapped.
-    """
-    functions = functions_of(rule)
-    layout = layout_of(rule, kind, states, target, slope, mapped)
+def step_constexprs(steps: Steps, flags: tuple[bool, ...]) -> dict[str, object]:
+    """What an instance of step_kernel is compiled for; ``flags`` of the rule's variant."""
+    rule, states, kind, _, centralize, slope, mapped = steps
+    functions, layout = functions_of(rule), layout_of(steps)
     variant = Variant(
         FLAGS=flags, STATES=states, CONSTANTS=functions.number, RING=RULES[rule].ring, PARAM_DTYPE=DTYPES[kind.param],
         GRAD_DTYPE=DTYPES[kind.grad], STATE_DTYPE=DTYPES[kind.state],
@@ -218,12 +221,10 @@ def step_constexprs(
 
 
 @functools.cache
-def step_options(
-    rule: str, kind: Kind, states: int, target: GPUTarget, slope: bool = False, mapped: bool = False
-) -> dict[str, object]:
+def step_options(steps: Steps) -> dict[str, object]:
     """Of the compiler, for step_kernel."""
-    layout = layout_of(rule, kind, states, target, slope, mapped)
-    return options(target.backend, layout.warps, layout.registers)
+    layout = layout_of(steps)
+    return options(steps.target.backend, layout.warps, layout.registers)
 
 
 def compiler() -> str:
@@ -257,7 +258,7 @@ def sum_chunks_constexprs(dtype: torch.dtype) -> dict[str, object]:
 
 
 def _layout_of_squares(dtype: torch.dtype, target: GPUTarget) -> Layout:
-    return layout_of("", Kind(dtype, dtype, dtype), 0, target)  # as of a rule without states
+    return layout_of(Steps("", 0, Kind(dtype, dtype, dtype), target))  # as of a rule without states
 
 
 def square_units_constexprs(dtype: torch.dtype, target: GPUTarget) -> dict[str, object]:

@@ -19,6 +19,7 @@ from .doubles import in_halves, scalars_in_halves
 from .instances import (
     PREPARE_BLOCK,
     SUM_BLOCK,
+    Steps,
     compiler,
     find_means_constexprs,
     kinds_of,
@@ -78,13 +79,10 @@ def _run(call: StepCall, table: AddressTable) -> None:
     centralize = call.centralize and table.slices != 0
     chunks, target = len(table.chunk_tensors), _target(device)
     seed = call.seed - (call.seed >> 63 << 64)
-    steps = [
-        step_constexprs(call.rule, call.variant, len(states), kind, target,
-                        centralize, scratch is not None, table.is_mapped)
-        | step_options(call.rule, kind, len(states), target, scratch is not None, table.is_mapped)
-        for kind in kinds
-    ]  # fmt: skip
-    key = (device, call.rule, call.variant, len(states), kinds, centralize, scratch is not None, table.is_mapped)
+    tricks = (centralize, scratch is not None, table.is_mapped)
+    instances = [Steps(call.rule, len(states), kind, target, *tricks) for kind in kinds]
+    steps = [step_constexprs(instance, call.variant) | step_options(instance) for instance in instances]
+    key = (device, call.variant, *instances)
     # A grid of no programs compiles and loads the kernels. Either may fail, and must not once counts have advanced.
     for compiled in () if key in _loaded else steps:
         step_kernel[(0,)](table.rows, table.chunk_tensors, prepared, seed, **compiled)

@@ -80,22 +80,31 @@ def find_means(rows, scratch, tensors: tl.int64, slices: tl.int64, partials: tl.
 
 
 # A tensor without slices has the mean 0, which is what its length is by its bits, too.
+#
+# [note: Length again] Which slices the elements lie in depends on nothing that a row loads, and the compiler finds it
+# out for all rows of a pass at once, before it needs it: more numbers than registers hold. So each row asks for the
+# slices' length again, which for all the compiler knows may have been written in between.
 
 
 @triton.jit
 def slices_of_chunk(row, begin, means, REAL: tl.constexpr):
-    """The means from the chunk's first slice on, ``into`` and ``inverse`` of [note: Runs of a chunk]."""
+    """The means from the chunk's first slice on, ``into`` and ``inverse`` of [note: Runs of a chunk].
+
+    And the slices' length, with the place of it, see [note: Length again].
+    """
     length = tl.load(row + SLICE_LENGTH)
     first, into, inverse = runs_of_chunk(begin, tl.maximum(length, 1))
     means += (tl.load(row + FIRST_SLICE) + first) * (REAL.primitive_bitwidth // 8)
-    means = tl.where(length != 0, means, (row + SLICE_LENGTH).to(tl.int64))
-    return means.to(tl.pointer_type(REAL)), into, tl.where(length != 0, inverse, 0).to(tl.uint32)
+    place = row + SLICE_LENGTH
+    means = tl.where(length != 0, means, place.to(tl.int64))
+    return means.to(tl.pointer_type(REAL)), into, tl.where(length != 0, inverse, 0).to(tl.uint32), length, place
 
 
 @triton.jit
 def mean_of(offset, mask, slices):
     """The means of the slices that the elements at these offsets lie in."""
-    means, into, inverse = slices
+    means, into, inverse, length, place = slices
+    into = into + (tl.load(place) - length).to(into.dtype)  # by 0, see [note: Length again]
     return tl.load(means + run_of(offset, into, inverse), mask)
 
 

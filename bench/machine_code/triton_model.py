@@ -124,11 +124,10 @@ def _compile_step(
     """The kernel's own figures, its instructions, and its layout."""
     from lrtricks_fused.triton_kernels import instances, step
 
-    variant, kind, target = VARIANTS[rule], kind_of(dtype), _target(arch)
-    name = variant.record.name
-    given = instances.step_constexprs(name, variant.flags, variant.states, kind, target, centralize, slope, shards)
-    layout = instances.layout_of(name, kind, variant.states, target, slope, shards)
-    options = instances.step_options(name, kind, variant.states, target, slope, shards)
+    variant, tricks = VARIANTS[rule], (centralize, slope, shards)
+    steps = instances.Steps(variant.record.name, variant.states, kind_of(dtype), _target(arch), *tricks)
+    given, options = instances.step_constexprs(steps, variant.flags), instances.step_options(steps)
+    layout = instances.layout_of(steps)
     types = {"rows": "*i64", "chunk_tensors": "*i32", "prepared": "*i64", "seed": "i64"}
     return *_compile(step.step_kernel, given, types, arch, **options), layout
 

@@ -80,13 +80,17 @@ def _moved(code: Sequence[sass.Instruction], way: tuple[int, ...], least: int = 
 
 
 def whole_loops(code: Sequence[sass.Instruction], shape: Shape) -> list[tuple[sass.Loop, bool]]:
-    """The loops over the passes of a full chunk, and whether all their accesses to operands are wide."""
+    """The loops over the passes of a full chunk, and whether all their accesses to operands are wide.
+
+    Where there are means, each of its eight rows may ask for a slice's length, too.
+    """
     if shape.passes == 1:
         return []
     found, size = [], shape.elements * shape.traffic
+    means, lengths = shape.elements * shape.mean, range(8 * 8 * shape.passes + 1 if shape.mean else 1)
     for loop in sass.loops(code):
         way = sass.passes(code, loop).shortest
-        if shape.passes * _moved(code, way) == size + shape.elements * shape.mean:
+        if shape.passes * _moved(code, way) - size - means in lengths:
             found.append((loop, shape.passes * _moved(code, way, shape.narrowest) == size))
     return found
 

@@ -42,8 +42,8 @@ def chosen(arch: int, rule: str, dtype: str) -> bool:
 
 STEPS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
          if chosen(a, r, d)]  # fmt: skip
-CENTRALIZING = [(a, "Adam", d, True) for a in triton_model.ARCHS for d in triton_model.DTYPES
-                if FULL or (a in (90, AMD) and d == "f32")]  # fmt: skip
+CENTRALIZING = [(a, r, d, True) for a in triton_model.ARCHS for r in ("Adam", "AMSGrad") for d in triton_model.DTYPES
+                if (FULL and (a, r) != (AMD, "AMSGrad")) or (a, r, d) in ((90, "Adam", "f32"), (AMD, "Adam", "f32"), (90, "Adam", "bf16"))]  # fmt: skip
 SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 SHARDS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
@@ -257,7 +257,7 @@ def test_predicted_share_of_adam_in_sixteen_bits(stored):
     assert bandwidth.predict(kernel, "H200").run.share >= FLOORS[stored]
 
 
-@pytest.mark.parametrize("arch", [key[0] for key in CENTRALIZING if key[2] == "f32"])
+@pytest.mark.parametrize("arch", [key[0] for key in CENTRALIZING if key[1:3] == ("Adam", "f32")])
 def test_a_centralized_gradient_costs_few_instructions(arch):
     plain, centralizing = (triton_model.step_reading(arch, "Adam", "f32", *c).result() for c in ((), (True,)))
     assert centralizing.masked - plain.masked <= CENTRALIZING_BUDGET

@@ -49,9 +49,10 @@ def install(monkeypatch, implement):
         "_sleep": lambda cycles: None, "Event": Event, "empty_cache": lambda: None, "CUDAGraph": Graph,
         "mem_get_info": lambda device: (2**36, 2**36), "get_device_properties": lambda device: properties,
         "Stream": lambda: stream, "current_stream": lambda: stream, "stream": lambda of: contextlib.nullcontext(),
-        "graph": lambda graph, stream: contextlib.nullcontext(),
+        "graph": lambda graph, stream: contextlib.nullcontext(), "is_current_stream_capturing": lambda: False,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)  # where torch asks
     monkeypatch.setattr(worker, "cuda_device", lambda name: torch.device("cpu"))
     # As many rounds as are asked, however slow this CPU is: a GPU's effort ends after so many seconds, too.
     monkeypatch.setattr(gpu, "QUICK", replace(measure.QUICK, rounds=3, seconds=math.inf))
