@@ -43,7 +43,8 @@ def chosen(arch: int, rule: str, dtype: str) -> bool:
 STEPS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
          if chosen(a, r, d)]  # fmt: skip
 CENTRALIZING = [(a, r, d, True) for a in triton_model.ARCHS for r in ("Adam", "AMSGrad") for d in triton_model.DTYPES
-                if (FULL and (a, r) != (AMD, "AMSGrad")) or (a, r, d) in ((90, "Adam", "f32"), (AMD, "Adam", "f32"), (90, "Adam", "bf16"))]  # fmt: skip
+                if (FULL and (a, r) != (AMD, "AMSGrad"))
+                or (a, r, d) in ((90, "Adam", "f32"), (AMD, "Adam", "f32"), (90, "Adam", "bf16"))]  # fmt: skip
 SLOPES = [(a, r, d, c) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES
           for c in (False, True) if FULL or (a, r, d) == (90, "Adam", "f32")]  # fmt: skip
 SHARDS = [(a, r, d) for a in triton_model.ARCHS for r in VARIANTS for d in triton_model.DTYPES

@@ -52,7 +52,7 @@ def install(monkeypatch, implement):
         "graph": lambda graph, stream: contextlib.nullcontext(), "is_current_stream_capturing": lambda: False,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)  # where torch asks
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     monkeypatch.setattr(worker, "cuda_device", lambda name: torch.device("cpu"))
     # As many rounds as are asked, however slow this CPU is: a GPU's effort ends after so many seconds, too.
     monkeypatch.setattr(gpu, "QUICK", replace(measure.QUICK, rounds=3, seconds=math.inf))
