@@ -42,7 +42,7 @@ def any_bits(count: int, dtype: torch.dtype, generator: torch.Generator) -> torc
 
 
 def a_nan_in_each_row(count: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """One of 65 elements, so one of each row, at every place of a row; with a payload by which added bits carry."""
+    """NaN is one of 65 elements, so one of each row, at every place; with a payload by which added bits carry."""
     values = normal(count, dtype, generator)
     integer = torch.int32 if dtype == F32 else torch.int16
     values.view(integer)[::65] = torch.iinfo(integer).max
